@@ -1,0 +1,79 @@
+# Every target works from a clean clone: it makes .venv and installs into it first, where that has not been done.
+# The only needs are make and Python >= 3.11, and a package index the first time.
+
+# The Python that .venv is made with: python3.11 if it runs, else python3.
+PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 && echo "$$p" && break; done)
+# Extra arguments for demo, test and bench, e.g.: make test ARGS="-k prompts"
+ARGS ?=
+# Processes that the tests are spread over.
+TEST_WORKERS ?= 2
+# What `make bench` runs.
+BENCH ?= -m benchmarks
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+# Newer than the files it depends on if .venv holds what they ask for.
+STAMP := $(VENV)/.installed
+# There while an installation runs; left over, it says that one was interrupted. Outside .venv, which may be cleared.
+UNFINISHED := .venv.unfinished
+# The folders that mypy checks: it refuses one without Python files.
+TYPED := $(sort $(dir $(wildcard flipped_kd/*.py recipes/*.py benchmarks/*.py)))
+
+# Nothing here needs the Hub: a look-up by mistake fails at once instead of hanging.
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    sys.exit("flipped_kd needs Python 3.11 or newer, but %s is Python %s. Name another one: make PYTHON=/path/to/python3.11"
+             % (sys.executable, sys.version.split()[0]))
+endef
+export CHECK_PYTHON
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format bench clean distclean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)  ## make .venv and install into it (the other targets do so too)
+
+demo: $(STAMP)  ## train on the embedded finance pairs, report in outputs/demo
+	$(OFFLINE) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no recipes/train_fin.py --output_dir outputs/demo $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+		$(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## check style, formatting and types
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy $(TYPED)
+
+format: $(STAMP)  ## rewrite the code in the project's format
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+bench: $(STAMP)  ## run the benchmarks
+	$(OFFLINE) $(VENV_PYTHON) $(BENCH) $(ARGS)
+
+clean:  ## remove caches and build leftovers; keep .venv and outputs
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV) $(UNFINISHED)
+
+# An interrupted installation can leave half a package that pip takes for a whole one, so .venv is then made anew.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Found neither python3.11 nor python3. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c "$$CHECK_PYTHON"
+	@if [ -e $(UNFINISHED) ] || ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(VENV) with $$("$(PYTHON)" --version)"; \
+		touch $(UNFINISHED) && "$(PYTHON)" -m venv --clear $(VENV); \
+	fi
+	@touch $(UNFINISHED)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
+	@touch $@ && rm $(UNFINISHED)

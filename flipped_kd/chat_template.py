@@ -1,0 +1,244 @@
+"""Wording of the pair prompt for the known families of tokenizers, and its form as a Jinja chat template.
+
+- `preset_segments` finds a tokenizer's own markers and writes prefix, middle and suffix with them.
+- `preset_answers` finds answers that are one token each after them; `resolve_answers` gives their ids.
+- `render_chat_template` writes the same three segments as a template with the roles query and document.
+
+Each text stands directly between two markers. A line break there would be more usual in a chat, but a byte-level BPE
+merges it with the text next to it, and the tokens of the parts would no longer be those of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from .text_tokenizer import token_ids
+
+INSTRUCTIONS: dict[str, str] = {
+    "en": "Do these two texts mean the same? Answer yes or no.",
+    "zh": "这两段文本的意思相同吗？请回答是或否。",
+}
+# Forms of the answers (no, yes) in the order they are tried: the first that is one token each in context is taken.
+ANSWER_FORMS: dict[str, tuple[tuple[str, str], ...]] = {
+    "en": (("no", "yes"), (" no", " yes"), ("No", "Yes"), (" No", " Yes")),
+    "zh": (("否", "是"), (" 否", " 是")),
+}
+
+
+@dataclass(frozen=True)
+class ChatFamily:
+    """Markers of one chat format and the segments written with them.
+
+    Attributes:
+        name: Name for messages.
+        markers: Tokens a tokenizer must all have as added tokens to belong to the family.
+        instruction_turn: Turn that carries the instruction; holds `{instruction}`. Left out for an empty instruction.
+        open_a: What stands between the instruction and text_a; ends with a marker.
+        middle: What stands between the texts; begins and ends with a marker.
+        suffix: What follows text_b; begins with a marker and opens the assistant's turn.
+        head: Fixed beginning of every conversation, besides bos.
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    instruction_turn: str
+    open_a: str
+    middle: str
+    suffix: str
+    head: str = ""
+
+
+# Order matters: a family whose markers include another's comes first.
+CHAT_FAMILIES: tuple[ChatFamily, ...] = (
+    ChatFamily(
+        name="Phi-4",
+        markers=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+        instruction_turn="<|im_start|>system<|im_sep|>{instruction}<|im_end|>",
+        open_a="<|im_start|>user<|im_sep|>",
+        middle="<|im_end|><|im_start|>user<|im_sep|>",
+        suffix="<|im_end|><|im_start|>assistant<|im_sep|>",
+    ),
+    ChatFamily(
+        name="ChatML (Qwen, SmolLM)",
+        markers=("<|im_start|>", "<|im_end|>"),
+        instruction_turn="<|im_start|>system\n{instruction}<|im_end|>\n",
+        open_a="<|im_start|>",
+        middle="<|im_end|>\n<|im_start|>",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    ChatFamily(
+        name="Gemma",
+        markers=("<start_of_turn>", "<end_of_turn>"),
+        instruction_turn="<start_of_turn>user\n{instruction}<end_of_turn>\n",
+        open_a="<start_of_turn>",
+        middle="<end_of_turn>\n<start_of_turn>",
+        suffix="<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    ChatFamily(
+        name="Llama 3",
+        markers=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        instruction_turn="<|start_header_id|>system<|end_header_id|>\n\n{instruction}<|eot_id|>",
+        open_a="<|start_header_id|>user<|end_header_id|>",
+        middle="<|eot_id|><|start_header_id|>user<|end_header_id|>",
+        suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    ChatFamily(
+        name="GLM",
+        markers=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
+        head="[gMASK]<sop>",
+        instruction_turn="<|system|>\n{instruction}",
+        open_a="<|user|>",
+        middle="<|user|>",
+        suffix="<|assistant|>\n",
+    ),
+    ChatFamily(
+        name="Phi-3",
+        markers=("<|user|>", "<|assistant|>", "<|end|>"),
+        instruction_turn="<|user|>\n{instruction}<|end|>\n",
+        open_a="<|user|>",
+        middle="<|end|>\n<|user|>",
+        suffix="<|end|>\n<|assistant|>\n",
+    ),
+    ChatFamily(
+        name="Mistral",
+        markers=("[INST]", "[/INST]"),
+        instruction_turn="[INST]{instruction}[/INST]",
+        open_a="[INST]",
+        middle="[/INST][INST]",
+        suffix="[/INST]",
+    ),
+)
+# What a template with an `enable_thinking` switch writes to leave the thinking out (Qwen3); without it such a model's
+# next token is `<think>`, not the answer.
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def preset_segments(
+    tokenizer: PreTrainedTokenizerBase, added_tokens: Collection[str], instruction: str, adds_bos: bool
+) -> tuple[str, str, str]:
+    """Write prefix, middle and suffix with the markers a tokenizer has.
+
+    The first family of `CHAT_FAMILIES` whose markers are all there is used; failing that the tokenizer's
+    cls or bos token opens the prompt and its sep or eos token separates the parts.
+
+    Args:
+        tokenizer: Tokenizer whose named special tokens and chat template are read.
+        added_tokens: Its added tokens, as strings.
+        instruction: What is asked, put before the texts; may be empty.
+        adds_bos: Whether the tokenizer puts bos before a plain text by itself.
+
+    Returns:
+        (prefix, middle, suffix).
+
+    Raises:
+        ValueError: The tokenizer has no marker at all.
+    """
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    for family in CHAT_FAMILIES:
+        if not all(marker in added_tokens for marker in family.markers):
+            continue
+        bos = tokenizer.bos_token if adds_bos or "bos_token" in template else None
+        turn = family.instruction_turn.replace("{instruction}", instruction) if instruction else ""
+        suffix = family.suffix
+        if "enable_thinking" in template and {"<think>", "</think>"} <= set(added_tokens):
+            suffix += EMPTY_THOUGHT
+        return (bos or "") + family.head + turn + family.open_a, family.middle, suffix
+
+    named = (tokenizer.cls_token, tokenizer.bos_token, tokenizer.sep_token, tokenizer.eos_token)
+    cls, bos, sep, eos = (token if token in added_tokens else None for token in named)
+    opening, separator = cls or bos or sep or eos, sep or eos or cls or bos
+    if opening is None or separator is None:
+        raise ValueError(
+            f"The tokenizer has none of the markers a preset prompt needs: no chat markers, and cls={named[0]!r}, "
+            f"bos={named[1]!r}, sep={named[2]!r}, eos={named[3]!r} are not among its added tokens. Set one "
+            "(tokenizer.add_special_tokens({'eos_token': '</s>'}), then resize the model's embeddings), or give "
+            "PairPrompt a prefix, middle and suffix written with added tokens this tokenizer has."
+        )
+    prefix = opening + instruction + separator if instruction else opening
+    return prefix, separator, separator
+
+
+def resolve_answers(
+    whole: Tokenizer, context: str, answers: tuple[str, str], unk_ids: Collection[int]
+) -> tuple[int, int]:
+    """Return the token ids of (no, yes) as they come after a context.
+
+    Args:
+        whole: Backend of the tokenizer, control tokens included.
+        context: What the answer follows: a whole prompt, texts left out.
+        answers: (no, yes).
+        unk_ids: Ids that stand for something unknown.
+
+    Raises:
+        ValueError: An answer is not exactly one more token, is unk, or both are the same token.
+    """
+    context_ids = token_ids(whole, context)
+    found = []
+    for answer in answers:
+        ids = token_ids(whole, context + answer)
+        if ids[:-1] != context_ids or ids[-1] in unk_ids:
+            tail = [whole.id_to_token(i) for i in ids[-(len(answer) + 2) :]]
+            raise ValueError(
+                f"The answer {answer!r} must be exactly one known token after the prompt, but the tokens there end "
+                f"with {tail}. Give other answers, such as ' yes' with a leading space, or single letters."
+            )
+        found.append(ids[-1])
+    if found[0] == found[1]:
+        raise ValueError(
+            f"The answers {answers!r} are one and the same token {whole.id_to_token(found[0])!r}. Give two others."
+        )
+    return found[0], found[1]
+
+
+def preset_answers(whole: Tokenizer, context: str, preset: str, unk_ids: Collection[int]) -> tuple[str, str]:
+    """Return the first of a preset's answer forms that `resolve_answers` accepts.
+
+    Raises:
+        ValueError: None is; the message is that for the first form.
+    """
+    first_error: ValueError | None = None
+    for form in ANSWER_FORMS[preset]:
+        try:
+            resolve_answers(whole, context, form, unk_ids)
+        except ValueError as error:
+            first_error = first_error or error
+        else:
+            return form
+    raise ValueError(f"None of {ANSWER_FORMS[preset]} can be the answers (no, yes) here. {first_error}")
+
+
+def render_chat_template(prefix: str, middle: str, suffix: str) -> str:
+    """Write the segments as a Jinja chat template for one message of role query and one of role document.
+
+    sentence-transformers' CrossEncoder turns a pair into just these two messages. Their content may be a string or
+    (for model types that it treats as structured) a list of parts with a `text`.
+
+    The literal parts are Jinja string expressions, never template text: transformers renders with trim_blocks and
+    lstrip_blocks, which eat line breaks after a block, and braces in an instruction would be taken for Jinja.
+
+    Args:
+        prefix: What stands before text_a.
+        middle: What stands between the texts.
+        suffix: What follows text_b.
+
+    Returns:
+        The template's source.
+    """
+    lines = []
+    for role in ("query", "document"):
+        lines.append(f'{{%- set {role} = messages | selectattr("role", "equalto", "{role}") | list -%}}')
+    lines.append("{%- if messages | length != 2 or query | length != 1 or document | length != 1 -%}")
+    lines.append('{{- raise_exception("This template takes one message of role query and one of role document.") -}}')
+    lines.append("{%- endif -%}")
+    for name, role in (("text_a", "query"), ("text_b", "document")):
+        lines.append(f"{{%- set content = {role}[0].content -%}}")
+        joined = 'content | map(attribute="text") | join'
+        lines.append(f"{{%- set {name} = content if content is string else {joined} -%}}")
+    before, between, after = (json.dumps(part, ensure_ascii=False) for part in (prefix, middle, suffix))
+    lines.append(f"{{{{- {before} + text_a + {between} + text_b + {after} -}}}}")
+    return "\n".join(lines)

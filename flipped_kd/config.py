@@ -1,0 +1,310 @@
+"""Settings: one TrainingArguments subclass for training, and small dataclasses for the student and the data.
+
+`parse_settings` reads them from YAML and flags.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from .settings import parse_settings
+
+__all__ = ["DataArguments", "FlippedDistillationConfig", "StudentArguments", "parse_settings"]
+
+
+def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value!r}: {rule}")
+
+
+def _require_integer(name: str, value: Any, least: int, why: str) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    _require(is_integer and value >= least, name, value, f"give an integer of at least {least}; {why}")
+
+
+@dataclass
+class FlippedDistillationConfig(TrainingArguments):
+    """Everything that [`FlippedDistillationTrainer`] can be told, on top of transformers' TrainingArguments.
+
+    Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them. Those that differ from
+    TrainingArguments prevent known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look
+    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value.
+
+    Args:
+        max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
+            are.
+        prompt: preset of [`PairPrompt`]: "en" or "zh".
+        instruction: replaces the preset's instruction; "" leaves it out.
+        representation: how text_b is read in training: "independent" (encoded alone, as at search time) or "joint"
+            (from the pair's own forward, cheaper; uses the diagonal only).
+        encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2" or comma-separated
+            numbers.
+        encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.
+        sup_weight: weight of L_sup, the answer's cross-entropy.
+        dist_weight: weight of L_dist, the alignment of similarities with the teacher.
+        mcl_weight: weight of L_MCL, the margin-aware contrast. Weights (1, 0, 0) are plain LoRA fine-tuning.
+        contrast: "pairwise" or "infonce".
+        margin: m_c in radians, in [0, pi].
+        positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
+        negative_margin: the same for negatives.
+        dist_loss: "mse" or "kl".
+        temperature: t in (0, 100] of L_MCL and of `kl`.
+        positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist and L_MCL if the teacher's P >= tau_pos; 0
+            keeps every one.
+        negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
+        score: what predictions are made of: "answer", "similarity" or "both".
+        max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP), else
+            max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
+        precision: "auto" (what `accelerate launch` was told, else bf16 autocast on a GPU that has it, else float32),
+            "bf16", "fp16" or "fp32". Once resolved it is one of the last three.
+        teacher_cache_dir: folder of the teacher's scores, shared between runs; by default <output_dir>/_teacher_cache.
+        teacher_batch_size: texts a forward of the teacher.
+
+    Raises:
+        ValueError: a setting is out of range or contradicts another; the message names it, the rule and the remedy.
+    """
+
+    learning_rate: float = field(
+        default=3e-5, metadata={"help": "Initial learning rate (paper: 3e-5; small students need about 3e-4)."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up: a share of all steps below 1, else a number of steps."}
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Pairs per device; also the size of the contrast."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads raw text."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "All parameters are used in every step."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Keys of labels in a batch."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"use_reentrant": False},
+        metadata={"help": "Non-reentrant: reentrant cuts A's gradient."},
+    )
+
+    max_length: int = field(default=256, metadata={"help": "Tokens of a whole pair prompt."})
+    prompt: str = field(default="en", metadata={"help": "Prompt preset: en or zh."})
+    instruction: str | None = field(
+        default=None, metadata={"help": "Replaces the preset's instruction; empty leaves it out."}
+    )
+    representation: str = field(
+        default="independent", metadata={"help": "How text_b is encoded in training: independent or joint."}
+    )
+    encoder_layers: str = field(
+        default="all", metadata={"help": "Layers of the encoder: all, last:2, first:2, or numbers such as 3,4."}
+    )
+    encoder_modules: list[str] | None = field(
+        default=None, metadata={"help": "Endings of module names of the encoder."}
+    )
+    sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
+    dist_weight: float = field(default=1.0, metadata={"help": "Weight of L_dist."})
+    mcl_weight: float = field(default=1.0, metadata={"help": "Weight of L_MCL."})
+    contrast: str = field(default="pairwise", metadata={"help": "pairwise or infonce."})
+    margin: float = field(default=0.06, metadata={"help": "Angular margin m_c in radians."})
+    positive_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
+    negative_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
+    dist_loss: str = field(default="mse", metadata={"help": "mse or kl."})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of the contrast."})
+    positive_threshold: float = field(default=0.5, metadata={"help": "tau_pos in [0, 1]; 0 keeps every positive."})
+    negative_threshold: float = field(default=0.5, metadata={"help": "tau_neg in [0, 1]; 1 keeps every negative."})
+    score: str = field(default="both", metadata={"help": "Score of predictions: answer, similarity or both."})
+    max_grad_value: float | None = field(default=None, metadata={"help": "Clip gradients by value; 0 turns it off."})
+    precision: str = field(default="auto", metadata={"help": "auto, bf16, fp16 or fp32."})
+    teacher_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached teacher scores."})
+    teacher_batch_size: int = field(default=64, metadata={"help": "Texts a forward of the teacher."})
+
+    def __post_init__(self) -> None:
+        self._resolve_precision()
+        self._resolve_checkpointing()
+        super().__post_init__()
+        # Trainer hands this to Accelerator; TrainingArguments would let the launcher override an explicit fp32.
+        self.mixed_precision = "no" if self.precision == "fp32" else self.precision
+        self._check_method()
+        self._check_training()
+
+    def _resolve_precision(self) -> None:
+        allowed = ("auto", "bf16", "fp16", "fp32")
+        _require(self.precision in allowed, "precision", self.precision, f"choose one of {list(allowed)}.")
+        for flag, on in (("bf16", self.bf16), ("fp16", self.fp16)):
+            if on:
+                rule = f"it contradicts {flag}=True; give one of the two."
+                _require(self.precision in ("auto", flag), "precision", self.precision, rule)
+                self.precision = flag
+        on_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.precision == "auto":
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+            on_gpu = on_accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.precision = launched if launched in ("bf16", "fp16") else "bf16" if on_gpu else "fp32"
+        rule = "a CPU has no float16 training; use 'bf16' or 'fp32'."
+        _require(self.precision != "fp16" or on_accelerator, "precision", self.precision, rule)
+        self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers accepts bf16 on a CPU only where the CPU was asked for
+
+    def _resolve_checkpointing(self) -> None:
+        """Make non-reentrant the default and refuse the other: reentrant recomputation cuts the gradient of A."""
+        options = self.activation_checkpointing_kwargs
+        if isinstance(options, str) and options.startswith("{"):
+            options = json.loads(options)
+        # The deprecated name would be ignored beside our default, a wish for reentrant silently so.
+        for given in (options, self.gradient_checkpointing_kwargs):
+            if isinstance(given, dict) and given.get("use_reentrant"):
+                raise ValueError(
+                    f"activation_checkpointing_kwargs={given} cuts the gradient of A's outputs, so L_dist and L_MCL "
+                    "would train nothing: use {'use_reentrant': False}."
+                )
+        if options is None or isinstance(options, dict):
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
+
+    def _check_method(self) -> None:
+        for name, allowed in {
+            "representation": ("independent", "joint"),
+            "contrast": ("pairwise", "infonce"),
+            "dist_loss": ("mse", "kl"),
+            "positive_margin": ("teacher", "constant", "none"),
+            "negative_margin": ("teacher", "constant", "none"),
+            "score": ("answer", "similarity", "both"),
+        }.items():
+            value = getattr(self, name)
+            _require(value in allowed, name, value, f"choose one of {list(allowed)}.")
+        for name in ("sup_weight", "dist_weight", "mcl_weight"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
+        if self.sup_weight + self.dist_weight + self.mcl_weight == 0:
+            raise ValueError(
+                "sup_weight, dist_weight and mcl_weight are all 0: nothing would be trained; raise one of them."
+            )
+        rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."
+        _require(0 <= self.margin <= math.pi, "margin", self.margin, rule)
+        rule = "it must lie in (0, 100]; 0.05 is usual."
+        _require(0 < self.temperature <= 100, "temperature", self.temperature, rule)
+        for name in ("positive_threshold", "negative_threshold"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, name, value, "a threshold is a probability in [0, 1]; 0.5 means undecided.")
+        if self.representation == "joint":
+            rule = "representation='joint' gives paired similarities only: use {} or representation='independent'."
+            _require(self.contrast == "pairwise", "contrast", self.contrast, rule.format("contrast='pairwise'"))
+            _require(self.dist_loss == "mse", "dist_loss", self.dist_loss, rule.format("dist_loss='mse'"))
+        if not isinstance(self.encoder_layers, str):  # one number or several, as Python code may give them
+            numbers = [self.encoder_layers] if isinstance(self.encoder_layers, int) else self.encoder_layers
+            self.encoder_layers = ",".join(str(number) for number in numbers)
+        if isinstance(self.encoder_modules, str):
+            self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
+        _require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
+        _require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
+
+    def _check_training(self) -> None:
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would drop text_a and text_b before the collator reads them: leave it "
+                "False."
+            )
+        if self.max_grad_value is not None:
+            rule = "clip at a finite positive value, or give 0 for no clipping by value."
+            finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
+            _require(finite, "max_grad_value", self.max_grad_value, rule)
+        rule = "L_sup is the cross-entropy of one answer token; leave it 0."
+        _require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher takes part at all."""
+        return self.dist_weight > 0 or self.mcl_weight > 0
+
+
+@dataclass
+class StudentArguments:
+    """The decoder-only student and its LoRA adapter.
+
+    Args:
+        student: Hub name or folder of a causal language model.
+        student_revision: branch, tag or commit on the Hub.
+        lora_r: rank of A and B.
+        lora_alpha: numerator of the scaling alpha / r.
+        lora_dropout: dropout before A.
+        lora_target_modules: "all-linear" or comma-separated endings of module names.
+        student_dtype: dtype the weights are loaded in: "auto" (float32 on a CPU, bfloat16 on a GPU that has it),
+            "float32" or "bfloat16".
+        trust_remote_code: run code that the student's or teacher's repository brings. Never on unless asked.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    student: str | None = field(default=None, metadata={"help": "Hub name or folder of the student."})
+    student_revision: str | None = field(default=None, metadata={"help": "Revision of the student on the Hub."})
+    lora_r: int = field(default=32, metadata={"help": "Rank of A and B."})
+    lora_alpha: float = field(default=64.0, metadata={"help": "Numerator of the scaling alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before A."})
+    lora_target_modules: str = field(
+        default="all-linear", metadata={"help": "all-linear or comma-separated module names."}
+    )
+    student_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model repositories."})
+
+    def __post_init__(self) -> None:
+        _require_integer("lora_r", self.lora_r, 1, "it is the rank of A and B.")
+        positive = math.isfinite(self.lora_alpha) and self.lora_alpha > 0
+        _require(positive, "lora_alpha", self.lora_alpha, "give a positive number; twice the rank is usual.")
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a dropout share lies in [0, 1).")
+        dtypes = ("auto", "float32", "bfloat16")
+        _require(self.student_dtype in dtypes, "student_dtype", self.student_dtype, f"choose one of {list(dtypes)}.")
+
+
+@dataclass
+class DataArguments:
+    """The pairs and the teacher.
+
+    Args:
+        train_file: local file (JSONL, CSV, TSV, Parquet) or Hub data set of the training pairs; validation_file,
+            test_file likewise.
+        dataset_name: a Hub data set with splits train, validation, test, instead of files.
+        text_a_column: name of the column of the first text; text_b_column, label_column likewise.
+        label_threshold: turns a score column into labels: score >= threshold is 1.
+        skip_bad_rows: leave out bad rows, saying how many, instead of stopping.
+        max_train_pairs: train on a random subset of this size, drawn by the seed.
+        teacher: Hub name or folder of the small expert; teacher_revision its revision.
+        seeds: how many seeds to run, counted from `seed`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    train_file: str | None = field(default=None, metadata={"help": "Training pairs: file or Hub data set."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs."})
+    test_file: str | None = field(default=None, metadata={"help": "Test pairs."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub data set with splits train, validation, test."}
+    )
+    text_a_column: str = field(default="text_a", metadata={"help": "Column of the first text."})
+    text_b_column: str = field(default="text_b", metadata={"help": "Column of the second text."})
+    label_column: str = field(default="label", metadata={"help": "Column of the label."})
+    label_threshold: float | None = field(default=None, metadata={"help": "Scores from here on count as label 1."})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "Leave out bad rows instead of stopping."})
+    max_train_pairs: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
+    teacher: str | None = field(default=None, metadata={"help": "Hub name or folder of the teacher."})
+    teacher_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
+    seeds: int = field(default=1, metadata={"help": "How many seeds to run, counted from --seed."})
+
+    def __post_init__(self) -> None:
+        _require_integer("seeds", self.seeds, 1, "at least one run is needed.")
+        if self.max_train_pairs is not None:
+            _require_integer("max_train_pairs", self.max_train_pairs, 1, "leave it out to train on all pairs.")
+        if self.label_threshold is not None:
+            rule = "scores from here on count as label 1; give a finite number."
+            _require(math.isfinite(self.label_threshold), "label_threshold", self.label_threshold, rule)

@@ -1,0 +1,242 @@
+"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how they are captured, how they are pooled."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+ENCODER_FILE = "lora_encoder.json"
+FORMAT_VERSION = 1
+# Decoder blocks are numbered in every architecture: model.layers.3., transformer.h.3., roberta.encoder.layer.3. ...
+LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class EncoderModule:
+    """One adapted linear layer of the encoder set K: its name in the base model, its layer number and its LoRA rank."""
+
+    name: str
+    layer: int
+    rank: int
+
+
+class LoraEncoder:
+    """Represents texts by the outputs of LoRA's A matrices.
+
+    z(t) = L2(concat over the modules k of L2(mean over the text's own tokens of A_k x)), a vector of sum_k r_k numbers.
+
+    Args:
+        modules: the encoder set K, in the order of concatenation.
+        adapter_name: the PEFT adapter whose A matrices are read.
+    """
+
+    def __init__(self, modules: Sequence[EncoderModule], adapter_name: str = "default") -> None:
+        if not modules:
+            raise ValueError("a LoraEncoder needs at least one adapted module, got none.")
+        self.modules = tuple(modules)
+        self.adapter_name = adapter_name
+        self._captured: dict[str, Tensor] | None = None
+        self._handles: list[Any] = []
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PeftModel,
+        *,
+        layers: str | Sequence[int] = "all",
+        modules: Sequence[str] | None = None,
+        adapter_name: str = "default",
+    ) -> LoraEncoder:
+        """Choose the encoder set among the adapted linear layers of `model` and attach to it.
+
+        Args:
+            model: the student with its LoRA adapter.
+            layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the last).
+            modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one.
+            adapter_name: which adapter.
+
+        Raises:
+            ValueError: nothing is adapted, a layer does not exist, or nothing matches.
+        """
+        found = adapted_modules(model, adapter_name)
+        if not found:
+            raise ValueError(
+                f"the adapter {adapter_name!r} adapts no linear layer inside the numbered decoder layers: set target_modules of the LoraConfig "
+                "(for example 'all-linear') so that some are."
+            )
+        wanted = _resolve_layers(layers, sorted({m.layer for m in found}))
+        chosen = [m for m in found if m.layer in wanted]
+        if modules is not None:
+            endings = tuple("." + name for name in modules)
+            chosen = [m for m in chosen if ("." + m.name).endswith(endings)]
+        if not chosen:
+            names = sorted({m.name.split(".", LAYER_NUMBER.search(m.name + ".").string.count("."))[-1] for m in found})  # type: ignore[union-attr]
+            raise ValueError(
+                f"encoder_modules={list(modules or [])} with encoder_layers={layers!r} matches no adapted module: the adapted ones are {names}."
+            )
+        encoder = cls(chosen, adapter_name)
+        encoder.attach(model)
+        return encoder
+
+    @property
+    def dimension(self) -> int:
+        """Length of a representation: the sum of the modules' ranks."""
+        return sum(module.rank for module in self.modules)
+
+    def attach(self, model: PeftModel) -> None:
+        """Install one read-only forward hook on each A matrix of the encoder set (replacing earlier ones).
+
+        Hooks run inside the module's own forward, so they see the same tensors under DDP, FSDP, ZeRO and non-reentrant checkpointing.
+        """
+        self.detach()
+        layers = {name: layer for name, layer in _lora_layers(model)}
+        for module in self.modules:
+            layer = layers.get(module.name)
+            if layer is None or self.adapter_name not in layer.lora_A:
+                raise ValueError(
+                    f"the encoder reads A of {module.name!r} (adapter {self.adapter_name!r}), which this model does not have: "
+                    "load the adapter that this encoder was saved with."
+                )
+            weight = layer.lora_A[self.adapter_name].weight
+            if weight.shape[0] != module.rank and weight.numel() > 0:  # ZeRO-3 leaves empty placeholders
+                raise ValueError(
+                    f"A of {module.name!r} has rank {weight.shape[0]}, the encoder was saved with {module.rank}."
+                )
+            self._handles.append(layer.lora_A[self.adapter_name].register_forward_hook(self._hook(module.name)))
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            # Recomputation under activation checkpointing fires the hook again, outside capture(): nothing to record then.
+            if self._captured is not None:
+                self._captured[name] = output
+
+        return record
+
+    @contextmanager
+    def capture(self) -> Iterator[dict[str, Tensor]]:
+        """Record A's outputs, (B, T, r) by module name, of the one forward pass run inside the context."""
+        if not self._handles:
+            raise RuntimeError("the encoder is not attached to a model: call attach(model) first.")
+        outer, self._captured = self._captured, {}
+        try:
+            yield self._captured
+        finally:
+            self._captured = outer
+
+    def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
+        """Represent one text per row.
+
+        Args:
+            captured: what `capture` recorded, tensors (B, T, r_k).
+            spans: (B, T), 1 at the text's own tokens, 0 elsewhere; at least one 1 per row.
+
+        Returns:
+            Unit vectors (B, sum r_k), float32.
+
+        Raises:
+            RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
+        """
+        parts = []
+        for module in self.modules:
+            if module.name not in captured:
+                raise RuntimeError(
+                    f"A of {module.name!r} did not run in this forward pass: is the adapter disabled, merged, or not the active one?"
+                )
+            output = captured[module.name]
+            if torch.is_grad_enabled() and not output.requires_grad:
+                raise RuntimeError(
+                    f"A of {module.name!r} ran without gradient, so L_dist and L_MCL could not train it. Reentrant activation checkpointing does "
+                    "this: set activation_checkpointing_kwargs={'use_reentrant': False}. A frozen adapter does too: load it with is_trainable=True."
+                )
+            with torch.autocast(output.device.type, enabled=False):
+                output = output if output.dtype == torch.float64 else output.float()
+                weights = spans.to(output.dtype)
+                mean = torch.einsum("bt,btr->br", weights, output) / weights.sum(1, keepdim=True)
+                parts.append(nn.functional.normalize(mean, dim=-1))
+        return nn.functional.normalize(torch.cat(parts, dim=-1), dim=-1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole definition as plain JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "adapter_name": self.adapter_name,
+            "pooling": "mean",
+            "normalize": ["module", "concatenation"],
+            "dimension": self.dimension,
+            "modules": [asdict(module) for module in self.modules],
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write lora_encoder.json into `folder`, whole or not at all."""
+        target = Path(folder) / ENCODER_FILE
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:
+        """Read lora_encoder.json from `folder`; `attach` it to the model before use."""
+        path = Path(folder) / ENCODER_FILE
+        if not path.is_file():
+            raise ValueError(f"{path.parent} holds no {ENCODER_FILE}: it was not saved by FlippedDistillationTrainer.")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {saved['format_version']}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+            )
+        return cls([EncoderModule(**module) for module in saved["modules"]], saved["adapter_name"])
+
+
+def _lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.base_model.model.named_modules():
+        if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
+            yield name, module
+
+
+def adapted_modules(model: PeftModel, adapter_name: str = "default") -> list[EncoderModule]:
+    """The LoRA-adapted linear layers of `model` that stand inside a numbered decoder layer, in forward-definition order."""
+    found = []
+    for name, layer in _lora_layers(model):
+        number = LAYER_NUMBER.search(name)
+        if number and adapter_name in layer.lora_A:
+            found.append(EncoderModule(name, int(number.group(1)), layer.r[adapter_name]))
+    return found
+
+
+def _resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
+    """Layer numbers from "all", "last:2", "first:2", "3,4" or a sequence, checked against the adapted ones."""
+    if isinstance(layers, str):
+        side, _, count = layers.partition(":")
+        if layers == "all":
+            return set(present)
+        if side in ("first", "last") and count.isdigit() and 0 < int(count) <= len(present):
+            return set(present[: int(count)] if side == "first" else present[-int(count) :])
+        try:
+            layers = [int(number) for number in layers.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N up to {len(present)}) and '3,4'."
+            ) from None
+    wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
+    if not wanted or not wanted <= set(present):
+        raise ValueError(
+            f"encoder_layers={list(layers)} names layers without an adapter: the adapted layers are {present}."
+        )
+    return wanted

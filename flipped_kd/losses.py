@@ -1,0 +1,147 @@
+"""The loss of flipped distillation: the composition of its three terms, and the public names of all losses.
+
+Nothing here knows of a model: logits, representations, teacher scores and masks go in, scalars come out. All maths is
+done in float32 or wider with autocast off, because angles lose their gradient in lower precision. The terms are in
+`loss_terms`, the geometry in `angles`, the dual threshold in `selection`; all are exported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .angles import angle_matrix, cosine_matrix, extended_cosine, paired_angles, paired_cosines
+from .checks import check_range
+from .loss_terms import (
+    FLIPPED_CITATION,
+    AnswerLoss,
+    Margin,
+    MarginAwareContrastiveLoss,
+    SimilarityDistillationLoss,
+)
+from .selection import DualThreshold, PairSelection
+
+__all__ = [
+    "FLIPPED_CITATION",
+    "AnswerLoss",
+    "DualThreshold",
+    "FlippedDistillationLoss",
+    "LossOutput",
+    "Margin",
+    "MarginAwareContrastiveLoss",
+    "PairSelection",
+    "SimilarityDistillationLoss",
+    "angle_matrix",
+    "cosine_matrix",
+    "extended_cosine",
+    "paired_angles",
+    "paired_cosines",
+]
+
+
+@dataclass
+class LossOutput:
+    """What one batch gives: the weighted sum, the unweighted terms by name, and how many pairs the thresholds dropped.
+
+    Attributes:
+        total: weighted sum, a scalar with gradient.
+        terms: "sup", "dist" and "mcl", unweighted scalars.
+        dropped: counts of the batch's own pairs by class, "dropped_positive" and "dropped_negative".
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    dropped: dict[str, Tensor]
+
+
+class FlippedDistillationLoss(nn.Module):
+    """L = w_sup L_sup + w_dist L_dist + w_mcl L_MCL (arXiv 2507.05617).
+
+    Terms of weight 0 are computed and multiplied by 0, so that every parameter stays in the graph (DDP needs that) and
+    the log stays comparable.
+
+    Args:
+        dist: L_dist.
+        mcl: L_MCL.
+        threshold: which pairs L_dist and L_MCL see.
+        weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
+
+    Raises:
+        ValueError: a weight is out of range, or there are not three.
+    """
+
+    citation = FLIPPED_CITATION
+
+    def __init__(
+        self,
+        dist: SimilarityDistillationLoss | None = None,
+        mcl: MarginAwareContrastiveLoss | None = None,
+        threshold: DualThreshold | None = None,
+        weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if len(weights) != 3:
+            raise ValueError(f"weights={weights!r}: give three, (sup, dist, mcl).")
+        for name, weight in zip(("sup_weight", "dist_weight", "mcl_weight"), weights, strict=True):
+            check_range(name, weight, 0.0)
+        self.sup = AnswerLoss()
+        self.dist = dist or SimilarityDistillationLoss()
+        self.mcl = mcl or MarginAwareContrastiveLoss()
+        self.threshold = threshold or DualThreshold()
+        self.weights = weights
+
+    def forward(
+        self,
+        logits: Tensor,
+        answers: Tensor,
+        labels: Tensor,
+        vectors_a: Tensor,
+        vectors_b: Tensor,
+        similarity: Tensor,
+        probability: Tensor,
+        excluded: Tensor | None = None,
+    ) -> LossOutput:
+        """Compute the three terms of a batch of N pairs.
+
+        Args:
+            logits: (N, V) at the answer position.
+            answers: (N,) token ids of the gold answers.
+            labels: (N,) gold labels 0/1.
+            vectors_a: (N, D) unit representations of the first texts.
+            vectors_b: (N, D) of the second.
+            similarity: the teacher's T: (N, N), or (N,) where only the pairs themselves are compared.
+            probability: the teacher's P, same shape.
+            excluded: True where two texts are known to match off the diagonal, same shape.
+
+        Raises:
+            ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
+        """
+        matrix = similarity.ndim == 2
+        gold = torch.diag(labels) if matrix else labels
+        selection = self.threshold(gold, probability, excluded)
+        cosines = (cosine_matrix if matrix else paired_cosines)(vectors_a, vectors_b)
+        angles = (angle_matrix if matrix else paired_angles)(vectors_a, vectors_b)
+        terms = {
+            "sup": self.sup(logits, answers),
+            "dist": self.dist(cosines, similarity, selection.kept),
+            "mcl": self.mcl(angles, probability, selection),
+        }
+        total = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), logits.new_zeros(()))
+        kept = selection.kept.diagonal() if matrix else selection.kept
+        dropped = {
+            "dropped_positive": (~kept & (labels == 1)).sum(),
+            "dropped_negative": (~kept & (labels == 0)).sum(),
+        }
+        return LossOutput(total, terms, dropped)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values; each part's are the arguments that rebuild it."""
+        return {
+            "weights": dict(zip(("sup", "dist", "mcl"), self.weights, strict=True)),
+            "dist": self.dist.get_config_dict(),
+            "mcl": self.mcl.get_config_dict(),
+            "threshold": self.threshold.get_config_dict(),
+        }

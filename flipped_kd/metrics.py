@@ -1,0 +1,265 @@
+"""Metrics of matching and of retrieval, as plain functions and as `evaluate.Metric` classes that need no network.
+
+- `matching_metrics`, `PairMatching`: F1, precision, recall, accuracy at given thresholds; ROC AUC; average precision.
+- `best_f1_threshold`: the threshold to choose on validation pairs.
+- `ranking_metrics`, `Retrieval`: accuracy, recall, MRR and nDCG at cut-offs, from ranked document ids.
+
+The classes are made directly (``PairMatching()``): `evaluate.load` would ask the Hub.
+"""
+
+import math
+from collections.abc import Collection, Hashable, Sequence
+from typing import Any
+
+import evaluate
+import numpy as np
+from datasets import Features, List, Value
+from numpy.typing import ArrayLike
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
+
+
+def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Check n scores and n labels; floating scores keep their precision, labels become int64."""
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(f"scores and labels have shapes {scores.shape} and {labels.shape}: give one of each per pair")
+    if len(scores) == 0:
+        raise ValueError("there are no scores: give at least one pair")
+    if scores.dtype not in (np.float32, np.float64):
+        scores = scores.astype(np.float64)
+    finite = np.isfinite(scores)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise ValueError(
+            f"score {row} is {scores[row]}, one of {np.sum(~finite)} that are not finite: find out what made it so, "
+            "there is no metric of such scores"
+        )
+    valid = (labels == 0) | (labels == 1)
+    if not np.all(valid):
+        row = int(np.argmin(valid))
+        raise ValueError(f"label {row} is {labels[row]!r}, but a label is 0 or 1: threshold or map the labels first")
+    return scores, labels.astype(np.int64)
+
+
+def best_f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The threshold with the highest F1 on these pairs, over every possible cut; choose it on validation pairs.
+
+    A pair is predicted to match if its score is at least the threshold. The threshold lies midway between the lowest
+    score above the cut and the highest below it; where everything is predicted to match, it is the lowest score. Of
+    cuts with equal F1 the one with the fewest predicted matches (the highest threshold) is taken.
+
+    Args:
+        scores: Shape (n,), finite, higher means match; any scale.
+        labels: Shape (n,), 0 or 1.
+
+    Returns:
+        The threshold, on the scale of `scores`; exactly representable in their precision.
+
+    Raises:
+        ValueError: If a score is not finite, a label not 0 or 1, the shapes differ, or no label is 1.
+    """
+    scores, labels = _scores_and_labels(scores, labels)
+    if not labels.any():
+        raise ValueError(f"none of the {len(labels)} labels is 1, so every threshold has F1 0: add positive pairs")
+    order = np.argsort(-scores, kind="stable")
+    scores, labels = scores[order], labels[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a cut cannot part equal scores
+    true_positives = np.cumsum(labels)[last]
+    f1 = 2 * true_positives / (last + 1 + labels.sum())
+    cut = last[int(np.argmax(f1))]
+    if cut == len(scores) - 1:
+        return float(scores[cut])
+    above, below = scores[cut], scores[cut + 1]
+    middle = above / 2 + below / 2
+    # Between neighbouring floats there is no middle: rounding may reach the lower score, which must stay below.
+    return float(middle if below < middle <= above else above)
+
+
+def _at_threshold(scores: np.ndarray, labels: np.ndarray, threshold: float, suffix: str) -> dict[str, float]:
+    if not math.isfinite(threshold):
+        raise ValueError(f"the threshold is {threshold}; it must be finite, on the scale of the scores")
+    predicted = (scores >= threshold).astype(np.int64)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0.0)
+    accuracy = accuracy_score(labels, predicted)
+    values = {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy}
+    return {name + suffix: float(value) for name, value in values.items()}
+
+
+def matching_metrics(
+    scores: ArrayLike, labels: ArrayLike, *, threshold: float | None = 0.5, tuned_threshold: float | None = None
+) -> dict[str, float]:
+    """Judge the scores of pairs against their labels.
+
+    Args:
+        scores: Shape (n,), finite, higher means match.
+        labels: Shape (n,), 0 or 1.
+        threshold: The natural threshold of the scores: 0.5 for probabilities, 0.0 for log-odds, None for scores that
+            have none, such as cosines. A score at or above it counts as a match.
+        tuned_threshold: A threshold chosen on other pairs (see `best_f1_threshold`), never on these.
+
+    Returns:
+        ``roc_auc`` (NaN if all labels are the same), ``average_precision`` (NaN if none is 1); with `threshold` also
+        ``f1``, ``precision``, ``recall``, ``accuracy``; with `tuned_threshold` the same four with the suffix
+        ``_tuned``. All in [0, 1]. Precision without predicted matches, recall without positives and F1 without
+        either are 0.
+
+    Raises:
+        ValueError: If a score or threshold is not finite, a label is not 0 or 1, or the shapes differ or are empty.
+    """
+    scores, labels = _scores_and_labels(scores, labels)
+    scores = scores.astype(np.float64)  # so that a threshold means the same for scores of every precision
+    results: dict[str, float] = {}
+    if threshold is not None:
+        results |= _at_threshold(scores, labels, threshold, "")
+    if tuned_threshold is not None:
+        results |= _at_threshold(scores, labels, tuned_threshold, "_tuned")
+    both = labels.min() != labels.max()
+    results["roc_auc"] = float(roc_auc_score(labels, scores)) if both else math.nan
+    results["average_precision"] = float(average_precision_score(labels, scores)) if labels.any() else math.nan
+    return results
+
+
+def rank_ids(scores: ArrayLike, ids: Sequence[str], *, top_k: int | None = None) -> list[list[str]]:
+    """Order document ids by score for each query, the best first; equal scores by ascending id, so ties are settled.
+
+    Args:
+        scores: Shape (queries, documents), finite, higher is better.
+        ids: The id of each document, shape (documents,); distinct.
+        top_k: Keep this many per query; None keeps all.
+
+    Returns:
+        For each query a list of ids.
+
+    Raises:
+        ValueError: If a score is not finite, the shapes disagree or an id occurs twice.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape[1] != len(ids):
+        raise ValueError(f"scores have shape {scores.shape} and there are {len(ids)} ids: give (queries, documents)")
+    if len(set(ids)) != len(ids):
+        raise ValueError("an id occurs twice among the documents: give each document its own")
+    if not np.isfinite(scores).all():
+        query, document = np.argwhere(~np.isfinite(scores))[0]
+        raise ValueError(f"query {query} scores document {ids[document]!r} {scores[query, document]}: must be finite")
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    sorted_ids = [ids[place] for place in by_id]
+    # The stable sort keeps the order of the ids among equal scores.
+    orders = (np.argsort(-row[by_id].astype(np.float64), kind="stable")[:top_k] for row in scores)
+    return [[sorted_ids[place] for place in order] for order in orders]
+
+
+def ranking_metrics(
+    rankings: Sequence[Sequence[Hashable]],
+    relevant: Sequence[Collection[Hashable]],
+    *,
+    cutoffs: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Judge rankings by the ids that are relevant to each query; each value is a mean over the queries, in [0, 1].
+
+    Defined as in `InformationRetrievalEvaluator` of sentence-transformers (binary relevance): ``accuracy@k`` is 1 for
+    a query with a relevant id among the first k; ``recall@k`` the share of its relevant ids among the first k;
+    ``mrr@k`` is 1 / rank of the first relevant id, 0 beyond k; ``ndcg@k`` sums 1 / log2(rank + 1) over the relevant
+    ids among the first k and divides by that of a perfect ranking. ``mrr`` has no cut-off.
+
+    Args:
+        rankings: For each query the ids found, the best first (see `rank_ids`). An id that is not there counts as not
+            found, so a ranking cut short at k still has all its values up to k, but not the full ``mrr``.
+        relevant: For each query the relevant ids, at least one.
+        cutoffs: The k at which accuracy, recall, MRR and nDCG are taken.
+
+    Returns:
+        ``mrr``, and the four for each k, such as ``ndcg@10``.
+
+    Raises:
+        ValueError: If there are no queries, the lengths differ, an id is ranked twice, a query has no relevant
+            id, or a cut-off is below 1.
+    """
+    if len(rankings) != len(relevant) or len(rankings) == 0:
+        raise ValueError(f"there are {len(rankings)} rankings and {len(relevant)} sets: give one of each per query")
+    if not cutoffs or min(cutoffs) < 1:
+        raise ValueError(f"cutoffs are {cutoffs}; give at least one, each at least 1")
+    totals = dict.fromkeys(
+        ["mrr", *(f"{name}@{k}" for name in ("accuracy", "recall", "mrr", "ndcg") for k in cutoffs)], 0.0
+    )
+    for query, (ranking, wanted) in enumerate(zip(rankings, relevant, strict=True)):
+        wanted = set(wanted)
+        if not wanted:
+            raise ValueError(f"query {query} has no relevant id: leave it out, nothing can be found for it")
+        if len(set(ranking)) != len(ranking):
+            raise ValueError(f"the ranking of query {query} holds an id twice: rank each id once")
+        ranks = np.array([rank for rank, found in enumerate(ranking, start=1) if found in wanted])
+        first = float(1 / ranks[0]) if len(ranks) else 0.0
+        totals["mrr"] += first
+        for k in cutoffs:
+            within = ranks[ranks <= k]
+            ideal = np.arange(1, min(len(wanted), k) + 1)
+            totals[f"accuracy@{k}"] += float(len(within) > 0)
+            totals[f"recall@{k}"] += len(within) / len(wanted)
+            totals[f"mrr@{k}"] += first if len(within) else 0.0
+            totals[f"ndcg@{k}"] += float(np.sum(1 / np.log2(within + 1)) / np.sum(1 / np.log2(ideal + 1)))
+    return {name: total / len(rankings) for name, total in totals.items()}
+
+
+class _InMemoryMetric(evaluate.Metric):
+    """An `evaluate.Metric` that keeps what it is given in memory, so that many may run at once without lock files.
+
+    Pass ``num_process`` above 1 (with an ``experiment_id``) for evaluate's own exchange by files between processes.
+    """
+
+    def __init__(self, config_name: str | None = None, *, num_process: int = 1, **options: Any) -> None:
+        options.setdefault("keep_in_memory", num_process == 1)
+        super().__init__(config_name, num_process=num_process, **options)
+
+
+class PairMatching(_InMemoryMetric):
+    """`matching_metrics` as an `evaluate.Metric`: scores as predictions, labels as references.
+
+    Example:
+        >>> PairMatching().compute(predictions=[0.9, 0.2], references=[1, 0])["f1"]
+        1.0
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="F1, precision, recall and accuracy at thresholds; ROC AUC, average precision.",
+            citation="",
+            inputs_description=matching_metrics.__doc__,
+            # Floating references: an integer feature would turn a wrong label such as 0.5 into 0 without a word.
+            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+        )
+
+    def _compute(
+        self,
+        *,
+        predictions: list[float],
+        references: list[float],
+        threshold: float | None = 0.5,
+        tuned_threshold: float | None = None,
+    ) -> dict[str, float]:
+        # None becomes NaN, and is refused as such.
+        scores, labels = np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+        return matching_metrics(scores, labels, threshold=threshold, tuned_threshold=tuned_threshold)
+
+
+class Retrieval(_InMemoryMetric):
+    """`ranking_metrics` as an `evaluate.Metric`: ranked ids as predictions, relevant ids as references.
+
+    Ids are strings; for ids of other types use `ranking_metrics`.
+
+    Example:
+        >>> Retrieval().compute(predictions=[["b", "a"]], references=[["a"]])["mrr"]
+        0.5
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy, recall, MRR and nDCG at cut-offs of ranked document ids.",
+            citation="",
+            inputs_description=ranking_metrics.__doc__,
+            features=Features({"predictions": List(Value("string")), "references": List(Value("string"))}),
+        )
+
+    def _compute(
+        self, *, predictions: list[list[str]], references: list[list[str]], cutoffs: Sequence[int] = (1, 5, 10)
+    ) -> dict[str, float]:
+        return ranking_metrics(predictions, references, cutoffs=cutoffs)

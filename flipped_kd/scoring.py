@@ -1,0 +1,134 @@
+"""Match scores: what predictions are made of (answer, similarity or both), fitted on validation pairs and saved with the adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from .metrics import best_f1_threshold
+
+SCORE_FILE = "match_score.json"
+FORMAT_VERSION = 1
+ScoreKind = Literal["answer", "similarity", "both"]
+KINDS: tuple[ScoreKind, ...] = ("answer", "similarity", "both")
+
+
+@dataclass(frozen=True)
+class LogOdds:
+    """log-odds of a match = answer * x_answer + similarity * x_similarity + bias; `threshold` is the cut on it chosen on validation."""
+
+    answer: float
+    similarity: float
+    bias: float
+    threshold: float
+
+    def __call__(self, answer: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+        """Log-odds (n,) of pairs with answer log-odds `answer` (n,) and similarity `similarity` (n,)."""
+        return (
+            self.answer * np.asarray(answer, np.float64)
+            + self.similarity * np.asarray(similarity, np.float64)
+            + self.bias
+        )
+
+
+def fit_log_odds(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logistic regression on standardised features, returned in raw units.
+
+    Args:
+        features: (n, k).
+        labels: (n,) 0/1, both classes present.
+
+    Returns:
+        (coefficients (k,), intercept), so that sigmoid(features @ coefficients + intercept) is the match probability.
+    """
+    features, labels = np.asarray(features, np.float64), np.asarray(labels)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0]}: a score is fitted on pairs of both classes.")
+    mean, spread = features.mean(0), features.std(0)
+    spread = np.where(spread > 0, spread, 1.0)  # a constant feature keeps coefficient 0
+    model = LogisticRegression().fit((features - mean) / spread, labels)
+    coefficients = model.coef_[0] / spread
+    return coefficients, float(model.intercept_[0] - coefficients @ mean)
+
+
+class MatchScore:
+    """The three ways to score a pair, each as log-odds with natural threshold 0 and a threshold chosen on validation.
+
+    - `answer`: logit(yes) - logit(no), as it is;
+    - `similarity`: the cosine of the representations, through a one-feature logistic fit;
+    - `both`: a two-feature logistic fit of the two.
+
+    Args:
+        kinds: log-odds by kind.
+        default: the kind that predictions use unless told otherwise.
+    """
+
+    def __init__(self, kinds: dict[ScoreKind, LogOdds], default: ScoreKind = "both") -> None:
+        if default not in kinds:
+            raise ValueError(f"score={default!r} is not one of {list(kinds)}.")
+        self.kinds = kinds
+        self.default = default
+
+    @classmethod
+    def fit(
+        cls, answer: np.ndarray, similarity: np.ndarray, labels: np.ndarray, default: ScoreKind = "both"
+    ) -> MatchScore:
+        """Fit on validation pairs: `answer` log-odds, `similarity` cosines and `labels` 0/1, all (n,)."""
+        (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
+        (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
+        parameters = {
+            "answer": (1.0, 0.0, 0.0),
+            "similarity": (0.0, float(only), only_bias),
+            "both": (float(first), float(second), bias),
+        }
+        kinds: dict[ScoreKind, LogOdds] = {}
+        for kind in KINDS:
+            raw = LogOdds(*parameters[kind], threshold=0.0)
+            threshold = best_f1_threshold(raw(answer, similarity), labels)
+            kinds[kind] = LogOdds(*parameters[kind], threshold=float(threshold))
+        return cls(kinds, default)
+
+    def log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Log-odds of a match, (n,)."""
+        return self.kinds[kind or self.default](answer, similarity)
+
+    def probability(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Match probabilities in [0, 1], (n,)."""
+        return expit(self.log_odds(answer, similarity, kind))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole definition as plain JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "default": self.default,
+            "log_odds": {kind: asdict(odds) for kind, odds in self.kinds.items()},
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write match_score.json into `folder`, whole or not at all."""
+        target = Path(folder) / SCORE_FILE
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        partial.replace(target)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:
+        """Read match_score.json from `folder`."""
+        path = Path(folder) / SCORE_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{path.parent} holds no {SCORE_FILE}: train with an eval_dataset, or fit one with MatchScore.fit."
+            )
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {saved['format_version']}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+            )
+        return cls({kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}, saved["default"])

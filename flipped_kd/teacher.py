@@ -1,0 +1,356 @@
+"""The teacher: a small encoder, loaded safely and run once per distinct text or pair, before training.
+
+A bi-encoder teacher (sentence-transformers) gives every text a vector, T_ij is the cosine of any two. A cross-encoder
+teacher reads a pair at once and scores only the pairs it is given. Scores are data: they are computed before training
+and read from disk. Beside this file: `teacher_files` (what is loaded), `teacher_cache` (written scores),
+`teacher_scores` (read scores), `teacher_calibration`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from .data import text_keys
+from .teacher_cache import CacheIdentity, TeacherCache, fill_cache
+from .teacher_calibration import PlattCalibration, agreement_report
+from .teacher_files import (
+    KIND_REMEDY,
+    KIND_RULE,
+    model_class_of,
+    model_fingerprint,
+    name_of_model,
+    refuse_pickles,
+    resolve_model,
+)
+from .teacher_scores import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
+
+__all__ = [
+    "BiEncoderTeacher",
+    "CrossEncoderTeacher",
+    "PlattCalibration",
+    "TeacherEmbeddings",
+    "TeacherPairScores",
+    "agreement_report",
+    "load_teacher",
+]
+
+# Batches handed to the model at a time: enough for its own sorting by length, few enough for a lively progress bar.
+BATCHES_PER_BLOCK = 16
+
+
+def load_teacher(
+    teacher: str | Path | SentenceTransformer | CrossEncoder,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> "BiEncoderTeacher | CrossEncoderTeacher":
+    """Load a teacher in float32 and evaluation mode, and find out what kind it is.
+
+    A folder's kind is read from its files, as sentence-transformers does: `config_sentence_transformers.json` names
+    the model type where `modules.json` exists; without it a ...ForSequenceClassification architecture is a
+    cross-encoder, and a plain encoder becomes a mean-pooled bi-encoder, with a warning. Weights are read from
+    safetensors only, never from pickles.
+
+    Args:
+        teacher: a folder, a Hub id ("organisation/name"), or a loaded model, which is put in evaluation mode and keeps
+            its dtype.
+        revision: branch, tag or commit for a Hub id.
+        device: where to run; by default sentence-transformers' choice, or where a loaded model is.
+        trust_remote_code: run Python code from the model's repository. Only for repositories you trust.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        TypeError: if `teacher` is neither a name nor a bi- or cross-encoder.
+        ValueError: if the model cannot be found, is of no usable kind, has only pickled weights, has several labels,
+            or gives no vector; also for a revision of something that is not on the Hub.
+    """
+    if revision is not None and (not isinstance(teacher, str) or Path(teacher).is_dir()):
+        raise ValueError(
+            f"revision={revision!r} can only be given with a Hub id, not with {_shown(teacher)}: leave it out."
+        )
+    if isinstance(teacher, SentenceTransformer | CrossEncoder):
+        name, found_revision = name_of_model(teacher), None
+        model = teacher if device is None else teacher.to(device)
+    elif isinstance(teacher, str | Path):
+        name, found_revision, folder = resolve_model(teacher, revision, trust_remote_code)
+        refuse_pickles(folder, name)
+        model_class = model_class_of(folder, name)
+        try:
+            model = model_class(
+                str(folder),
+                device=None if device is None else str(device),
+                trust_remote_code=trust_remote_code,
+                # All is in the folder; only code that one trusts may lie in yet another repository.
+                local_files_only=not trust_remote_code,
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+            raise ValueError(
+                f"Teacher {name!r} could not be loaded as a {model_class.__name__}: {error}. {KIND_RULE}; "
+                f"{KIND_REMEDY}."
+            ) from error
+        model.float()
+    else:
+        raise TypeError(
+            f"Teacher {teacher!r} of type {type(teacher).__name__} is no teacher. {KIND_RULE}; {KIND_REMEDY}."
+        )
+    model.eval()
+    if isinstance(model, CrossEncoder):
+        return CrossEncoderTeacher(model, id=name, revision=found_revision)
+    return BiEncoderTeacher(model, id=name, revision=found_revision)
+
+
+class _Teacher:
+    """What both kinds share: name, fingerprint, and the cache folder.
+
+    Attributes:
+        model: the model, in evaluation mode; it belongs to no trainer's module tree.
+        id: Hub id or base name of the folder, never a full path.
+        revision: commit on the Hub, None for local models.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, model: SentenceTransformer | CrossEncoder, *, id: str, revision: str | None) -> None:
+        self.id = id
+        self.revision = revision
+        self._scratch: TemporaryDirectory | None = None
+
+    def _cache_dir(self, cache_dir: str | Path | None) -> Path:
+        if cache_dir is not None:
+            return Path(cache_dir)
+        if self._scratch is None:
+            self._scratch = TemporaryDirectory(prefix="flipped_kd_teacher_", ignore_cleanup_errors=True)
+        return Path(self._scratch.name)
+
+
+class BiEncoderTeacher(_Teacher):
+    """A teacher that gives each text a vector; T is the cosine of any two texts.
+
+    Args:
+        model: the bi-encoder.
+        id: name shown in logs and on cards.
+        revision: commit on the Hub.
+
+    Raises:
+        ValueError: if the model does not give one vector a text.
+    """
+
+    kind = "bi_encoder"
+
+    def __init__(self, model: SentenceTransformer, *, id: str, revision: str | None = None) -> None:
+        super().__init__(model, id=id, revision=revision)
+        self.model = model
+        try:
+            self.dim = int(model.encode(["probe"], show_progress_bar=False, convert_to_numpy=True).shape[1])
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"Teacher {id!r} gives no vector for a text ({type(error).__name__}: {error}): its modules lack a "
+                f"pooling. {KIND_RULE}; {KIND_REMEDY}."
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, tokenizer and settings, hexadecimal; see `model_fingerprint`.
+
+        Computed anew at each call, so that a model changed in between counts as another teacher.
+        """
+        return model_fingerprint(self.model)
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        cache_dir: str | Path | None,
+        batch_size: int = 64,
+        show_progress: bool = True,
+    ) -> TeacherEmbeddings:
+        """Vectors of all texts, each distinct text embedded once, ever, per cache.
+
+        A second call with the same texts only reads. With several ranks, let the main process call it first and the
+        others after: they then find everything in the cache.
+
+        Args:
+            texts: non-empty strings, repetitions allowed.
+            cache_dir: directory of teacher caches (each teacher gets its own folder). None keeps the vectors in a
+                temporary directory that lives as long as this teacher or the result.
+            batch_size: texts per forward.
+            show_progress: whether to show a progress bar while embedding.
+
+        Returns:
+            The memory-mapped vectors of at least these texts, keyed by `flipped_kd.data.text_keys`.
+
+        Raises:
+            TypeError: if `texts` is one string or holds something else than strings.
+            ValueError: for an empty text, a bad batch size, a vector that is zero or not finite, or another teacher's
+            cache.
+            OSError: if the cache cannot be written.
+        """
+        texts = _checked_texts(texts, "texts")
+        _check_batch_size(batch_size)
+        cache = TeacherCache(
+            self._cache_dir(cache_dir), CacheIdentity("embeddings", self.id, self.fingerprint, self.dim)
+        )
+        paths = fill_cache(
+            cache,
+            text_keys(texts),
+            np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)),
+            lambda positions: self._encode([texts[position] for position in positions], batch_size),
+            block=batch_size * BATCHES_PER_BLOCK,
+            description="texts",
+            show_progress=show_progress,
+        )
+        return TeacherEmbeddings(paths, self.dim, keep_alive=self._scratch if cache_dir is None else None)
+
+    def _encode(self, texts: list[str], batch_size: int) -> np.ndarray:
+        raw = self.model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        # Normalised here and in float64: a half-precision model's own normalisation is off by up to .4 %.
+        vectors = np.asarray(raw, dtype=np.float64)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+        if len(bad):
+            raise ValueError(
+                f"Teacher {self.id!r} gives a vector of norm {norms[bad[0], 0]} for the text {texts[bad[0]][:80]!r}; "
+                "a cosine needs a finite, non-zero one. Remove the text, or check the teacher's weights."
+            )
+        return (vectors / norms).astype(np.float32)
+
+
+class CrossEncoderTeacher(_Teacher):
+    """A teacher that reads both texts of a pair at once; it scores given pairs only, so T exists on the diagonal
+    alone.
+
+    Args:
+        model: the cross-encoder, with one output.
+        id: name shown in logs and on cards.
+        revision: commit on the Hub.
+
+    Raises:
+        ValueError: if the model has several labels.
+    """
+
+    kind = "cross_encoder"
+
+    def __init__(self, model: CrossEncoder, *, id: str, revision: str | None = None) -> None:
+        super().__init__(model, id=id, revision=revision)
+        self.model = model
+        if model.num_labels != 1:
+            raise ValueError(
+                f"Teacher {id!r} is a cross-encoder with num_labels={model.num_labels}; a matching teacher has one "
+                "output, the match logit. Use a cross-encoder with num_labels=1 or a bi-encoder."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over weights, tokenizer and settings, hexadecimal; see `model_fingerprint`.
+
+        Computed anew at each call, so that a model changed in between counts as another teacher.
+        """
+        return model_fingerprint(self.model)
+
+    def score(
+        self,
+        pairs_a: Iterable[str],
+        pairs_b: Iterable[str],
+        *,
+        cache_dir: str | Path | None,
+        batch_size: int = 64,
+        show_progress: bool = True,
+    ) -> TeacherPairScores:
+        """Match probabilities P = sigmoid(logit) of pairs, each distinct ordered pair scored once per cache.
+
+        Args:
+            pairs_a: first texts, n non-empty strings.
+            pairs_b: second texts, n non-empty strings.
+            cache_dir: as in `BiEncoderTeacher.embed`.
+            batch_size: pairs per forward.
+            show_progress: whether to show a progress bar while scoring.
+
+        Returns:
+            The memory-mapped scores of at least these pairs.
+
+        Raises:
+            TypeError, ValueError, OSError: as `BiEncoderTeacher.embed`; ValueError also for unequal numbers of texts.
+        """
+        first, second = _checked_texts(pairs_a, "pairs_a"), _checked_texts(pairs_b, "pairs_b")
+        if len(first) != len(second):
+            raise ValueError(
+                f"pairs_a has {len(first)} texts and pairs_b {len(second)}: give one second text for each first one."
+            )
+        _check_batch_size(batch_size)
+        cache = TeacherCache(
+            self._cache_dir(cache_dir), CacheIdentity("pair_probabilities", self.id, self.fingerprint, 1)
+        )
+        paths = fill_cache(
+            cache,
+            ordered_pair_keys(text_keys(first), text_keys(second)),
+            np.fromiter(
+                (len(a) + len(b) for a, b in zip(first, second, strict=True)), dtype=np.int64, count=len(first)
+            ),
+            lambda positions: self._predict([(first[i], second[i]) for i in positions], batch_size),
+            block=batch_size * BATCHES_PER_BLOCK,
+            description="pairs",
+            show_progress=show_progress,
+        )
+        return TeacherPairScores(paths, 1, keep_alive=self._scratch if cache_dir is None else None)
+
+    def embed(self, texts: Iterable[str], **options: Any) -> TeacherEmbeddings:
+        """Always refused: a cross-encoder has no vectors.
+
+        Raises:
+            ValueError: naming the teacher and the remedy.
+        """
+        raise ValueError(
+            f"Teacher {self.id!r} is a cross-encoder: it scores given pairs and has no vector of a single text, so "
+            "options that need the score of any two texts of a batch cannot be used with it. Use its score(), or a "
+            "bi-encoder teacher."
+        )
+
+    def _predict(self, pairs: list[tuple[str, str]], batch_size: int) -> np.ndarray:
+        # The sigmoid is named, since a model's own activation may be none (raw logits) or another.
+        scores = self.model.predict(
+            pairs,
+            batch_size=batch_size,
+            show_progress_bar=False,
+            activation_fn=torch.nn.Sigmoid(),
+            convert_to_numpy=True,
+        )
+        probabilities = np.asarray(scores, dtype=np.float32).reshape(-1, 1)
+        bad = np.flatnonzero(~np.isfinite(probabilities))
+        if len(bad):
+            raise ValueError(
+                f"Teacher {self.id!r} gives {probabilities[bad[0], 0]} for the pair {pairs[bad[0]]!r}; a score must "
+                "be finite. Remove the pair, or check the teacher's weights."
+            )
+        return probabilities
+
+
+def _shown(teacher: Any) -> str:
+    return repr(str(teacher)) if isinstance(teacher, str | Path) else f"a loaded {type(teacher).__name__}"
+
+
+def _checked_texts(texts: Iterable[str], name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is one string, {texts[:40]!r}; pass a list of strings.")
+    result = list(texts)
+    for index, text in enumerate(result):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] is {text!r} of type {type(text).__name__}; every text must be a string.")
+        if not text.strip():
+            raise ValueError(
+                f"{name}[{index}] is empty ({text!r}); remove such rows first (see flipped_kd.data.validate_pairs)."
+            )
+    return result
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be at least 1.")

@@ -1,0 +1,192 @@
+"""A teacher's model files: where they are, which kind they are, whether they are safe to read, their fingerprint."""
+
+import hashlib
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Module
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+# What is fetched from the Hub: no pickle is ever downloaded.
+SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin", "*.ckpt", "*.pkl", "*.pickle", "*.pt", "*.pth")
+# Fields of a model's config that do not change what it computes.
+VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "architectures", "use_cache"}
+KIND_RULE = (
+    "A teacher is a sentence-transformers bi-encoder (modules.json), a cross-encoder (config.json with a "
+    "...ForSequenceClassification architecture and one label, or a sentence-transformers CrossEncoder) or a plain "
+    "encoder such as BertModel"
+)
+KIND_REMEDY = (
+    "save yours with SentenceTransformer.save_pretrained or CrossEncoder.save_pretrained, or name one from the Hub"
+)
+
+
+def resolve_model(teacher: str | Path, revision: str | None, trust_remote_code: bool) -> tuple[str, str | None, Path]:
+    """Find a model's files, fetching those of a Hub id without any pickle.
+
+    Args:
+        teacher: a folder or a Hub id; a name without organisation means sentence-transformers/<name>.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: also fetch the repository's Python files.
+
+    Returns:
+        Its name (Hub id or base name of the folder), its commit on the Hub or None, and its local folder.
+
+    Raises:
+        ValueError: if it is neither a folder nor to be had from the Hub.
+    """
+    folder = Path(teacher)
+    if folder.is_dir():
+        return _base_name(folder), None, folder
+    if isinstance(teacher, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", teacher) or teacher.startswith("."):
+        raise ValueError(
+            f"Teacher {str(teacher)!r} is neither an existing folder nor a Hub id (organisation/name). Check the path."
+        )
+    patterns = SAFE_PATTERNS + (["*.py"] if trust_remote_code else [])
+    # sentence-transformers' own models are commonly named without their organisation.
+    name = teacher if "/" in teacher else f"sentence-transformers/{teacher}"
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"Teacher {teacher!r} (revision {revision or 'default'}) is no local folder and could not be fetched from "
+            f"the Hub as {name!r}: {error}. Check the name and the connection, or give a local folder."
+        ) from error
+    return name, snapshot.name, snapshot
+
+
+def _base_name(folder: Path) -> str:
+    resolved = folder.resolve()
+    # A folder inside the Hub's cache is models--organisation--name/snapshots/<commit>.
+    if len(resolved.parts) > 2 and resolved.parent.name == "snapshots" and resolved.parts[-3].startswith("models--"):
+        return resolved.parts[-3].removeprefix("models--").replace("--", "/")
+    return resolved.name
+
+
+def name_of_model(model: SentenceTransformer | CrossEncoder) -> str:
+    """The Hub id that a loaded model knows of itself, else its folder's base name, else its class; never a path."""
+    if model.model_card_data.model_id:
+        return str(model.model_card_data.model_id)
+    name = "" if model.config is None else str(model.config._name_or_path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
+        return name
+    return _base_name(Path(name)) if name else type(model).__name__
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path.name} of teacher {_base_name(path.parent)!r} is not valid JSON ({error}): fetch the model again."
+        ) from error
+
+
+def model_class_of(folder: Path, name: str) -> type[SentenceTransformer] | type[CrossEncoder]:
+    """Bi- or cross-encoder, by the folder's files: as sentence-transformers 6 decides, but guessing less.
+
+    Raises:
+        ValueError: if the folder holds neither, naming what it holds.
+    """
+    if (folder / "modules.json").exists():
+        types = [str(module.get("type", "")) for module in _read_json(folder / "modules.json")]
+        model_type = _read_json(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+        if model_type == "CrossEncoder" or any(kind.endswith(".LogitScore") for kind in types):
+            return CrossEncoder
+        if model_type == "SentenceTransformer":
+            return SentenceTransformer
+        raise ValueError(f"Teacher {name!r} is a {model_type}. {KIND_RULE}; {KIND_REMEDY}.")
+    config = _read_json(folder / "config.json")
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        return CrossEncoder
+    if architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")) and not architecture.endswith("LMHeadModel"):
+        warnings.warn(
+            f"Teacher {name!r} is a plain {architecture} without modules.json: its token vectors are averaged, as "
+            "sentence-transformers does. An encoder never trained for similarity is a weak teacher.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return SentenceTransformer
+    raise ValueError(
+        f"Teacher {name!r} has the architecture {architecture!r} and no modules.json. {KIND_RULE}; {KIND_REMEDY}."
+    )
+
+
+def refuse_pickles(folder: Path, name: str) -> None:
+    """Raise ValueError if a part of the model has pickled weights and no safetensors beside them."""
+    skipped = ("checkpoint-", "onnx", "openvino", ".")
+    folders = [folder] + [
+        path
+        for path in folder.rglob("*")
+        if path.is_dir() and not any(part.startswith(skipped) for part in path.relative_to(folder).parts)
+    ]
+    for place in folders:
+        pickles = sorted(path.name for pattern in PICKLED_WEIGHTS for path in place.glob(pattern))
+        if pickles and not any(place.glob("*model*.safetensors")):
+            raise ValueError(
+                f"Teacher {name!r} has only pickled weights ({pickles[0]}); pickles can run code and are never "
+                "loaded. Convert it once, where you trust it, with save_pretrained(safe_serialization=True), or "
+                "choose a model that has .safetensors files."
+            )
+
+
+def model_fingerprint(model: SentenceTransformer | CrossEncoder) -> str:
+    """sha256 of all that decides a model's scores: weights by name, modules with their settings, tokenizer, prompts.
+
+    The length limit and the dtype count too; the device does not.
+
+    Args:
+        model: the model.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    settings: dict[str, Any] = {
+        "type": type(model).__name__,
+        "modules": [
+            (name, type(module).__name__, module.get_config_dict() if isinstance(module, Module) else {})
+            for name, module in model.named_children()
+        ],
+        "max_seq_length": model.max_seq_length,
+        "prompts": model.prompts,
+        "default_prompt_name": model.default_prompt_name,
+        "tokenizer": _tokenizer_settings(model.tokenizer),
+    }
+    if isinstance(model, SentenceTransformer):
+        settings["truncate_dim"] = model.truncate_dim
+    if model.config is not None:
+        settings["config"] = {
+            key: value for key, value in model.config.to_dict().items() if key not in VOLATILE_CONFIG
+        }
+    # Objects that JSON does not know are named by their type: their repr may hold an address.
+    digest.update(json.dumps(settings, sort_keys=True, default=lambda value: type(value).__qualname__).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tokenizer_settings(tokenizer: Any) -> Any:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        return [_tokenizer_settings(tokenizer.backend_tokenizer), tokenizer.chat_template]
+    if isinstance(tokenizer, Tokenizer):
+        # Truncation and padding are set anew at every call; what they leave behind is not a setting.
+        return {
+            key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in ("truncation", "padding")
+        }
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+    return type(tokenizer).__qualname__

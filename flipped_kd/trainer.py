@@ -1,0 +1,497 @@
+"""FlippedDistillationTrainer: a transformers Trainer whose loss is the answer, the teacher's similarities and a margin-aware contrast."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+from peft import LoraConfig, PeftModel
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from .collator import TeacherScoringCollator
+from .config import FlippedDistillationConfig
+from .data import PairColumns, validate_pairs
+from .encoder import LoraEncoder
+from .keys import KnownMatches, dataset_keys
+from .losses import (
+    DualThreshold,
+    FlippedDistillationLoss,
+    LossOutput,
+    MarginAwareContrastiveLoss,
+    SimilarityDistillationLoss,
+    paired_cosines,
+)
+from .metrics import PairMatching
+from .prompts import PairPrompt
+from .scoring import MatchScore
+from .student import (
+    accepts_logits_to_keep,
+    add_adapter,
+    check_causal,
+    default_lora,
+    load_student,
+    load_tokenizer,
+    position_logits,
+)
+from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report, load_teacher
+
+logger = logging.getLogger(__name__)
+PairDatasets = datasets.Dataset | Mapping[str, datasets.Dataset] | None
+DROPPED_SHARE_LIMIT = 0.3
+
+
+class FlippedDistillationTrainer(Trainer):
+    """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
+
+    Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies, load_best_model_at_end, compute_metrics.
+    `trainer.model` is the PeftModel itself; the teacher is run once before training and stays outside the module tree.
+
+    Args:
+        model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter named "default".
+        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None with dist_weight = mcl_weight = 0 (plain fine-tuning).
+        args: settings.
+        train_dataset: pairs with text_a, text_b, label.
+        eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the first of) them; without them the teacher
+            is calibrated on the training pairs and no match score is fitted.
+        processing_class: the student's tokenizer; loaded by `model`'s name if not given.
+        peft_config: LoRA settings for a student without adapter; by default rank 32, alpha 64, dropout 0.05 on all linear layers.
+        prompt: a PairPrompt; by default the preset of `args.prompt`.
+        columns: names of the columns in the data sets, where they are not text_a, text_b, label.
+        compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and label_ids (n,). By default F1, precision,
+            recall, accuracy (natural threshold), AUC and average precision of the answer and, prefixed, of the similarity.
+        callbacks: as in Trainer.
+        optimizers: as in Trainer.
+
+    Raises:
+        ValueError: unusable data, student, teacher or settings; the message names value, rule and remedy. Nothing has been trained then.
+    """
+
+    _tag_names = ("flipped-kd", "text-matching")
+    # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        teacher: str | SentenceTransformer | CrossEncoder | BiEncoderTeacher | CrossEncoderTeacher | None = None,
+        args: FlippedDistillationConfig | None = None,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: PairDatasets = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        *,
+        prompt: PairPrompt | None = None,
+        columns: PairColumns | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        args = args or FlippedDistillationConfig()
+        self.columns = columns
+        train_dataset = self._checked(train_dataset, "train", numbered=True)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._checked(part, name) for name, part in eval_dataset.items()}
+        else:
+            eval_dataset = self._checked(eval_dataset, "validation")
+
+        set_seed(args.seed)  # A's random start belongs to the seed
+        tokenizer = processing_class or load_tokenizer(_name_of(model))
+        student = self._prepare_student(model, peft_config)
+        self.prompt = prompt or PairPrompt.from_preset(
+            tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
+        )
+        self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
+        self.keeps_logits = accepts_logits_to_keep(student)
+        self.teacher = self._prepare_teacher(teacher, args)
+        # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score any two texts.
+        self.matrix = args.representation == "independent" and not isinstance(self.teacher, CrossEncoderTeacher)
+        self._check_scope(args)
+        self.loss = FlippedDistillationLoss(
+            SimilarityDistillationLoss(args.dist_loss, args.temperature),  # type: ignore[arg-type]
+            MarginAwareContrastiveLoss(
+                args.contrast,  # type: ignore[arg-type]
+                args.margin,
+                args.positive_margin,  # type: ignore[arg-type]
+                args.negative_margin,  # type: ignore[arg-type]
+                args.temperature,
+            ),
+            DualThreshold(args.positive_threshold, args.negative_threshold),
+            (args.sup_weight, args.dist_weight, args.mcl_weight),
+        )
+        self.calibration: PlattCalibration | None = None
+        self.teacher_report: dict[str, float | int] = {}
+        self.match_score: MatchScore | None = None
+        self._logged: dict[str, Tensor] = {}
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=TeacherScoringCollator(
+                self.prompt,
+                tokenizer.pad_token_id,
+                known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
+                encode_alone=args.representation == "independent",
+                matrix=self.matrix,
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics or pair_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._check_batches()
+        self._resolve_clipping()
+        if self.teacher is not None:
+            self._score_with_teacher([part for part in (train_dataset, *self._eval_parts()) if part is not None])
+            self._calibrate()
+
+    # ---- Construction -------------------------------------------------------------------------------------------------------------
+
+    def _checked(self, dataset: Any, name: str, numbered: bool = False) -> Any:
+        if not isinstance(dataset, datasets.Dataset):
+            if dataset is None:
+                return None
+            raise ValueError(
+                f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, label."
+            )
+        if "row" in dataset.column_names and set(dataset.column_names) == {"text_a", "text_b", "label", "row"}:
+            return dataset  # checked and numbered by an earlier trainer
+        dataset = validate_pairs(dataset, columns=self.columns, name=name)
+        return dataset.add_column("row", np.arange(len(dataset))) if numbered else dataset
+
+    @staticmethod
+    def _prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
+        if isinstance(model, PeftModel):
+            if peft_config is not None:
+                raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError(
+                    "every weight of the PeftModel is frozen: load it with PeftModel.from_pretrained(..., is_trainable=True)."
+                )
+            check_causal(model.get_base_model())
+            return model
+        if isinstance(model, str):
+            model = load_student(model)
+        elif isinstance(model, PreTrainedModel):
+            check_causal(model)
+        else:
+            raise ValueError(
+                f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
+            )
+        return add_adapter(model, peft_config or default_lora())
+
+    @staticmethod
+    def _prepare_teacher(
+        teacher: Any, args: FlippedDistillationConfig
+    ) -> BiEncoderTeacher | CrossEncoderTeacher | None:
+        if not args.distils:
+            return None
+        if teacher is None:
+            raise ValueError(
+                f"dist_weight={args.dist_weight} and mcl_weight={args.mcl_weight} need a teacher: give one, or set both to 0 for plain fine-tuning."
+            )
+        return teacher if isinstance(teacher, BiEncoderTeacher | CrossEncoderTeacher) else load_teacher(teacher)
+
+    def _check_scope(self, args: FlippedDistillationConfig) -> None:
+        if isinstance(self.teacher, CrossEncoderTeacher):
+            for name, value, instead in (
+                ("contrast", args.contrast, "pairwise"),
+                ("dist_loss", args.dist_loss, "mse"),
+            ):
+                if value != instead:
+                    raise ValueError(
+                        f"{name}={value!r} compares every two texts of a batch, which the cross-encoder teacher {self.teacher.id!r} cannot score: "
+                        f"use {name}={instead!r} or a bi-encoder teacher."
+                    )
+
+    def _check_batches(self) -> None:
+        if self.train_dataset is None:
+            return
+        size = self.args.train_batch_size * self.args.world_size
+        if len(self.train_dataset) < size:
+            raise ValueError(
+                f"the training set has {len(self.train_dataset)} pairs, fewer than one global batch of {size} ({self.args.train_batch_size} a "
+                f"process x {self.args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+            )
+
+    def _resolve_clipping(self) -> None:
+        """Clip by value where the gradients are whole; sharded ones only have a norm."""
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and self.args.max_grad_value:
+            raise ValueError(
+                f"max_grad_value={self.args.max_grad_value} cannot be applied to gradients sharded by {self.accelerator.distributed_type.value}: "
+                "leave it unset and use max_grad_norm."
+            )
+        default = 0.0 if sharded else 1.0
+        if sharded and self.args.max_grad_value is None:
+            logger.warning(
+                "gradients are sharded: clipping by max_grad_norm=%s instead of by value", self.args.max_grad_norm
+            )
+        self.clip_value = default if self.args.max_grad_value is None else self.args.max_grad_value
+
+    # ---- Teacher ------------------------------------------------------------------------------------------------------------------
+
+    def _eval_parts(self) -> list[datasets.Dataset]:
+        if self.eval_dataset is None:
+            return []
+        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+
+    def _score_with_teacher(self, parts: list[datasets.Dataset]) -> None:
+        """Put every text (pair) of `parts` into the teacher's cache; the main process first, so that the others only read."""
+        assert self.teacher is not None
+        options: dict[str, Any] = {
+            "cache_dir": self.args.teacher_cache_dir
+            or f"{self.args.output_dir}/_teacher_cache",  # "_...": never pushed
+            "batch_size": self.args.teacher_batch_size,
+            "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
+        }
+        texts_a = [text for part in parts for text in part["text_a"]]
+        texts_b = [text for part in parts for text in part["text_b"]]
+        with self.args.main_process_first(local=False, desc="scoring with the teacher"):
+            if isinstance(self.teacher, CrossEncoderTeacher):
+                self.data_collator.teacher_scores = self.teacher.score(texts_a, texts_b, **options)
+            else:
+                self.data_collator.teacher_scores = self.teacher.embed(texts_a + texts_b, **options)
+
+    def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
+        """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
+        if self.teacher is None:
+            raise ValueError("this trainer has no teacher (dist_weight = mcl_weight = 0).")
+        dataset = self._checked(dataset, "teacher_similarity")
+        self._score_with_teacher([dataset])
+        return self.data_collator.teacher_scores.similarity(*dataset_keys(dataset))
+
+    def _calibrate(self) -> None:
+        """Fit P on held-out pairs where there are any, since the teacher may have been trained on the training pairs."""
+        parts = self._eval_parts()
+        scores = self.data_collator.teacher_scores
+        held_out = parts[0] if parts else self.train_dataset
+        if held_out is None:
+            return
+        labels = np.asarray(held_out["label"])
+        self.calibration = PlattCalibration.fit(scores.similarity(*dataset_keys(held_out)), labels)
+        checked = held_out if self.train_dataset is None else self.train_dataset
+        self.teacher_report = agreement_report(
+            scores.similarity(*dataset_keys(checked)),
+            np.asarray(checked["label"]),
+            self.calibration,
+            tau_pos=self.args.positive_threshold,
+            tau_neg=self.args.negative_threshold,
+        )
+        for label in ("positive", "negative"):
+            share = self.teacher_report[f"dropped_{label}_share"]
+            if share > DROPPED_SHARE_LIMIT:
+                logger.warning(
+                    "the thresholds drop %.0f %% of the %s pairs from L_dist and L_MCL: the teacher disagrees too often with the labels; "
+                    "use a teacher that knows this domain, or check the labels",
+                    100 * share,
+                    label,
+                )
+
+    # ---- Loss ---------------------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss of one micro-batch; with `return_outputs` also (answer log-odds (B,), similarity (B,))."""
+        labels = inputs["labels"]
+        no_id, yes_id = self.prompt.answer_ids
+        answers = torch.where(labels.bool(), yes_id, no_id)
+        needs_vectors = self.teacher is not None or return_outputs
+        logits, vectors = self._forward(model, inputs, needs_vectors)
+        similarity = inputs.get("teacher_similarity")
+        if similarity is None or self.calibration is None:
+            loss = self.loss.weights[0] * self.loss.sup(logits, answers)
+        else:
+            assert vectors is not None
+            output = self.loss(
+                logits,
+                answers,
+                labels,
+                *vectors,
+                similarity,
+                self.calibration.probability(similarity),
+                inputs.get("excluded"),
+            )
+            loss = output.total
+            self._record(output, labels)
+        if model.training and not torch.isfinite(loss):
+            self._stop_on(loss, inputs)
+        if not return_outputs:
+            return loss
+        assert vectors is not None
+        return loss, (_log_odds(logits, self.prompt.answer_ids), paired_cosines(*vectors))
+
+    def _forward(
+        self, model: nn.Module, inputs: dict[str, Any], vectors: bool = True
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Answer logits (B, V) and, if asked for, the representations of both texts, each (B, D)."""
+        pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        with self.encoder.capture() as captured:
+            logits = position_logits(model, pair, inputs["answer_position"], self.keeps_logits)
+        if not vectors:
+            return logits, None
+        first = self.encoder.pool(captured, inputs["span_a"])
+        if self.args.representation == "joint":
+            return logits, (first, self.encoder.pool(captured, inputs["span_b"]))
+        alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
+        with self.encoder.capture() as captured:
+            # One position's logits, unread: the head costs next to nothing, and the model is called as it was given.
+            position_logits(model, alone, torch.zeros_like(inputs["answer_position"]), self.keeps_logits)
+        return logits, (first, self.encoder.pool(captured, inputs["alone_span"]))
+
+    def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
+        raise FloatingPointError(
+            f"the loss is {float(loss)} at step {self.state.global_step + 1} on rows {rows} of the training set: training stops before the weights are "
+            "spoilt. Lower the learning rate, use precision='fp32' or look at these rows."
+        )
+
+    # ---- Clipping, logging --------------------------------------------------------------------------------------------------------
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if not self.clip_value:
+            return super()._clip_grad_norm(model)
+        # An infinite bound unscales fp16 gradients and measures the norm without clipping.
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+        torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
+        return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Trainer skips clipping where max_grad_norm is 0, which says nothing about clipping by value.
+        if grad_norm is None and self.clip_value:
+            grad_norm = self._clip_grad_norm(model)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _record(self, output: LossOutput, labels: Tensor) -> None:
+        """Add one micro-batch to the running sums; they stay on the device until the next log."""
+        counts = {"batches": labels.new_ones(()), "positive": labels.sum(), "negative": (1 - labels).sum()}
+        for name, value in {**output.terms, **output.dropped, **counts}.items():
+            self._logged[name] = self._logged.get(name, 0) + value.detach().double()
+
+    def _flush_record(self, prefix: str = "") -> dict[str, float]:
+        """Means of the terms and dropped shares since the last flush, over all ranks."""
+        if not self._logged:
+            return {}
+        names = list(self._logged)
+        sums = self.accelerator.reduce(torch.stack([self._logged[name] for name in names]).float(), "sum").tolist()
+        total = dict(zip(names, sums, strict=True))
+        self._logged = {}
+        logs = {f"{prefix}loss_{term}": total[term] / total["batches"] for term in ("sup", "dist", "mcl")}
+        for label in ("positive", "negative"):
+            if total[label]:
+                logs[f"{prefix}dropped_{label}"] = total[f"dropped_{label}"] / total[label]
+        return logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms and the dropped shares to the training log."""
+        if "loss" in logs:
+            logs |= {name: round(value, 6) for name, value in self._flush_record().items()}
+        super().log(logs, start_time)
+
+    # ---- Data ---------------------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training loader, without the short last batch: its contrast would be another one. Evaluation keeps every row."""
+        keep = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = True
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.dataloader_drop_last = keep
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **options: Any) -> DataLoader:
+        if description != "Training":
+            dataset = self._checked(dataset, description)
+            if self.teacher is not None:
+                self._score_with_teacher([dataset])
+        return super()._get_dataloader(dataset, description, batch_size, **options)
+
+    # ---- Evaluation ---------------------------------------------------------------------------------------------------------------
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """(loss, (answer log-odds (B,), similarity (B,)), labels (B,)): never the logits of the vocabulary."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, scores = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss.detach(), None, None) if prediction_loss_only else (loss.detach(), scores, inputs["labels"])
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in Trainer, with the mean of each loss term among the metrics."""
+        training, self._logged = self._logged, {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update(self._flush_record(f"{metric_key_prefix}_"))
+        self._logged = training
+        return output
+
+    def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """(answer log-odds (n,), similarity (n,)) of each pair, in order."""
+        predictions = self.predict(dataset).predictions
+        return np.asarray(predictions[0], np.float64), np.asarray(predictions[1], np.float64)
+
+    def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
+        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
+        dataset = dataset if dataset is not None else self._eval_parts()[0]
+        answer, similarity = self.score_pairs(dataset)
+        self.match_score = MatchScore.fit(answer, similarity, np.asarray(dataset["label"]), self.args.score)
+        return self.match_score
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as Trainer does, then fit the match score on the evaluation set, if there is one."""
+        result = super().train(*args, **kwargs)
+        if self._eval_parts():
+            self.fit_match_score()
+        return result
+
+    # ---- Saving -------------------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the adapter, the tokenizer and the contracts. training_args.bin is not written: it is a pickle that holds the Hub token."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        student.save_pretrained(folder, state_dict=state_dict)
+        self.processing_class.save_pretrained(folder)
+        self.prompt.save_pretrained(folder)
+        self.encoder.save_pretrained(folder)
+        if self.match_score is not None:
+            self.match_score.save_pretrained(folder)
+
+
+def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of the answer at its natural threshold and, prefixed similarity_, the threshold-free ones of the similarity."""
+    answer, similarity = prediction.predictions
+    metric = PairMatching()
+    result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
+    ranked = metric.compute(predictions=similarity, references=prediction.label_ids, threshold=None)
+    return result | {f"similarity_{name}": ranked[name] for name in ("roc_auc", "average_precision")}
+
+
+def _log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
+    no_id, yes_id = answer_ids
+    return logits[:, yes_id].float() - logits[:, no_id].float()
+
+
+def _name_of(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ValueError("the student's tokenizer is not known: give processing_class.")
+    return name

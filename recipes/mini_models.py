@@ -1,0 +1,393 @@
+"""Mini models of the embedded setting: a small BERT teacher and a small Qwen2 student, built from the training texts in about a minute.
+
+- `build_mini_teacher`: word pieces learned on the training texts, random BERT, trained on the labelled pairs by sentence-transformers' own trainer.
+- `build_mini_student`: byte-level BPE learned on the training texts, random Qwen2, warmed up as a language model on the same texts without labels.
+
+Both need no network, no GPU and no account; the same inputs, settings and seed give the same weights on the same machine. A finished folder is
+marked by `mini_model.json`, written last; a call with the same inputs, settings and seed returns it as it is.
+
+As a command: `python recipes/mini_models.py teacher --pairs train.jsonl --output_dir teacher`, and `student` alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import BertConfig, BertModel, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+MARKER = "mini_model.json"
+INSTRUCTION = "Do these two texts mean the same? Answer yes or no."
+ANSWERS = ("yes", "no")
+# Set by launchers for their ranks; the teacher's training is one plain process whatever launched the caller.
+LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_")
+LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class MiniTeacherSettings:
+    """Size and training of the mini teacher; the defaults were chosen by validation AUC on the embedded finance set."""
+
+    vocab_size: int = 2000
+    hidden_size: int = 128
+    layers: int = 1
+    heads: int = 4
+    dropout: float = 0.1
+    max_length: int = 64
+    epochs: float = 10.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    scale: float = 8.0  # inverse temperature of the ranking loss
+    max_steps: int = -1  # positive: stop there
+
+
+@dataclass(frozen=True)
+class MiniStudentSettings:
+    """Size and warm-up of the mini student."""
+
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 512
+    epochs: int = 3
+    batch_size: int = 16  # documents
+    texts_per_document: int = 4
+    learning_rate: float = 2e-3
+    max_steps: int = -1  # positive: stop there
+
+
+def build_mini_teacher(
+    train_pairs: datasets.Dataset,
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    settings: MiniTeacherSettings = MiniTeacherSettings(),
+) -> Path:
+    """Train a small BERT on labelled pairs and save it as a sentence-transformers folder.
+
+    The training runs in a child process: a second Trainer in the caller's process would reset its accelerate state, and under a launcher of several
+    processes wait for ranks that never join.
+
+    Args:
+        train_pairs: columns `text_a`, `text_b` (str) and `label` (0/1), at least one row of label 1.
+        output_dir: folder to make.
+        seed: of initial weights, order and dropout.
+        settings: size and training.
+
+    Returns:
+        The folder: safetensors weights, tokenizer, mean pooling.
+
+    Raises:
+        ValueError: columns are missing, no pair is positive, or `output_dir` holds something else.
+        RuntimeError: the training process failed.
+    """
+    missing = {"text_a", "text_b", "label"} - set(train_pairs.column_names)
+    if missing:
+        raise ValueError(f"train_pairs has columns {train_pairs.column_names}, {sorted(missing)} missing; rename them.")
+    rows = [{name: row[name] for name in ("text_a", "text_b", "label")} for row in train_pairs]
+    if not any(row["label"] == 1 for row in rows):
+        raise ValueError(f"None of the {len(rows)} training pairs has label 1; the teacher learns from matching pairs.")
+
+    def write(folder: Path) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as scratch:
+            pairs_file = Path(scratch) / "pairs.jsonl"
+            pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            command = [sys.executable, __file__, "train_teacher", "--pairs", str(pairs_file), "--output_dir", str(folder)]
+            command += ["--seed", str(seed), "--settings", json.dumps(asdict(settings))]
+            environment = {
+                name: value
+                for name, value in os.environ.items()
+                if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
+            }
+            finished = subprocess.run(command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+        if finished.returncode != 0:
+            raise RuntimeError(f"Training the mini teacher ended with status {finished.returncode}; its messages stand above.")
+        return {}
+
+    return _build(Path(output_dir), {"kind": "teacher", "seed": seed, **asdict(settings)}, rows, write)
+
+
+def train_teacher(
+    rows: Sequence[dict[str, str | int]], folder: Path, seed: int, settings: MiniTeacherSettings
+) -> None:
+    """Train the teacher in this process and save it in `folder`.
+
+    The loss is MultipleNegativesRankingLoss in both directions over the positive pairs: measured on the embedded set it generalises to unseen wordings better
+    than CoSENT or online contrastive loss over all pairs. Scale 8 instead of the usual 20 forgives in-batch negatives that in truth match.
+    """
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    torch.manual_seed(seed)
+    texts = [str(row[name]) for row in rows for name in ("text_a", "text_b")]
+    tokenizer = _train_word_pieces(texts, settings)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=2 * settings.hidden_size,
+            max_position_embeddings=settings.max_length,
+            hidden_dropout_prob=settings.dropout,
+            attention_probs_dropout_prob=settings.dropout,
+        )
+    )
+    positives = [{"text_a": row["text_a"], "text_b": row["text_b"]} for row in rows if row["label"] == 1]
+    with tempfile.TemporaryDirectory() as scratch:
+        bert.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        transformer = Transformer(scratch, max_seq_length=settings.max_length)
+        pooling = Pooling(settings.hidden_size, pooling_mode="mean")
+        model = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            warmup_steps=0.1,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            seed=seed,
+        )
+        SentenceTransformerTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=datasets.Dataset.from_list(positives),
+            loss=MultipleNegativesRankingLoss(
+                model,
+                scale=settings.scale,
+                directions=("query_to_doc", "doc_to_query"),
+                partition_mode="per_direction",
+            ),
+        ).train()
+        model.save_pretrained(str(folder), create_model_card=False)
+
+
+def build_mini_student(
+    texts: Sequence[str],
+    output_dir: str | Path,
+    *,
+    seed: int = 0,
+    settings: MiniStudentSettings = MiniStudentSettings(),
+) -> Path:
+    """Warm up a small random Qwen2 as a language model on texts and save it with its tokenizer.
+
+    It sees conversations in the form of the pair prompt: the instruction, a few unrelated texts, and a random answer. So it knows the words, the turns
+    and that yes or no follows, and nothing about which texts match.
+
+    Args:
+        texts: training texts, without labels; duplicates are dropped.
+        output_dir: folder to make.
+        seed: of initial weights and order.
+        settings: size and warm-up.
+
+    Returns:
+        The folder: safetensors weights, byte-level BPE tokenizer with <|im_start|>, <|im_end|> and <|endoftext|> (end and padding).
+
+    Raises:
+        ValueError: there are fewer texts than one document holds, or `output_dir` holds something else.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < settings.texts_per_document:
+        raise ValueError(f"{len(distinct)} distinct texts are too few; at least {settings.texts_per_document} are needed.")
+
+    def write(folder: Path) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
+            torch.manual_seed(seed)
+            return _train_student(distinct, folder, seed, settings)
+
+    return _build(Path(output_dir), {"kind": "student", "seed": seed, **asdict(settings)}, distinct, write)
+
+
+def text_perplexity(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> float:
+    """Return the perplexity per token (> 1) of single texts, each between <|im_start|> and <|im_end|>."""
+    total, count = 0.0, 0
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(texts), 64):
+            batch = _tensors(tokenizer, [f"<|im_start|>{text}<|im_end|>" for text in texts[start : start + 64]])
+            predicted = int((batch["labels"][:, 1:] != -100).sum())
+            total += float(model(**batch).loss) * predicted
+            count += predicted
+    model.train(was_training)
+    return math.exp(total / count)
+
+
+def _train_student(
+    texts: Sequence[str], folder: Path, seed: int, settings: MiniStudentSettings
+) -> dict[str, float]:
+    """Learn the tokenizer, warm the model up, save both; returns the perplexity of (up to 500) texts before and after."""
+    tokenizer = _train_byte_level_bpe(texts, settings)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        max_position_embeddings=settings.max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    probe = texts[:500]
+    before = text_perplexity(model, tokenizer, probe)
+    rng = random.Random(seed)
+    documents: list[str] = []
+    for _ in range(settings.epochs):
+        documents += _documents(texts, settings.texts_per_document, rng)
+    batches = [documents[i : i + settings.batch_size] for i in range(0, len(documents), settings.batch_size)]
+    if settings.max_steps > 0:
+        batches = batches[: settings.max_steps]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
+    warmup = max(1, len(batches) // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (len(batches) - step) / len(batches))
+    )
+    model.train()
+    for batch in tqdm(batches, desc="student warm-up", unit="step"):
+        loss = model(**_tensors(tokenizer, batch)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"perplexity_before": before, "perplexity_after": text_perplexity(model, tokenizer, probe)}
+
+
+def _documents(texts: Sequence[str], size: int, rng: random.Random) -> list[str]:
+    """Deal shuffled texts into conversations of `size` texts, each with the instruction before and a random answer after."""
+    shuffled = rng.sample(list(texts), len(texts))
+    documents = []
+    for start in range(0, len(shuffled), size):
+        turns = "".join(f"<|im_start|>{text}<|im_end|>\n" for text in shuffled[start : start + size])
+        head = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
+        documents.append(f"{head}{turns}<|im_start|>assistant\n{rng.choice(ANSWERS)}<|im_end|>")
+    return documents
+
+
+def _tensors(tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Tokenise texts into right-padded input_ids, attention_mask and labels (-100 on padding), each (texts, longest)."""
+    encoded = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def _train_byte_level_bpe(texts: Sequence[str], settings: MiniStudentSettings) -> Qwen2Tokenizer:
+    """Learn a byte-level BPE with Qwen2's own pre-tokenisation, so that the saved tokenizer reloads as Qwen2's."""
+    qwen = Qwen2Tokenizer().backend_tokenizer
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size - len(markers),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # As often as there are texts, so that every word of the prompt's fixed parts becomes one token.
+    fixed = "\n".join(["system", INSTRUCTION, "assistant", *ANSWERS, *(f"{answer} {answer}" for answer in ANSWERS)])
+    bpe.train_from_iterator([*texts, *[fixed] * len(texts)], trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"], merges=merges, extra_special_tokens=markers[1:], model_max_length=settings.max_length
+    )
+    return tokenizer
+
+
+def _train_word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> BertTokenizer:
+    """Learn a lower-case WordPiece vocabulary."""
+    word_pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    word_pieces.normalizer = normalizers.BertNormalizer()
+    word_pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=settings.vocab_size, min_frequency=2, special_tokens=special, show_progress=False
+    )
+    word_pieces.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=word_pieces.get_vocab(), model_max_length=settings.max_length)
+
+
+def _build(
+    folder: Path, description: dict[str, object], data: Sequence[object], write: Callable[[Path], dict[str, float]]
+) -> Path:
+    """Reuse `folder` if its marker says it was built from the same description and data, else build it beside and rename."""
+    digest = hashlib.sha256(json.dumps(data, ensure_ascii=False).encode("utf-8")).hexdigest()
+    wanted = {**description, "data_sha256": digest}
+    marker = folder / MARKER
+    if marker.is_file():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if found["built_from"] == wanted:
+            return folder
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no mini model (no {MARKER} in it); name another folder or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        measured = write(partial)
+        content = json.dumps({"built_from": wanted, **measured}, indent=2)
+        (partial / MARKER).write_text(content + "\n", encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes it readable to the owner alone
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build one mini model from a jsonl file of pairs."""
+    parser = argparse.ArgumentParser(description="Build a mini model of the embedded setting.")
+    parser.add_argument("what", choices=["teacher", "student", "train_teacher"], help="train_teacher: without marker or reuse")
+    parser.add_argument("--pairs", type=Path, required=True, help="jsonl with text_a, text_b, label")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON object of settings that differ from the defaults")
+    args = parser.parse_args(argv)
+    rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()]
+    if args.what == "train_teacher":
+        train_teacher(rows, args.output_dir, args.seed, MiniTeacherSettings(**args.settings))
+    elif args.what == "teacher":
+        pairs = datasets.Dataset.from_list(rows)
+        build_mini_teacher(pairs, args.output_dir, seed=args.seed, settings=MiniTeacherSettings(**args.settings))
+    else:
+        texts = [text for row in rows for text in (row["text_a"], row["text_b"])]
+        build_mini_student(texts, args.output_dir, seed=args.seed, settings=MiniStudentSettings(**args.settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Shared fixtures: a tiny student, a tiny teacher and a tiny pair set, all made here from nothing, offline."""
+
+from __future__ import annotations
+
+import os
+
+# Before any Hugging Face import: nothing in the tests may ask the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import copy
+import random
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+torch.set_num_threads(1)
+
+SUBJECTS = ["my card", "the transfer", "a refund", "the app", "cash", "my salary", "the loan", "an invoice"]
+FORMS = ["where is {}", "{} has not arrived", "how long does {} take", "cancel {} please", "why was {} refused"]
+
+
+def make_pairs(count: int, seed: int = 0) -> datasets.Dataset:
+    """`count` pairs that match if they share the subject; both classes in turn."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        subject, other = rng.sample(SUBJECTS, 2)
+        first, second = rng.sample(FORMS, 2)
+        label = number % 2
+        rows.append({"text_a": first.format(subject), "text_b": second.format(subject if label else other), "label": label})
+    return datasets.Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with chat markers, as Qwen's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    corpus = [form.format(subject) for form in FORMS for subject in SUBJECTS]
+    corpus += ["Do these two texts mean the same? Answer yes or no.", "system user assistant", "yes no yes no"] * 3
+    backend.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def _student(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture
+def student(_student: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
+    """A fresh copy of a random two-layer Qwen2."""
+    return copy.deepcopy(_student)
+
+
+@pytest.fixture(scope="session")
+def student_dir(_student: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student saved as a model repository."""
+    folder = tmp_path_factory.mktemp("student")
+    _student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer BERT with mean pooling, saved by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("teacher")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, initializer_range=0.5
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    body = Transformer(str(folder / "bert"))
+    model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension()), Normalize()], device="cpu")
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def pairs() -> datasets.Dataset:
+    """64 training pairs."""
+    return make_pairs(64)
+
+
+@pytest.fixture(scope="session")
+def held_out() -> datasets.Dataset:
+    """24 other pairs."""
+    return make_pairs(24, seed=1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and models beside the checkout; tests that need it skip without it."""
+    folder = Path(os.environ.get("FLIPPED_KD_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data").is_dir() or not (folder / "models").is_dir():
+        pytest.skip(f"no real data and models at {folder}: set FLIPPED_KD_SHARED to their folder")
+    return folder

@@ -1,0 +1,444 @@
+"""The trainer's inputs: students, teachers, data sets and settings it takes, and those it refuses before any training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+
+from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.data import PairColumns
+from flipped_kd.prompts import PairPrompt
+from flipped_kd.trainer import FlippedDistillationTrainer
+from tests.invariants.training import PLAIN, logged, lora, new_trainer, settings, trainable
+
+
+@pytest.fixture(scope="module")
+def cross_encoder_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer cross-encoder with one output, as transformers saves it."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("cross_encoder")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        initializer_range=0.5,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def build(
+    student: Any,
+    teacher_dir: Path,
+    tokenizer: Any,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path: Path,
+) -> Any:
+    """Makes a trainer of the tiny fixtures; anything can be replaced by name, settings too."""
+
+    def make(**changes: Any) -> FlippedDistillationTrainer:
+        parts: dict[str, Any] = {
+            "model": student,
+            "teacher": str(teacher_dir),
+            "train_dataset": pairs,
+            "eval_dataset": held_out,
+            "processing_class": tokenizer,
+            "peft_config": lora(),
+        }
+        options = {name: changes.pop(name) for name in [*parts, "columns", "prompt", "callbacks"] if name in changes}
+        args = changes.pop("args", None) or settings(tmp_path, **changes)
+        return FlippedDistillationTrainer(args=args, **(parts | options))
+
+    return make
+
+
+# ---- Students -----------------------------------------------------------------------------------------------------
+
+
+def test_student_by_name_brings_its_tokenizer(build: Any, student_dir: Path, held_out: datasets.Dataset) -> None:
+    by_name = build(model=str(student_dir), processing_class=None)
+    as_object = build()
+    assert isinstance(by_name.model, PeftModel)
+    # The same seed gives the same adapter, however the student came.
+    for name, weight in trainable(by_name.model).items():
+        assert torch.equal(weight, trainable(as_object.model)[name])
+    for one, other in zip(by_name.score_pairs(held_out), as_object.score_pairs(held_out), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_peft_model_is_taken_as_it_is(build: Any, student: Any) -> None:
+    model = get_peft_model(student, lora())
+    trainer = build(model=model, peft_config=None)
+    assert trainer.model is model
+    trainer.train()
+    assert all(value.any() for name, value in trainable(model).items() if "lora_B" in name)
+
+
+def test_unusable_students_are_refused(build: Any, student: Any, teacher_dir: Path) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        build(model=get_peft_model(student, lora()), peft_config=lora())
+    model = get_peft_model(student, lora())
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen.*is_trainable=True"):
+        build(model=model, peft_config=None)
+    with pytest.raises(ValueError, match="causal"):
+        build(model=str(teacher_dir / "nothing_here"))
+    with pytest.raises(ValueError, match="Linear.*give a name"):
+        build(model=torch.nn.Linear(2, 2))
+
+
+def test_processing_class_without_pad_token_pads_with_another(build: Any, student_dir: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(student_dir)
+    tokenizer.pad_token = None
+    trainer = build(processing_class=tokenizer, max_steps=1)
+    trainer.train()
+    assert np.isfinite(logged(trainer)).all()
+
+
+def test_code_of_a_model_repository_never_runs(
+    build: Any, student_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    """Both folders ask for their own Python code, which would leave a file behind."""
+    trace = tmp_path / "code_ran"
+    code = f"open({str(trace)!r}, 'w').close()\nclass Model: pass\nclass Config: pass\nclass Tokenizer: pass\n"
+    student = Path(shutil.copytree(student_dir, tmp_path / "student"))
+    teacher = Path(shutil.copytree(teacher_dir, tmp_path / "teacher"))
+    for folder in (student, teacher):
+        (folder / "custom.py").write_text(code)
+        for name, kinds in (
+            ("config.json", {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}),
+            ("tokenizer_config.json", {"AutoTokenizer": ["custom.Tokenizer", "custom.Tokenizer"]}),
+        ):
+            content = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(content | {"auto_map": kinds | {"AutoModel": "custom.Model"}}))
+    trainer = build(model=str(student), teacher=str(teacher), processing_class=None, max_steps=1)
+    trainer.train()
+    assert not trace.exists()
+
+
+# ---- Teachers -----------------------------------------------------------------------------------------------------
+
+
+def test_teacher_as_object_is_the_teacher_from_its_folder(
+    build: Any, teacher_dir: Path, pairs: datasets.Dataset
+) -> None:
+    by_folder = build()
+    as_object = build(teacher=SentenceTransformer(str(teacher_dir), device="cpu"))
+    np.testing.assert_array_equal(by_folder.teacher_similarity(pairs), as_object.teacher_similarity(pairs))
+    assert by_folder.calibration == as_object.calibration
+
+
+@pytest.mark.parametrize("as_object", [False, True], ids=["folder", "object"])
+def test_cross_encoder_teacher_judges_the_pairs_alone(
+    as_object: bool, build: Any, cross_encoder_dir: Path, pairs: datasets.Dataset
+) -> None:
+    model = CrossEncoder(str(cross_encoder_dir), device="cpu")
+    trainer = build(teacher=model if as_object else str(cross_encoder_dir))
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])
+    assert batch["teacher_similarity"].shape == (8,) and "excluded" not in batch
+    probability = model.predict(
+        list(zip(pairs["text_a"], pairs["text_b"], strict=True)), activation_fn=torch.nn.Sigmoid()
+    )
+    np.testing.assert_allclose(trainer.teacher_similarity(pairs), 2 * probability - 1, atol=1e-5)
+    trainer.train()
+    assert np.isfinite(logged(trainer)).all() and max(logged(trainer, "loss_dist")) > 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("contrast", "infonce"), ("dist_loss", "kl")])
+def test_cross_encoder_teacher_cannot_score_every_two_texts(
+    name: str, value: str, build: Any, cross_encoder_dir: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}'.*bi-encoder"):
+        build(teacher=str(cross_encoder_dir), **{name: value})
+
+
+def test_missing_or_wrong_teachers_are_refused(build: Any, student_dir: Path) -> None:
+    with pytest.raises(ValueError, match="dist_weight=1.0.*need a teacher"):
+        build(teacher=None)
+    with pytest.raises(ValueError, match="teacher"):
+        build(teacher=str(student_dir / "nothing_here"))
+    with pytest.raises((TypeError, ValueError), match="[Tt]eacher"):
+        build(teacher=torch.nn.Linear(2, 2))
+    trainer = build(teacher=None, **PLAIN)
+    assert trainer.teacher is None and trainer.calibration is None
+    with pytest.raises(ValueError, match="no teacher"):
+        trainer.teacher_similarity(trainer.train_dataset)
+
+
+def test_many_dropped_pairs_are_a_warning(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="flipped_kd.trainer"):
+        trainer = build()
+    share = trainer.teacher_report["dropped_negative_share"]
+    assert share > 0.3  # the random teacher knows nothing
+    assert f"drop {100 * share:.0f} % of the negative pairs" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="flipped_kd.trainer"):
+        build(positive_threshold=0.0, negative_threshold=1.0)
+    assert "drop" not in caplog.text
+
+
+def test_calibration_is_fitted_on_held_out_pairs_where_there_are_any(build: Any) -> None:
+    held_out, training = build().calibration, build(eval_dataset=None).calibration
+    assert held_out is not None and training is not None and held_out != training
+
+
+# ---- Data ---------------------------------------------------------------------------------------------------------
+
+
+def test_several_evaluation_sets(build: Any, held_out: datasets.Dataset, pairs: datasets.Dataset) -> None:
+    trainer = build(eval_dataset={"near": held_out, "far": pairs}, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    names = {name for entry in trainer.state.log_history for name in entry}
+    assert {"eval_near_loss", "eval_far_loss", "eval_near_f1", "eval_far_similarity_roc_auc"} <= names
+    assert trainer.match_score is not None
+    assert trainer.calibration == build().calibration  # fitted on the first of them
+    assert trainer.evaluate(pairs)["eval_loss"] == pytest.approx(trainer.evaluate(eval_dataset="far")["eval_loss"])
+
+
+def test_mapped_columns_give_the_same_run(build: Any, pairs: datasets.Dataset, held_out: datasets.Dataset) -> None:
+    names = {"text_a": "question1", "text_b": "question2", "label": "is_duplicate"}
+    plain = build(eval_strategy="steps", eval_steps=2)
+    mapped = build(
+        train_dataset=pairs.rename_columns(names),
+        eval_dataset=held_out.rename_columns(names),
+        columns=PairColumns(**names),
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    for trainer in (plain, mapped):
+        trainer.train()
+    assert logged(mapped) == logged(plain) and logged(mapped, "eval_loss") == logged(plain, "eval_loss")
+    expected = plain.score_pairs(held_out)
+    for data in (held_out.rename_columns(names), mapped.eval_dataset, mapped.eval_dataset.select(range(24))):
+        for one, other in zip(mapped.score_pairs(data), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    fitted = mapped.fit_match_score(held_out.rename_columns(names))
+    assert fitted.to_dict() == plain.fit_match_score(held_out).to_dict()
+
+
+@pytest.mark.parametrize("own_setting", [False, True])
+def test_only_training_drops_the_short_last_batch(own_setting: bool, build: Any, held_out: datasets.Dataset) -> None:
+    trainer = build(
+        per_device_train_batch_size=24,
+        per_device_eval_batch_size=16,
+        max_steps=-1,
+        num_train_epochs=1,
+        dataloader_drop_last=own_setting,
+    )
+    assert len(trainer.get_train_dataloader()) == 2  # of 64 pairs, 16 wait for the next epoch
+    assert len(trainer.get_eval_dataloader()) == 2
+    assert trainer.args.dataloader_drop_last is own_setting
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert len(trainer.score_pairs(held_out)[0]) == len(held_out) == 24
+
+
+def bad_rows(**changes: list[Any]) -> datasets.Dataset:
+    columns: dict[str, list[Any]] = {"text_a": ["a", "b"], "text_b": ["c", "d"], "label": [0, 1]}
+    return datasets.Dataset.from_dict(columns | changes)
+
+
+@pytest.mark.parametrize("part", ["train_dataset", "eval_dataset"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bad_rows().remove_columns("text_b"), r"text_b.*columns"),
+        (bad_rows(text_a=["a", ""]), r"row 1.*white space"),
+        (bad_rows(text_b=[None, "d"]), r"row 0.*null"),
+        (bad_rows(text_a=[1, 2]), r"row 0.*string"),
+        (bad_rows(label=[0, 2]), r"row 1.*2.*0 or 1"),
+        (bad_rows(label=[1, 1]), r"single class"),
+        (bad_rows().select([]), r"empty"),
+        (bad_rows(text_a=[None, "b"]).add_column("row", [0, 1]), r"row 0.*null"),
+        (datasets.Dataset.from_dict({"text_a": [], "text_b": [], "label": []}), r"empty"),
+        ([{"text_a": "a", "text_b": "b", "label": 1}], r"list.*datasets.Dataset"),
+    ],
+    ids=["missing", "empty_text", "null", "number", "label", "class", "none", "numbered", "no_rows", "list"],
+)
+def test_bad_data_is_refused(part: str, data: Any, message: str, build: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**{part: data})
+
+
+def test_fewer_pairs_than_a_batch_are_refused(build: Any, pairs: datasets.Dataset) -> None:
+    with pytest.raises(ValueError, match=r"6 pairs.*global batch of 8.*per_device_train_batch_size"):
+        build(train_dataset=pairs.select(range(6)))
+
+
+# ---- Settings -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_cannot_work_are_refused(build: Any, student: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="remove_unused_columns=True"):
+        build(remove_unused_columns=True)
+    with pytest.raises(ValueError, match="use_reentrant"):
+        build(activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="max_length=16 leaves"):
+        build(max_length=16)
+    with pytest.raises(ValueError, match="encoder_layers"):
+        build(encoder_layers="last:3")
+    with pytest.raises((TypeError, ValueError), match="TrainingArguments.*FlippedDistillationConfig"):
+        build(args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
+def test_one_process_on_several_gpus_is_refused(build: Any, tmp_path: Path) -> None:
+    """DataParallel would run the hooks of the encoder in several threads at once."""
+    args = settings(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="2 GPUs.*accelerate launch"):
+        build(args=args)
+
+
+def test_bf16_trains_on_a_cpu_with_float32_weights(build: Any) -> None:
+    trainer = build(precision="bf16")
+    assert trainer.accelerator.mixed_precision == "bf16"
+    reference = build()
+    for run in (trainer, reference):
+        run.train()
+    assert {weight.dtype for weight in trainable(trainer.model).values()} == {torch.float32}
+    # Close to float32, and not float32.
+    assert logged(trainer) == pytest.approx(logged(reference), rel=0.05) and logged(trainer) != logged(reference)
+
+
+def test_scores_alone_need_no_training_set(build: Any, held_out: datasets.Dataset) -> None:
+    trainer = build(train_dataset=None, eval_dataset=None)
+    assert len(trainer.score_pairs(held_out)[0]) == len(held_out)
+    with pytest.raises(ValueError, match="eval_dataset"):
+        trainer.fit_match_score()
+    assert trainer.fit_match_score(held_out).default == "both"
+
+
+def test_loss_only_evaluation_still_fits_the_match_score(build: Any) -> None:
+    trainer = build(prediction_loss_only=True, max_steps=1)
+    trainer.train()
+    assert trainer.match_score is not None
+    assert "eval_f1" not in trainer.evaluate()
+
+
+def test_own_metrics_get_scores_and_not_logits(build: Any) -> None:
+    seen: list[Any] = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append((prediction.predictions, prediction.label_ids))
+        return {"mine": 0.5}
+
+    trainer = FlippedDistillationTrainer(**_parts(build, compute_metrics))
+    assert trainer.evaluate()["eval_mine"] == 0.5
+    (answer, similarity), labels = seen[-1]
+    assert answer.shape == similarity.shape == labels.shape == (24,)
+
+
+def _parts(build: Any, compute_metrics: Any) -> dict[str, Any]:
+    trainer = build()
+    return {
+        "model": trainer.model,
+        "teacher": trainer.teacher,
+        "args": trainer.args,
+        "train_dataset": trainer.train_dataset,
+        "eval_dataset": trainer.eval_dataset,
+        "processing_class": trainer.processing_class,
+        "compute_metrics": compute_metrics,
+    }
+
+
+def test_training_goes_on_after_the_best_model_was_loaded(build: Any) -> None:
+    trainer = build(
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, load_best_model_at_end=True
+    )
+    trainer.train()
+    before = trainable(trainer.model)
+    assert before  # not frozen by the loading
+    trainer.train()
+    assert any(not torch.equal(value, before[name]) for name, value in trainable(trainer.model).items())
+
+
+def test_mid_training_push_carries_the_contracts_and_no_token(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[set[str]] = []
+
+    class Hub:
+        def upload_folder(self, *, folder_path: str, **options: Any) -> Any:
+            uploads.append({path.name for path in Path(folder_path).iterdir()})
+            return Done()
+
+        def create_repo(self, *args: Any, **options: Any) -> Any:
+            return type("Repository", (), {"repo_id": "someone/something"})()
+
+    class Done:
+        def done(self) -> bool:
+            return True
+
+        def result(self) -> None:
+            return None
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    monkeypatch.setattr(FlippedDistillationTrainer, "create_model_card", lambda *args, **options: None)
+    trainer = build(
+        push_to_hub=True,
+        hub_token="hf_secret",
+        hub_strategy="checkpoint",
+        save_strategy="steps",
+        save_steps=2,
+        max_steps=2,
+    )
+    trainer.train()
+    assert len(uploads) >= 2
+    for files in uploads:
+        assert {"adapter_model.safetensors", "adapter_config.json", "pair_prompt.json", "lora_encoder.json"} <= files
+        assert "training_args.bin" not in files
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if b"hf_secret" in path.read_bytes()]
+
+
+# ---- Real models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_real_student_and_teacher(shared: Path, tmp_path: Path) -> None:
+    student, teacher = shared / "models" / "student-minilm-causal", shared / "models" / "teacher-banking77"
+    rows = [json.loads(line) for line in (shared / "data/banking77/train.jsonl").read_text("utf-8").splitlines()[:96]]
+    data = datasets.Dataset.from_list([{name: row[name] for name in ("text_a", "text_b", "label")} for row in rows])
+    train, held_out = data.select(range(64)), data.select(range(64, 96))
+    args = settings(tmp_path, max_steps=2, per_device_train_batch_size=16, max_length=64)
+    trainer = new_trainer(args, str(student), str(teacher), train, held_out, None)
+    assert trainer.teacher_report["roc_auc"] > 0.7  # it knows the domain
+    trainer.train()
+    assert np.isfinite(logged(trainer)).all() and len(logged(trainer)) == 2
+    trainer.save_model()
+    expected = trainer.score_pairs(held_out)
+
+    from flipped_kd.student import load_student, load_tokenizer
+
+    tokenizer = load_tokenizer(tmp_path)
+    reloaded = FlippedDistillationTrainer(
+        PeftModel.from_pretrained(load_student(student, dtype=torch.float32), tmp_path, is_trainable=True),
+        None,
+        FlippedDistillationConfig(output_dir=str(tmp_path / "again"), use_cpu=True, precision="fp32", **PLAIN),
+        None,
+        None,
+        tokenizer,
+        prompt=PairPrompt.from_pretrained(tmp_path, tokenizer),
+    )
+    found = reloaded.score_pairs(held_out)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
