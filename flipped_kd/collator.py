@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .keys import KnownMatches, text_keys
+from .packing import pack_rows
 from .prompts import PairPrompt, PairTokens, pad_batch
 from .teacher import TeacherEmbeddings, TeacherPairScores
 
@@ -27,13 +28,15 @@ class TeacherScoringCollator:
         encode_alone: also give the texts b alone (representation "independent").
         matrix: give T for every two texts of the batch (N, N), not for the pairs alone (N,).
         padding_side: "right" or "left".
+        position_offset: with `encode_alone`, pack text_b alone into its pair's row (see `packing`), positions numbered from here; None gives it a row of its own.
 
     Example:
         Three rows `{"text_a": "a", "text_b": "b", "label": 1}` give
 
         - `input_ids`, `attention_mask` (3, T): the pair prompts; `span_a`, `span_b` (3, T) bool: the texts' own tokens;
         - `answer_position` (3,): where the answer is predicted;
-        - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with `encode_alone`);
+        - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with `encode_alone`); packed instead: `alone_span` (3, T),
+          `position_ids` (3, T) and `attention_mask` (3, 1, T, T) bool;
         - `labels` (3,) int64, if the rows have labels; `rows` (3,), if they are numbered;
         - `teacher_similarity` (3, 3) or (3,) float32 in [-1, 1] and, for a matrix, `excluded` (3, 3) bool.
     """
@@ -45,8 +48,11 @@ class TeacherScoringCollator:
     encode_alone: bool = True
     matrix: bool = True
     padding_side: Literal["right", "left"] = "right"
+    position_offset: int | None = None
 
     def __post_init__(self) -> None:
+        if self.position_offset is not None and self.padding_side != "right":
+            raise ValueError("packed rows are padded on the right: use padding_side='right' or position_offset=None.")
         if self.matrix and isinstance(self.teacher_scores, TeacherPairScores):
             raise ValueError(
                 "a cross-encoder teacher scores given pairs only: matrix=True needs the vectors of a bi-encoder teacher."
@@ -56,23 +62,19 @@ class TeacherScoringCollator:
         """Batch `rows`, each with text_a, text_b and optionally label and row."""
         texts_a, texts_b = [row["text_a"] for row in rows], [row["text_b"] for row in rows]
         pairs = self.prompt.encode_pairs(texts_a, texts_b)
-        input_ids, attention_mask = pad_batch([pair.input_ids for pair in pairs], self.pad_token_id, self.padding_side)
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "span_a": self._spans(pairs, input_ids.shape[1], [pair.text_a for pair in pairs]),
-            "span_b": self._spans(pairs, input_ids.shape[1], [_present(pair.text_b) for pair in pairs]),
-            # The last real token, wherever the padding is.
-            "answer_position": (attention_mask * torch.arange(1, input_ids.shape[1] + 1)).argmax(1),
-        }
-        if self.encode_alone:
-            alone = self.prompt.encode_texts(texts_b)
-            ids, mask = pad_batch([text.input_ids for text in alone], self.pad_token_id, self.padding_side)
-            batch |= {
-                "alone_input_ids": ids,
-                "alone_attention_mask": mask,
-                "alone_span": self._spans(alone, ids.shape[1], [text.text_a for text in alone]),
-            }
+        alone = self.prompt.encode_texts(texts_b) if self.encode_alone else []
+        if alone and self.position_offset is not None:
+            batch = pack_rows(pairs, alone, self.pad_token_id, self.position_offset)
+        else:
+            batch = self._padded(pairs)
+            if alone:
+                batch |= {f"alone_{name}": value for name, value in self._padded(alone).items()}
+                batch["alone_span"] = self._spans(alone, batch["alone_input_ids"].shape[1], [t.text_a for t in alone])
+        length = batch["input_ids"].shape[1]
+        batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
+        batch["span_b"] = self._spans(pairs, length, [_present(pair.text_b) for pair in pairs])
+        ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
+        batch["answer_position"] = torch.tensor(ends) - 1
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
         if "row" in rows[0]:
@@ -80,6 +82,10 @@ class TeacherScoringCollator:
         if self.teacher_scores is not None:
             batch |= self._teacher(text_keys(texts_a), text_keys(texts_b))
         return batch
+
+    def _padded(self, tokens: Sequence[PairTokens]) -> dict[str, Tensor]:
+        ids, mask = pad_batch([entry.input_ids for entry in tokens], self.pad_token_id, self.padding_side)
+        return {"input_ids": ids, "attention_mask": mask}
 
     def _spans(self, tokens: Sequence[PairTokens], length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
         mask = torch.zeros(len(tokens), length, dtype=torch.bool)

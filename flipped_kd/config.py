@@ -29,6 +29,11 @@ def _require_integer(name: str, value: Any, least: int, why: str) -> None:
     _require(is_integer and value >= least, name, value, f"give an integer of at least {least}; {why}")
 
 
+def _mapping(value: Any) -> Any:
+    """A mapping given as JSON text, as flags give it, or the value itself."""
+    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+
+
 @dataclass
 class FlippedDistillationConfig(TrainingArguments):
     """Everything that [`FlippedDistillationTrainer`] can be told, on top of transformers' TrainingArguments.
@@ -60,8 +65,8 @@ class FlippedDistillationConfig(TrainingArguments):
             keeps every one.
         negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
         score: what predictions are made of: "answer", "similarity" or "both".
-        max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP), else
-            max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
+        max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP),
+            else max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
         precision: "auto" (what `accelerate launch` was told, else bf16 autocast on a GPU that has it, else float32),
             "bf16", "fp16" or "fp32". Once resolved it is one of the last three.
         teacher_cache_dir: folder of the teacher's scores, shared between runs; by default <output_dir>/_teacher_cache.
@@ -158,11 +163,9 @@ class FlippedDistillationConfig(TrainingArguments):
 
     def _resolve_checkpointing(self) -> None:
         """Make non-reentrant the default and refuse the other: reentrant recomputation cuts the gradient of A."""
-        options = self.activation_checkpointing_kwargs
-        if isinstance(options, str) and options.startswith("{"):
-            options = json.loads(options)
+        options = _mapping(self.activation_checkpointing_kwargs)
         # The deprecated name would be ignored beside our default, a wish for reentrant silently so.
-        for given in (options, self.gradient_checkpointing_kwargs):
+        for given in (options, _mapping(self.gradient_checkpointing_kwargs)):
             if isinstance(given, dict) and given.get("use_reentrant"):
                 raise ValueError(
                     f"activation_checkpointing_kwargs={given} cuts the gradient of A's outputs, so L_dist and L_MCL "

@@ -21,8 +21,8 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError
 
-from flipped_kd.keys import KnownMatches, SharedTexts, dataset_keys, pair_keys, shared_texts, text_keys
-from flipped_kd.pairs import (
+from .keys import KnownMatches, SharedTexts, dataset_keys, pair_keys, shared_texts, text_keys
+from .pairs import (
     PAIR_FEATURES,
     PairColumns,
     check_both_classes,

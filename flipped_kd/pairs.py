@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def validate_pairs(
             )
     names = dataclasses.astuple(columns)
     dataset = dataset.with_format(None).select_columns(list(names))
-    labels = _scan(dataset, columns, label_threshold)
+    labels = _scan(dataset, columns, label_threshold, name)
     good = labels >= 0
     if not good.all():
         row = int(np.argmin(good))
@@ -128,13 +128,29 @@ def check_both_classes(labels: np.ndarray, name: str) -> None:
         )
 
 
-def _scan(dataset: Dataset, columns: PairColumns, threshold: float | None) -> np.ndarray:
+def _scan(dataset: Dataset, columns: PairColumns, threshold: float | None, name: str) -> np.ndarray:
     """The label of each row as int8: 0 or 1, or -1 where any of the three values is bad."""
-    labels = []
-    for batch in dataset.with_format("arrow").iter(batch_size=_BATCH):
-        good = _has_text(batch.column(columns.text_a)) & _has_text(batch.column(columns.text_b))
+    labels: list[np.ndarray] = []
+    for number, batch in enumerate(dataset.with_format("arrow").iter(batch_size=_BATCH)):
+        good = np.ones(len(batch), dtype=bool)
+        for column in (columns.text_a, columns.text_b):
+            try:
+                good &= _has_text(batch.column(column))
+            except pa.ArrowInvalid as error:
+                row, text = next(_not_utf8(batch.column(column)))
+                raise ValueError(
+                    f"{name}: row {number * _BATCH + row} (the first is row 0): column {column!r} is {_short(text)}, "
+                    "which is not UTF-8: convert the source to UTF-8"
+                ) from error
         labels.append(np.where(good, _labels(batch.column(columns.label), threshold), -1).astype(np.int8))
     return np.concatenate(labels)
+
+
+def _not_utf8(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:
+    """The places and bytes of the strings that are not UTF-8; some readers let them through unchecked."""
+    for row, text in enumerate(column.cast(pa.binary()).to_pylist()):
+        if text is not None and text.decode("utf-8", "ignore").encode("utf-8") != text:
+            yield row, text
 
 
 def _has_text(column: pa.ChunkedArray) -> np.ndarray:

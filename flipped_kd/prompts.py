@@ -117,7 +117,7 @@ class PairPrompt:
                 raise TypeError(f"{name} must be a str, got {value!r}.")
         if isinstance(max_length, bool) or not isinstance(max_length, int):
             raise TypeError(f"max_length must be an int (tokens), got {max_length!r}.")
-        if len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
+        if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
             raise TypeError(f"answers must be two strings (no, yes), got {answers!r}.")
         whole = whole_backend(tokenizer)
         control = control_tokens(whole)

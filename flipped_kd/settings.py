@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 
 def parse_settings(
-    classes: Sequence[type], argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str | None = None
+    classes: Sequence[Any], argv: Sequence[str], defaults: Mapping[str, Any] | None = None, prog: str | None = None
 ) -> tuple[Any, ...]:
     """Read dataclasses from recipe defaults, a YAML file (`--config FILE`) and flags; later sources win.
 
@@ -85,6 +85,8 @@ def _as_flags(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -
         allowed.append(typing.get_origin(types[name]) or types[name])
         if value is None and type(None) not in allowed:
             raise ValueError(f"{where}: {name} has no value: give one, or leave the line out.")
+        if isinstance(value, bool) and bool not in allowed:
+            value = "yes" if value else "no"  # YAML reads the bare words yes and no as booleans
         if isinstance(value, list) and list not in allowed and str in allowed:
             value = ",".join(str(part) for part in value)
         if isinstance(value, list | dict) and type(value) not in allowed:

@@ -8,7 +8,6 @@ from typing import overload
 
 import numpy as np
 import torch
-from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
@@ -111,7 +110,8 @@ class PlattCalibration:
             return torch.sigmoid(self.scale * wide + self.offset)
         array = np.asarray(scores)
         dtype = np.float64 if array.dtype == np.float64 else np.float32
-        return expit(self.scale * array.astype(np.float64) + self.offset).astype(dtype)
+        logits = torch.as_tensor(self.scale * array.astype(np.float64) + self.offset)
+        return torch.sigmoid(logits).numpy().astype(dtype)
 
     def to_dict(self) -> dict[str, float]:
         """Plain JSON values: scale and offset."""

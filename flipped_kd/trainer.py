@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,15 +15,17 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.utils.hub import PushInProgress, hf_api
 
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
-from .data import PairColumns, validate_pairs
+from .data import PAIR_FEATURES, PairColumns, validate_pairs
 from .encoder import LoraEncoder
 from .keys import KnownMatches, dataset_keys
 from .losses import (
@@ -31,6 +37,7 @@ from .losses import (
     paired_cosines,
 )
 from .metrics import PairMatching
+from .packing import additive_mask, packing_offset
 from .prompts import PairPrompt
 from .scoring import MatchScore
 from .student import (
@@ -47,6 +54,7 @@ from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, ag
 logger = logging.getLogger(__name__)
 PairDatasets = datasets.Dataset | Mapping[str, datasets.Dataset] | None
 DROPPED_SHARE_LIMIT = 0.3
+RESUME_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 
 
 class FlippedDistillationTrainer(Trainer):
@@ -96,6 +104,7 @@ class FlippedDistillationTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = args or FlippedDistillationConfig()
+        _check_args(args)
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
         if isinstance(eval_dataset, Mapping):
@@ -111,6 +120,7 @@ class FlippedDistillationTrainer(Trainer):
         )
         self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
         self.keeps_logits = accepts_logits_to_keep(student)
+        self.student_dtype = student.dtype
         self.teacher = self._prepare_teacher(teacher, args)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score any two texts.
         self.matrix = args.representation == "independent" and not isinstance(self.teacher, CrossEncoderTeacher)
@@ -136,10 +146,11 @@ class FlippedDistillationTrainer(Trainer):
             args=args,
             data_collator=TeacherScoringCollator(
                 self.prompt,
-                tokenizer.pad_token_id,
+                _padding_id(tokenizer),
                 known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
                 encode_alone=args.representation == "independent",
                 matrix=self.matrix,
+                position_offset=packing_offset(student) if args.representation == "independent" else None,
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
@@ -163,10 +174,19 @@ class FlippedDistillationTrainer(Trainer):
             raise ValueError(
                 f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, label."
             )
-        if "row" in dataset.column_names and set(dataset.column_names) == {"text_a", "text_b", "label", "row"}:
-            return dataset  # checked and numbered by an earlier trainer
         dataset = validate_pairs(dataset, columns=self.columns, name=name)
         return dataset.add_column("row", np.arange(len(dataset))) if numbered else dataset
+
+    def _to_score(self, dataset: datasets.Dataset, name: str) -> datasets.Dataset:
+        """A checked pair set for evaluation or prediction, where one class will do."""
+        if any(dataset is part for part in self._eval_parts()):
+            return dataset  # checked at construction
+        wanted = set(dataclasses.astuple(PairColumns.of(self.columns)))
+        # A part of a set that this trainer has checked before bears the library's own column names.
+        renamed = not wanted <= set(dataset.column_names) and set(PAIR_FEATURES) <= set(dataset.column_names)
+        return validate_pairs(
+            dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
+        )
 
     @staticmethod
     def _prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
@@ -182,6 +202,10 @@ class FlippedDistillationTrainer(Trainer):
         if isinstance(model, str):
             model = load_student(model)
         elif isinstance(model, PreTrainedModel):
+            if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+                raise ValueError(
+                    "the student carries the adapter of an earlier trainer: load the model afresh, or give the PeftModel itself."
+                )
             check_causal(model)
         else:
             raise ValueError(
@@ -266,7 +290,7 @@ class FlippedDistillationTrainer(Trainer):
         """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
         if self.teacher is None:
             raise ValueError("this trainer has no teacher (dist_weight = mcl_weight = 0).")
-        dataset = self._checked(dataset, "teacher_similarity")
+        dataset = self._to_score(dataset, "teacher_similarity")
         self._score_with_teacher([dataset])
         return self.data_collator.teacher_scores.similarity(*dataset_keys(dataset))
 
@@ -335,14 +359,18 @@ class FlippedDistillationTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], vectors: bool = True
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Answer logits (B, V) and, if asked for, the representations of both texts, each (B, D)."""
+        packed = "position_ids" in inputs
         pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        if packed:
+            pair["attention_mask"] = additive_mask(inputs["attention_mask"], self.student_dtype)
+            pair["position_ids"] = inputs["position_ids"]
         with self.encoder.capture() as captured:
             logits = position_logits(model, pair, inputs["answer_position"], self.keeps_logits)
         if not vectors:
             return logits, None
         first = self.encoder.pool(captured, inputs["span_a"])
-        if self.args.representation == "joint":
-            return logits, (first, self.encoder.pool(captured, inputs["span_b"]))
+        if packed or self.args.representation == "joint":
+            return logits, (first, self.encoder.pool(captured, inputs["alone_span" if packed else "span_b"]))
         alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
         with self.encoder.capture() as captured:
             # One position's logits, unread: the head costs next to nothing, and the model is called as it was given.
@@ -363,6 +391,12 @@ class FlippedDistillationTrainer(Trainer):
             return super()._clip_grad_norm(model)
         # An infinite bound unscales fp16 gradients and measures the norm without clipping.
         norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+        # The scaler of fp16 skips such a step by itself; clipping by value would leave NaN in the weights.
+        if self.accelerator.scaler is None and not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before the weights are spoilt. Lower the "
+                "learning rate or use precision='fp32'."
+            )
         torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
         return norm
 
@@ -400,21 +434,21 @@ class FlippedDistillationTrainer(Trainer):
 
     # ---- Data ---------------------------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
-        """The training loader, without the short last batch: its contrast would be another one. Evaluation keeps every row."""
-        keep = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = True
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.args.dataloader_drop_last = keep
-
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **options: Any) -> DataLoader:
-        if description != "Training":
-            dataset = self._checked(dataset, description)
+        """Training goes without the short last batch, whose contrast would be another one; evaluation keeps every row."""
+        training = description == "Training"
+        keep = self.args.dataloader_drop_last, self.data_collator
+        if not training:
+            dataset = self._to_score(dataset, description)
             if self.teacher is not None:
                 self._score_with_teacher([dataset])
-        return super()._get_dataloader(dataset, description, batch_size, **options)
+        elif self.teacher is None:  # the answer alone is trained; evaluation still reports the similarity
+            self.data_collator = replace(self.data_collator, encode_alone=False)
+        self.args.dataloader_drop_last = training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, **options)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = keep
 
     # ---- Evaluation ---------------------------------------------------------------------------------------------------------------
 
@@ -441,12 +475,20 @@ class FlippedDistillationTrainer(Trainer):
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(answer log-odds (n,), similarity (n,)) of each pair, in order."""
-        predictions = self.predict(dataset).predictions
-        return np.asarray(predictions[0], np.float64), np.asarray(predictions[1], np.float64)
+        # Not predict(), which gives no scores under prediction_loss_only.
+        output = self.evaluation_loop(self.get_test_dataloader(dataset), "Prediction", False, metric_key_prefix="test")
+        answer, similarity = output.predictions  # type: ignore[misc]
+        return np.asarray(answer, np.float64), np.asarray(similarity, np.float64)
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
-        dataset = dataset if dataset is not None else self._eval_parts()[0]
+        if dataset is None:
+            if not self._eval_parts():
+                raise ValueError(
+                    "there are no pairs to fit the match score on: give some, or construct the trainer with an eval_dataset."
+                )
+            dataset = self._eval_parts()[0]
+        dataset = self._to_score(dataset, "fit_match_score")
         answer, similarity = self.score_pairs(dataset)
         self.match_score = MatchScore.fit(answer, similarity, np.asarray(dataset["label"]), self.args.score)
         return self.match_score
@@ -473,6 +515,53 @@ class FlippedDistillationTrainer(Trainer):
         if self.match_score is not None:
             self.match_score.save_pretrained(folder)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint in mid-training as Trainer does, with the contracts and without training_args.bin."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        folder, out = Path(checkpoint_folder), Path(str(self.args.output_dir))
+        for path in folder.iterdir():
+            if path.is_file() and not path.name.startswith(RESUME_FILES):
+                shutil.copy(path, out / path.name)
+        common: dict[str, Any] = {
+            "repo_id": self.hub_model_id,
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+            "run_as_future": True,
+        }
+        message = f"Training in progress, step {self.state.global_step}"
+        hub = hf_api()
+        jobs = [
+            hub.upload_folder(
+                folder_path=out, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **common
+            )
+        ]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            place = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
+            jobs.append(
+                hub.upload_folder(
+                    folder_path=folder, path_in_repo=place, commit_message=f"{message}, checkpoint", **common
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+
+def _check_args(args: FlippedDistillationConfig) -> None:
+    if not isinstance(args, FlippedDistillationConfig):
+        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot follow: start with accelerate launch "
+            "(one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
+        )
+
 
 def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of the answer at its natural threshold and, prefixed similarity_, the threshold-free ones of the similarity."""
@@ -486,6 +575,14 @@ def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def _log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
     no_id, yes_id = answer_ids
     return logits[:, yes_id].float() - logits[:, no_id].float()
+
+
+def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none of its own."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise ValueError("the tokenizer has neither pad, eos nor unk token to pad with: set processing_class.pad_token.")
 
 
 def _name_of(model: Any) -> str:

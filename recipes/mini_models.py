@@ -1,10 +1,12 @@
-"""Mini models of the embedded setting: a small BERT teacher and a small Qwen2 student, built from the training texts in about a minute.
+"""Mini models of the embedded setting: a BERT teacher and a Qwen2 student of about a million weights or less.
 
-- `build_mini_teacher`: word pieces learned on the training texts, random BERT, trained on the labelled pairs by sentence-transformers' own trainer.
-- `build_mini_student`: byte-level BPE learned on the training texts, random Qwen2, warmed up as a language model on the same texts without labels.
+- `build_mini_teacher`: word pieces learned on the training texts, random BERT, trained on the labelled pairs by
+  sentence-transformers' own trainer.
+- `build_mini_student`: byte-level BPE learned on the training texts, random Qwen2, warmed up as a language model on the
+  same texts without labels.
 
-Both need no network, no GPU and no account; the same inputs, settings and seed give the same weights on the same machine. A finished folder is
-marked by `mini_model.json`, written last; a call with the same inputs, settings and seed returns it as it is.
+Both need no network, no GPU and no account; the same inputs, settings, seed and thread count give the same weights. A
+finished folder is marked by `mini_model.json`, written last; a call with the same inputs, settings and seed reuses it.
 
 As a command: `python recipes/mini_models.py teacher --pairs train.jsonl --output_dir teacher`, and `student` alike.
 """
@@ -34,6 +36,7 @@ from transformers import BertConfig, BertModel, BertTokenizer, Qwen2Config, Qwen
 MARKER = "mini_model.json"
 INSTRUCTION = "Do these two texts mean the same? Answer yes or no."
 ANSWERS = ("yes", "no")
+PROMPT_HEAD = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
 # Set by launchers for their ranks; the teacher's training is one plain process whatever launched the caller.
 LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_")
 LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -41,7 +44,7 @@ LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 @dataclass(frozen=True)
 class MiniTeacherSettings:
-    """Size and training of the mini teacher; the defaults were chosen by validation AUC on the embedded finance set."""
+    """Size and training of the mini teacher; the defaults were chosen by validation AUC on the embedded set."""
 
     vocab_size: int = 2000
     hidden_size: int = 128
@@ -82,8 +85,8 @@ def build_mini_teacher(
 ) -> Path:
     """Train a small BERT on labelled pairs and save it as a sentence-transformers folder.
 
-    The training runs in a child process: a second Trainer in the caller's process would reset its accelerate state, and under a launcher of several
-    processes wait for ranks that never join.
+    The training runs in a child process: a second Trainer in the caller's process would reset its accelerate state, and
+    under a launcher of several processes wait for ranks that never join.
 
     Args:
         train_pairs: columns `text_a`, `text_b` (str) and `label` (0/1), at least one row of label 1.
@@ -100,25 +103,41 @@ def build_mini_teacher(
     """
     missing = {"text_a", "text_b", "label"} - set(train_pairs.column_names)
     if missing:
-        raise ValueError(f"train_pairs has columns {train_pairs.column_names}, {sorted(missing)} missing; rename them.")
+        raise ValueError(
+            f"train_pairs has columns {train_pairs.column_names}, {sorted(missing)} missing; rename them."
+        )
     rows = [{name: row[name] for name in ("text_a", "text_b", "label")} for row in train_pairs]
     if not any(row["label"] == 1 for row in rows):
-        raise ValueError(f"None of the {len(rows)} training pairs has label 1; the teacher learns from matching pairs.")
+        raise ValueError(
+            f"None of the {len(rows)} training pairs has label 1; the teacher learns from matching pairs."
+        )
 
     def write(folder: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
             pairs_file = Path(scratch) / "pairs.jsonl"
             pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            command = [sys.executable, __file__, "train_teacher", "--pairs", str(pairs_file), "--output_dir", str(folder)]
+            command = [
+                sys.executable,
+                __file__,
+                "train_teacher",
+                "--pairs",
+                str(pairs_file),
+                "--output_dir",
+                str(folder),
+            ]
             command += ["--seed", str(seed), "--settings", json.dumps(asdict(settings))]
             environment = {
                 name: value
                 for name, value in os.environ.items()
                 if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
             }
-            finished = subprocess.run(command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL)
+            finished = subprocess.run(
+                command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL
+            )
         if finished.returncode != 0:
-            raise RuntimeError(f"Training the mini teacher ended with status {finished.returncode}; its messages stand above.")
+            raise RuntimeError(
+                f"Training the mini teacher ended with status {finished.returncode}; its messages stand above."
+            )
         return {}
 
     return _build(Path(output_dir), {"kind": "teacher", "seed": seed, **asdict(settings)}, rows, write)
@@ -129,8 +148,9 @@ def train_teacher(
 ) -> None:
     """Train the teacher in this process and save it in `folder`.
 
-    The loss is MultipleNegativesRankingLoss in both directions over the positive pairs: measured on the embedded set it generalises to unseen wordings better
-    than CoSENT or online contrastive loss over all pairs. Scale 8 instead of the usual 20 forgives in-batch negatives that in truth match.
+    The loss is MultipleNegativesRankingLoss in both directions over the positive pairs: on the embedded set it carries
+    over to unseen wordings better than CoSENT or online contrastive loss over all pairs. Scale 8 instead of the usual
+    20 is milder on in-batch negatives that in truth match.
     """
     from sentence_transformers import (
         SentenceTransformer,
@@ -198,8 +218,8 @@ def build_mini_student(
 ) -> Path:
     """Warm up a small random Qwen2 as a language model on texts and save it with its tokenizer.
 
-    It sees conversations in the form of the pair prompt: the instruction, a few unrelated texts, and a random answer. So it knows the words, the turns
-    and that yes or no follows, and nothing about which texts match.
+    It sees conversations in the form of the pair prompt: the instruction, a few texts dealt at random, and a random
+    answer. So it knows the words, the turns and that yes or no follows, and nothing about which texts match.
 
     Args:
         texts: training texts, without labels; duplicates are dropped.
@@ -208,14 +228,17 @@ def build_mini_student(
         settings: size and warm-up.
 
     Returns:
-        The folder: safetensors weights, byte-level BPE tokenizer with <|im_start|>, <|im_end|> and <|endoftext|> (end and padding).
+        The folder: safetensors weights and a byte-level BPE tokenizer with the added tokens <|im_start|>, <|im_end|> and
+        <|endoftext|> (end and padding).
 
     Raises:
         ValueError: there are fewer texts than one document holds, or `output_dir` holds something else.
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < settings.texts_per_document:
-        raise ValueError(f"{len(distinct)} distinct texts are too few; at least {settings.texts_per_document} are needed.")
+        raise ValueError(
+            f"{len(distinct)} distinct texts are too few; at least {settings.texts_per_document} are needed."
+        )
 
     def write(folder: Path) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
@@ -226,13 +249,15 @@ def build_mini_student(
 
 
 def text_perplexity(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> float:
-    """Return the perplexity per token (> 1) of single texts, each between <|im_start|> and <|im_end|>."""
+    """Return the perplexity per token (> 1) of single texts, each as the first turn after the instruction."""
     total, count = 0.0, 0
+    head = len(tokenizer(PROMPT_HEAD + "<|im_start|>")["input_ids"])
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for start in range(0, len(texts), 64):
-            batch = _tensors(tokenizer, [f"<|im_start|>{text}<|im_end|>" for text in texts[start : start + 64]])
+            batch = _tensors(tokenizer, [f"{PROMPT_HEAD}<|im_start|>{t}<|im_end|>" for t in texts[start : start + 64]])
+            batch["labels"][:, :head] = -100
             predicted = int((batch["labels"][:, 1:] != -100).sum())
             total += float(model(**batch).loss) * predicted
             count += predicted
@@ -240,10 +265,8 @@ def text_perplexity(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, texts: S
     return math.exp(total / count)
 
 
-def _train_student(
-    texts: Sequence[str], folder: Path, seed: int, settings: MiniStudentSettings
-) -> dict[str, float]:
-    """Learn the tokenizer, warm the model up, save both; returns the perplexity of (up to 500) texts before and after."""
+def _train_student(texts: Sequence[str], folder: Path, seed: int, settings: MiniStudentSettings) -> dict[str, float]:
+    """Learn the tokenizer, warm the model up, save both; return the perplexity of up to 500 texts before and after."""
     tokenizer = _train_byte_level_bpe(texts, settings)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -288,18 +311,17 @@ def _train_student(
 
 
 def _documents(texts: Sequence[str], size: int, rng: random.Random) -> list[str]:
-    """Deal shuffled texts into conversations of `size` texts, each with the instruction before and a random answer after."""
+    """Deal shuffled texts into conversations of `size` texts, the instruction before and a random answer after."""
     shuffled = rng.sample(list(texts), len(texts))
     documents = []
     for start in range(0, len(shuffled), size):
         turns = "".join(f"<|im_start|>{text}<|im_end|>\n" for text in shuffled[start : start + size])
-        head = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
-        documents.append(f"{head}{turns}<|im_start|>assistant\n{rng.choice(ANSWERS)}<|im_end|>")
+        documents.append(f"{PROMPT_HEAD}{turns}<|im_start|>assistant\n{rng.choice(ANSWERS)}<|im_end|>")
     return documents
 
 
 def _tensors(tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Tokenise texts into right-padded input_ids, attention_mask and labels (-100 on padding), each (texts, longest)."""
+    """Tokenise into right-padded input_ids, attention_mask and labels (-100 on padding), each (texts, longest)."""
     encoded = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
@@ -344,7 +366,7 @@ def _train_word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> B
 def _build(
     folder: Path, description: dict[str, object], data: Sequence[object], write: Callable[[Path], dict[str, float]]
 ) -> Path:
-    """Reuse `folder` if its marker says it was built from the same description and data, else build it beside and rename."""
+    """Reuse `folder` if its marker names the same description and data, else build beside it and rename."""
     digest = hashlib.sha256(json.dumps(data, ensure_ascii=False).encode("utf-8")).hexdigest()
     wanted = {**description, "data_sha256": digest}
     marker = folder / MARKER
@@ -353,7 +375,9 @@ def _build(
         if found["built_from"] == wanted:
             return folder
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no mini model (no {MARKER} in it); name another folder or remove it.")
+        raise ValueError(
+            f"{folder} exists and is no mini model (no {MARKER} in it); name another folder or remove it."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -372,11 +396,15 @@ def _build(
 def main(argv: Sequence[str] | None = None) -> None:
     """Build one mini model from a jsonl file of pairs."""
     parser = argparse.ArgumentParser(description="Build a mini model of the embedded setting.")
-    parser.add_argument("what", choices=["teacher", "student", "train_teacher"], help="train_teacher: without marker or reuse")
+    parser.add_argument(
+        "what", choices=["teacher", "student", "train_teacher"], help="train_teacher: without marker or reuse"
+    )
     parser.add_argument("--pairs", type=Path, required=True, help="jsonl with text_a, text_b, label")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON object of settings that differ from the defaults")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="JSON object of settings that differ from the defaults"
+    )
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()]
     if args.what == "train_teacher":

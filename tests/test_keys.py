@@ -1,7 +1,6 @@
 """Text and pair keys, known matches and shared texts, each against a slow way of saying the same."""
 
 import hashlib
-import multiprocessing
 import pickle
 
 import numpy as np
@@ -19,6 +18,7 @@ def pairs_of(rows: list[tuple[str, str, int]]) -> Dataset:
     return Dataset.from_list([{"text_a": a, "text_b": b, "label": label} for a, b, label in rows])
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(ANY_TEXT, max_size=8))
 def test_text_keys_are_the_digests_of_the_texts(texts):
     expected = [
@@ -69,6 +69,7 @@ def slow_pair_key(a: int, b: int) -> int:
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(INT64, INT64), min_size=1, max_size=8))
 def test_pair_keys_equal_the_slow_reference_in_either_order(pairs):
     a, b = (np.array(side, dtype=np.int64) for side in zip(*pairs, strict=True))
@@ -114,17 +115,13 @@ def test_known_matches_by_parts_equal_the_whole(monkeypatch):
     assert whole.sum() == 50 + 2 * 40
 
 
-def _table(known: KnownMatches, keys: np.ndarray) -> np.ndarray:
-    return known(keys, keys)
-
-
-def test_known_matches_go_into_a_worker_process():
+def test_known_matches_pickle_small():
     rows = [("a", "b", 1), ("b", "c", 0), ("c", "d", 1)]
     known, keys = KnownMatches.from_pairs(pairs_of(rows)), text_keys(list("abcd"))
     assert len(known) == 2
-    assert len(pickle.dumps(known)) < 1000
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert np.array_equal(pool.apply(_table, (known, keys)), known(keys, keys))
+    pickled = pickle.dumps(known)
+    assert len(pickled) < 500
+    assert np.array_equal(pickle.loads(pickled)(keys, keys), known(keys, keys))
 
 
 def test_dataset_keys_follow_the_rows_of_a_selection():

@@ -1,15 +1,16 @@
 """Build the embedded finance mini set (`fin_mini/{train,validation,test}.jsonl`) from `fin_intents.yaml`.
 
-The intents file holds questions of bank and payment customers, written by hand for this project: families of neighbouring intents, each
-intent with about twenty phrasings. Two phrasings of one intent are a positive pair, phrasings of two intents a negative pair. The script is
-deterministic and needs neither network nor any model:
+The intents file holds questions of bank and payment customers, written by hand for this project: families of
+neighbouring intents, each intent with 28 phrasings. A text is one or two phrasings of one intent. Two texts of one intent
+are a positive pair, texts of two intents a negative pair. The script is deterministic and needs no network and no model:
 
     python recipes/data/build_fin_mini.py            # write the three files
     python recipes/data/build_fin_mini.py --check    # fail if the committed files differ from what it would write
 
-What makes the set hard, on purpose: positives are drawn among the pairs of an intent that share few words; half of the negatives are drawn among
-those that share many words, mostly from the same family; slot values (amounts, countries, shops) always differ between the two texts of a pair, so
-they carry no signal. Phrasings are divided between the splits before pairing, so no text, whatever its slot values, occurs in two splits.
+What makes the set hard, on purpose: of the pairs of an intent, those that share few words are preferred as positives; half
+of the negatives are drawn among those that share many words, mostly from the same family; slot values (amounts,
+countries, shops) always differ between the two texts of a pair, so they carry no signal. Phrasings are divided between
+the splits before pairing, so no sentence, whatever its slot values, occurs in two splits.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ QUESTION_STARTS = frozenset(
     "how what why when where which who can could may is are am do does did has have will must should was".split()
 )
 STOP_WORDS = frozenset(
-    "a an and any are as at be been but by can could did do does for from had has have how i if in is it its me my not of on "
-    "or so still that the there they this to was we what when where which who why will with would you your am may".split()
+    "a an and any are as at be been but by can could did do does for from had has have how i if in is it its me my not "
+    "of on or so still that the there they this to was we what when where which who why will with would you your am "
+    "may".split()
 )
 
 
@@ -94,10 +96,13 @@ def load_intents(path: Path = INTENTS_FILE) -> tuple[list[Phrasing], dict[str, l
             for template in templates:
                 unknown = set(re.findall(r"\{(\w+)\}", template)) - slots.keys()
                 if unknown:
-                    raise ValueError(f"{path.name}: {template!r} uses unknown slots {sorted(unknown)}; add them to `slots`.")
+                    raise ValueError(
+                        f"{path.name}: {template!r} uses unknown slots {sorted(unknown)}; add them to `slots`."
+                    )
                 if template.lower() in seen:
                     raise ValueError(
-                        f"{path.name}: {template!r} stands in both {seen[template.lower()]!r} and {intent!r}; reword one of them."
+                        f"{path.name}: {template!r} stands in both {seen[template.lower()]!r} and {intent!r}; "
+                        "reword one of them."
                     )
                 seen[template.lower()] = intent
                 phrasings.append(Phrasing(family, intent, template))
@@ -107,15 +112,18 @@ def load_intents(path: Path = INTENTS_FILE) -> tuple[list[Phrasing], dict[str, l
 def split_phrasings(phrasings: Sequence[Phrasing], rng: random.Random) -> dict[str, list[Phrasing]]:
     """Divide the phrasings of every intent between the splits; a phrasing goes to exactly one.
 
-    Held out are phrasings whose content words mostly occur in phrasings of the same intent that stay in training: models that learn their
-    vocabulary from this set alone cannot know a word they never saw, so other phrasings would measure luck.
+    Held out are phrasings whose content words mostly occur in phrasings of the same intent that stay in training: models
+    that learn their vocabulary from this set alone cannot know a word they never saw; on other phrasings they could
+    only guess.
     """
     splits: dict[str, list[Phrasing]] = {name: [] for name in PAIRS_PER_SPLIT}
     for members in by_intent(phrasings).values():
         staying = rng.sample(members, len(members))
         held_out: list[Phrasing] = []
         for _ in range(HELD_OUT_PHRASINGS["validation"] + HELD_OUT_PHRASINGS["test"]):
-            best = max(range(len(staying)), key=lambda i: coverage(staying[:i] + staying[i + 1 :], [*held_out, staying[i]]))
+            best = max(
+                range(len(staying)), key=lambda i: coverage(staying[:i] + staying[i + 1 :], [*held_out, staying[i]])
+            )
             held_out.append(staying.pop(best))
         rng.shuffle(held_out)
         splits["train"] += staying
@@ -169,7 +177,8 @@ def choose_positives(phrasings: Sequence[Phrasing], count: int, rng: random.Rand
             candidates.setdefault(key, (message_overlap(message_a, message_b), (message_a, message_b)))
         if len(candidates) < wanted:
             raise ValueError(
-                f"Intent {members[0].intent!r} yields {len(candidates)} positive pairs but {wanted} are asked for; add phrasings."
+                f"Intent {members[0].intent!r} yields {len(candidates)} positive pairs but {wanted} are asked for; "
+                "add phrasings."
             )
         ranked = sorted(candidates.values(), key=lambda item: item[0])
         chosen += [pair for _, pair in ranked[:wanted]]
@@ -177,14 +186,19 @@ def choose_positives(phrasings: Sequence[Phrasing], count: int, rng: random.Rand
 
 
 def choose_negatives(phrasings: Sequence[Phrasing], count: int, rng: random.Random) -> list[Pair]:
-    """Choose `count` distinct pairs across intents: every second one hard (many shared words), the others random from another family."""
+    """Choose `count` distinct pairs across intents.
+
+    Every second one is hard (many shared words, mostly the same family), the others are random from another family.
+    """
     groups = list(by_intent(phrasings).values())
     chosen: list[Pair] = []
     used: set[frozenset[Message]] = set()
     while len(chosen) < count:
         members = groups[(len(chosen) // 2) % len(groups)]
         anchor = sample_message(members, rng)
-        others = [sample_message(group, rng) for group in groups if group is not members for _ in range(NEGATIVE_DRAWS)]
+        others = [
+            sample_message(group, rng) for group in groups if group is not members for _ in range(NEGATIVE_DRAWS)
+        ]
         others = [m for m in others if frozenset((anchor, m)) not in used]
         if len(chosen) % 2 == 0:
             scored = [
@@ -216,7 +230,7 @@ def render_pair(pair: Pair, slots: Mapping[str, Sequence[str]], rng: random.Rand
 
 
 def style(sentences: Sequence[str], rng: random.Random) -> str:
-    """Join sentences and add what does not change the meaning: punctuation, now and then a greeting, a closing word, lower case."""
+    """Join sentences and add what leaves the meaning: punctuation, at times a greeting, a closing word, lower case."""
     parts = []
     for sentence in sentences:
         is_question = sentence.split()[0].lower() in QUESTION_STARTS
@@ -264,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, content = args.output_dir / f"{name}.jsonl", to_jsonl(rows)
         if args.check:
             same = path.is_file() and path.read_text(encoding="utf-8") == content
-            print(f"{path.name}: {'as built' if same else 'DIFFERS from what this script builds; run it without --check'}")
+            print(f"{path.name}: {'as built' if same else 'DIFFERS from what is built; run without --check'}")
             status = status if same else 1
             continue
         args.output_dir.mkdir(parents=True, exist_ok=True)
