@@ -191,8 +191,9 @@ def _read_json(
     """
     try:
         dataset = _read_file(path, split, columns)
-        fields = [dataset.data.schema.field(name) for name in dataclasses.astuple(columns) if name in dataset.features]
-        if all(any(is_type(field.type) for is_type in _PLAIN_TYPES) for field in fields):
+        check_columns(dataset.column_names, columns, path.name)
+        types = [dataset.data.schema.field(column).type for column in dataclasses.astuple(columns)]
+        if all(any(is_type(kind) for is_type in _PLAIN_TYPES) for kind in types):
             return dataset
     except ValueError as error:
         if not isinstance(error.__cause__, DatasetGenerationError):
@@ -235,7 +236,10 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         is_array = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         file.seek(0)
-        numbered = enumerate(json.load(file) if is_array else file, start=1)
+        try:
+            numbered = enumerate(json.load(file) if is_array else file, start=1)
+        except ValueError as error:
+            raise ValueError(f"{path.name!r} is not JSON in UTF-8: fix it ({error})") from None
         place = "element" if is_array else "line"
         for number, item in numbered:
             if not is_array and not item.strip():

@@ -1,4 +1,4 @@
-"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how they are captured, how they are pooled."""
+"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how captured, how pooled."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from .angles import wide
+
 ENCODER_FILE = "lora_encoder.json"
 FORMAT_VERSION = 1
 # Decoder blocks are numbered in every architecture: model.layers.3., transformer.h.3., roberta.encoder.layer.3. ...
@@ -24,7 +26,7 @@ LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class EncoderModule:
-    """One adapted linear layer of the encoder set K: its name in the base model, its layer number and its LoRA rank."""
+    """One adapted linear layer of the encoder set K: its name in the base model, its layer number, its LoRA rank."""
 
     name: str
     layer: int
@@ -34,7 +36,11 @@ class EncoderModule:
 class LoraEncoder:
     """Represents texts by the outputs of LoRA's A matrices.
 
-    z(t) = L2(concat over the modules k of L2(mean over the text's own tokens of A_k x)), a vector of sum_k r_k numbers.
+    z(t) = L2(concat over the modules k of L2(mean over the text's own tokens of A_k x)): sum_k r_k numbers.
+
+    The hooks belong to the model that `attach` was given. A deepcopy of that model carries copies of them, which still
+    record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules)` to it and capture
+    with that one.
 
     Args:
         modules: the encoder set K, in the order of concatenation.
@@ -62,29 +68,25 @@ class LoraEncoder:
 
         Args:
             model: the student with its LoRA adapter.
-            layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the last).
+            layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the
+                last adapted layer).
             modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one.
             adapter_name: which adapter.
 
         Raises:
-            ValueError: nothing is adapted, a layer does not exist, or nothing matches.
+            TypeError: `model` is no PeftModel.
+            ValueError: nothing is adapted, a layer does not exist, or an ending matches nothing.
         """
         found = adapted_modules(model, adapter_name)
         if not found:
             raise ValueError(
-                f"the adapter {adapter_name!r} adapts no linear layer inside the numbered decoder layers: set target_modules of the LoraConfig "
-                "(for example 'all-linear') so that some are."
+                f"the adapter {adapter_name!r} adapts no linear layer inside the numbered decoder layers: set "
+                "target_modules of the LoraConfig (for example 'all-linear') so that some are."
             )
         wanted = _resolve_layers(layers, sorted({m.layer for m in found}))
         chosen = [m for m in found if m.layer in wanted]
         if modules is not None:
-            endings = tuple("." + name for name in modules)
-            chosen = [m for m in chosen if ("." + m.name).endswith(endings)]
-        if not chosen:
-            names = sorted({m.name.split(".", LAYER_NUMBER.search(m.name + ".").string.count("."))[-1] for m in found})  # type: ignore[union-attr]
-            raise ValueError(
-                f"encoder_modules={list(modules or [])} with encoder_layers={layers!r} matches no adapted module: the adapted ones are {names}."
-            )
+            chosen = _with_endings(chosen, modules)
         encoder = cls(chosen, adapter_name)
         encoder.attach(model)
         return encoder
@@ -97,23 +99,30 @@ class LoraEncoder:
     def attach(self, model: PeftModel) -> None:
         """Install one read-only forward hook on each A matrix of the encoder set (replacing earlier ones).
 
-        Hooks run inside the module's own forward, so they see the same tensors under DDP, FSDP, ZeRO and non-reentrant checkpointing.
+        Hooks run inside the module's own forward, so they see the same tensors under DDP, FSDP, ZeRO and non-reentrant
+        checkpointing.
+
+        Raises:
+            TypeError: `model` is no PeftModel.
+            ValueError: it lacks a module of the encoder set, or has it with another rank. Nothing is changed then.
         """
-        self.detach()
-        layers = {name: layer for name, layer in _lora_layers(model)}
+        layers = dict(_lora_layers(model))
+        matrices: list[tuple[str, nn.Module]] = []
         for module in self.modules:
             layer = layers.get(module.name)
             if layer is None or self.adapter_name not in layer.lora_A:
                 raise ValueError(
-                    f"the encoder reads A of {module.name!r} (adapter {self.adapter_name!r}), which this model does not have: "
-                    "load the adapter that this encoder was saved with."
+                    f"the encoder reads A of {module.name!r} (adapter {self.adapter_name!r}), which this model does "
+                    "not have: load the adapter that this encoder was saved with."
                 )
-            weight = layer.lora_A[self.adapter_name].weight
-            if weight.shape[0] != module.rank and weight.numel() > 0:  # ZeRO-3 leaves empty placeholders
+            if layer.r[self.adapter_name] != module.rank:
                 raise ValueError(
-                    f"A of {module.name!r} has rank {weight.shape[0]}, the encoder was saved with {module.rank}."
+                    f"A of {module.name!r} has rank {layer.r[self.adapter_name]}, the encoder was saved with "
+                    f"{module.rank}: load the adapter that this encoder was saved with."
                 )
-            self._handles.append(layer.lora_A[self.adapter_name].register_forward_hook(self._hook(module.name)))
+            matrices.append((module.name, layer.lora_A[self.adapter_name]))
+        self.detach()
+        self._handles = [matrix.register_forward_hook(self._hook(name)) for name, matrix in matrices]
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -123,7 +132,7 @@ class LoraEncoder:
 
     def _hook(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # Recomputation under activation checkpointing fires the hook again, outside capture(): nothing to record then.
+            # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded.
             if self._captured is not None:
                 self._captured[name] = output
 
@@ -157,16 +166,19 @@ class LoraEncoder:
         for module in self.modules:
             if module.name not in captured:
                 raise RuntimeError(
-                    f"A of {module.name!r} did not run in this forward pass: is the adapter disabled, merged, or not the active one?"
+                    f"A of {module.name!r} did not run in this forward pass: is the adapter disabled, merged, or not "
+                    "the active one?"
                 )
             output = captured[module.name]
             if torch.is_grad_enabled() and not output.requires_grad:
                 raise RuntimeError(
-                    f"A of {module.name!r} ran without gradient, so L_dist and L_MCL could not train it. Reentrant activation checkpointing does "
-                    "this: set activation_checkpointing_kwargs={'use_reentrant': False}. A frozen adapter does too: load it with is_trainable=True."
+                    f"A of {module.name!r} ran without gradient, so L_dist and L_MCL could not train it. Reentrant "
+                    "activation checkpointing does this: set activation_checkpointing_kwargs={'use_reentrant': False}."
+                    " A frozen adapter does too: load it with is_trainable=True, or, to encode only, run under "
+                    "torch.no_grad()."
                 )
             with torch.autocast(output.device.type, enabled=False):
-                output = output if output.dtype == torch.float64 else output.float()
+                output = wide(output)
                 weights = spans.to(output.dtype)
                 mean = torch.einsum("bt,btr->br", weights, output) / weights.sum(1, keepdim=True)
                 parts.append(nn.functional.normalize(mean, dim=-1))
@@ -184,34 +196,45 @@ class LoraEncoder:
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write lora_encoder.json into `folder`, whole or not at all."""
+        """Write lora_encoder.json into `folder` (made if absent), whole or not at all."""
         target = Path(folder) / ENCODER_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         partial.replace(target)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:
-        """Read lora_encoder.json from `folder`; `attach` it to the model before use."""
+        """Read lora_encoder.json from `folder`; `attach` it to the model before use.
+
+        Raises:
+            ValueError: the file is absent, broken or from a newer release.
+        """
         path = Path(folder) / ENCODER_FILE
         if not path.is_file():
             raise ValueError(f"{path.parent} holds no {ENCODER_FILE}: it was not saved by FlippedDistillationTrainer.")
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version {saved['format_version']}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-            )
-        return cls([EncoderModule(**module) for module in saved["modules"]], saved["adapter_name"])
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            version = int(saved["format_version"])
+            if version <= FORMAT_VERSION:
+                return cls([EncoderModule(**module) for module in saved["modules"]], saved["adapter_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no saved LoraEncoder ({error!r}): save or download it again.") from error
+        raise ValueError(
+            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+        )
 
 
 def _lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in model.base_model.model.named_modules():
-        if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"the encoder reads a PeftModel, got {type(model).__name__}: add a LoRA adapter first.")
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer):
             yield name, module
 
 
 def adapted_modules(model: PeftModel, adapter_name: str = "default") -> list[EncoderModule]:
-    """The LoRA-adapted linear layers of `model` that stand inside a numbered decoder layer, in forward-definition order."""
+    """The LoRA-adapted linear layers of `model` inside its numbered decoder layers, in order of definition."""
     found = []
     for name, layer in _lora_layers(model):
         number = LAYER_NUMBER.search(name)
@@ -220,19 +243,33 @@ def adapted_modules(model: PeftModel, adapter_name: str = "default") -> list[Enc
     return found
 
 
+def _with_endings(found: Sequence[EncoderModule], endings: Sequence[str]) -> list[EncoderModule]:
+    """Modules whose name ends with one of `endings` at a dot; every ending must match something."""
+    names = {module: "." + module.name for module in found}
+    unmatched = [end for end in endings if not any(name.endswith("." + end) for name in names.values())]
+    if unmatched or not endings or isinstance(endings, str):
+        known = sorted({LAYER_NUMBER.split(module.name, maxsplit=1)[-1] for module in found})
+        raise ValueError(
+            f"encoder_modules={endings!r}: {unmatched or 'it'} matches no adapted module of the chosen layers; give a "
+            f"list of endings of {known}."
+        )
+    return [module for module, name in names.items() if name.endswith(tuple("." + end for end in endings))]
+
+
 def _resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
     """Layer numbers from "all", "last:2", "first:2", "3,4" or a sequence, checked against the adapted ones."""
     if isinstance(layers, str):
         side, _, count = layers.partition(":")
         if layers == "all":
             return set(present)
-        if side in ("first", "last") and count.isdigit() and 0 < int(count) <= len(present):
+        if side in ("first", "last") and count.isdecimal() and 0 < int(count) <= len(present):
             return set(present[: int(count)] if side == "first" else present[-int(count) :])
         try:
             layers = [int(number) for number in layers.split(",")]
         except ValueError:
             raise ValueError(
-                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N up to {len(present)}) and '3,4'."
+                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N from 1 to {len(present)}) and "
+                "'3,4'."
             ) from None
     wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
     if not wanted or not wanted <= set(present):

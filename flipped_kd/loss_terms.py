@@ -27,8 +27,8 @@ FLIPPED_CITATION = """@inproceedings{flipped2025,
 }"""
 NEEDS_MATRIX = (
     "{name}={value!r} compares rows and columns of a similarity matrix, but only paired similarities are given "
-    "(representation='joint', or a cross-encoder teacher): use {name}={other!r}, or representation='independent' with "
-    "a bi-encoder teacher."
+    "(representation 'joint' or 'both', or a cross-encoder teacher): use {name}={other!r}, or "
+    "representation='independent' with a bi-encoder teacher."
 )
 
 

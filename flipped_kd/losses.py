@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .angles import angle_matrix, cosine_matrix, extended_cosine, paired_angles, paired_cosines
-from .checks import check_range
+from .checks import check_range, check_same_shape
 from .loss_terms import (
     FLIPPED_CITATION,
     AnswerLoss,
@@ -103,8 +103,13 @@ class FlippedDistillationLoss(nn.Module):
         similarity: Tensor,
         probability: Tensor,
         excluded: Tensor | None = None,
+        joint_b: Tensor | None = None,
     ) -> LossOutput:
         """Compute the three terms of a batch of N pairs.
+
+        With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and as
+        read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and L_MCL
+        are then the mean of the two.
 
         Args:
             logits: (N, V) at the answer position.
@@ -115,25 +120,29 @@ class FlippedDistillationLoss(nn.Module):
             similarity: the teacher's T: (N, N), or (N,) where only the pairs themselves are compared.
             probability: the teacher's P, same shape.
             excluded: True where two texts are known to match off the diagonal, same shape.
+            joint_b: (N, D) unit representations of the second texts as read in their pairs.
 
         Raises:
             ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
         """
+        check_same_shape(similarity=similarity, probability=probability, excluded=excluded)
         matrix = similarity.ndim == 2
-        gold = torch.diag(labels) if matrix else labels
-        selection = self.threshold(gold, probability, excluded)
+        own_similarity = similarity.diagonal() if matrix else similarity
+        own_probability = probability.diagonal() if matrix else probability
+        own = self.threshold(labels, own_probability)
+        selection = self.threshold(torch.diag(labels), probability, excluded) if matrix else own
         cosines = (cosine_matrix if matrix else paired_cosines)(vectors_a, vectors_b)
         angles = (angle_matrix if matrix else paired_angles)(vectors_a, vectors_b)
-        terms = {
-            "sup": self.sup(logits, answers),
-            "dist": self.dist(cosines, similarity, selection.kept),
-            "mcl": self.mcl(angles, probability, selection),
-        }
+        dist = self.dist(cosines, similarity, selection.kept)
+        mcl = self.mcl(angles, probability, selection)
+        if joint_b is not None:
+            dist = (dist + self.dist(paired_cosines(vectors_a, joint_b), own_similarity, own.kept)) / 2
+            mcl = (mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own)) / 2
+        terms = {"sup": self.sup(logits, answers), "dist": dist, "mcl": mcl}
         total = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), logits.new_zeros(()))
-        kept = selection.kept.diagonal() if matrix else selection.kept
         dropped = {
-            "dropped_positive": (~kept & (labels == 1)).sum(),
-            "dropped_negative": (~kept & (labels == 0)).sum(),
+            "dropped_positive": (~own.kept & (labels == 1)).sum(),
+            "dropped_negative": (~own.kept & (labels == 0)).sum(),
         }
         return LossOutput(total, terms, dropped)
 

@@ -1,4 +1,4 @@
-"""Match scores: what predictions are made of (answer, similarity or both), fitted on validation pairs and saved with the adapter."""
+"""Match scores: what predictions are made of (answer, similarity or both), fitted on validation pairs and saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ KINDS: tuple[ScoreKind, ...] = ("answer", "similarity", "both")
 
 @dataclass(frozen=True)
 class LogOdds:
-    """log-odds of a match = answer * x_answer + similarity * x_similarity + bias; `threshold` is the cut on it chosen on validation."""
+    """log-odds of a match = answer * x_answer + similarity * x_similarity + bias.
+
+    `threshold` is the cut on the log-odds chosen on validation.
+    """
 
     answer: float
     similarity: float
@@ -112,23 +115,32 @@ class MatchScore:
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write match_score.json into `folder`, whole or not at all."""
+        """Write match_score.json into `folder` (made if absent), whole or not at all."""
         target = Path(folder) / SCORE_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         partial.replace(target)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:
-        """Read match_score.json from `folder`."""
+        """Read match_score.json from `folder`.
+
+        Raises:
+            ValueError: the file is absent, broken or from a newer release.
+        """
         path = Path(folder) / SCORE_FILE
         if not path.is_file():
             raise ValueError(
                 f"{path.parent} holds no {SCORE_FILE}: train with an eval_dataset, or fit one with MatchScore.fit."
             )
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version {saved['format_version']}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-            )
-        return cls({kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}, saved["default"])
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            version = int(saved["format_version"])
+            if version <= FORMAT_VERSION:
+                return cls({kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}, saved["default"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no saved MatchScore ({error!r}): save or download it again.") from error
+        raise ValueError(
+            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+        )

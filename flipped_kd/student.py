@@ -1,10 +1,11 @@
-"""The student: a decoder-only language model with a LoRA adapter, loaded safely and checked; its logits at one position."""
+"""The student: a decoder-only language model with a LoRA adapter, loaded safely and checked; its answer logits."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -14,7 +15,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 REMEDY = "name a decoder-only causal language model (Qwen2, Llama, Mistral, GLM ...)."
-SOURCES = "Give an existing folder or a Hub name whose weights are safetensors; pickles (pytorch_model.bin) are never loaded."
+SOURCES = (
+    "Give an existing folder or a Hub name whose weights are safetensors: pickles (pytorch_model.bin) are never "
+    "loaded."
+)
 
 
 def load_student(
@@ -48,7 +52,7 @@ def load_student(
             f"student {str(name)!r} is a {config.model_type} model, which has no causal language model: {REMEDY}"
         )
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
@@ -58,11 +62,12 @@ def load_student(
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"student {str(name)!r} cannot be loaded: {error} {SOURCES}") from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
-            f"student {str(name)!r} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]!r}), which "
-            f"would start random; it was saved as another kind of model ({config.architectures}): {REMEDY}"
+            f"student {str(name)!r} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]!r}), "
+            f"which would start random; it was saved as another kind of model ({config.architectures}): {REMEDY}"
         )
     check_causal(model)
     return model
@@ -71,7 +76,9 @@ def load_student(
 def load_tokenizer(
     name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and give it a pad token if it has none (its eos, else unk: padding is masked, so any id serves).
+    """Load a tokenizer and give it a pad token if it has none.
+
+    It is eos, else unk: padding is masked, so any id serves.
 
     Raises:
         ValueError: there is no tokenizer, or it has no token to pad with.
@@ -130,7 +137,7 @@ def check_causal(model: PreTrainedModel) -> None:
 def default_lora(
     rank: int = 32, alpha: float = 64.0, dropout: float = 0.05, target_modules: str = "all-linear"
 ) -> LoraConfig:
-    """LoRA on every linear layer but the output one; `target_modules` may name endings instead, separated by commas."""
+    """LoRA on every linear layer but the output one; `target_modules` may name endings instead, comma-separated."""
     targets: str | list[str] = target_modules
     if target_modules != "all-linear":
         targets = [name.strip() for name in target_modules.split(",")]
@@ -150,7 +157,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         ValueError: no module matches target_modules, or PEFT refuses another setting.
     """
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
     except ValueError as error:
         head = model.get_output_embeddings()
         linear = {
@@ -178,7 +185,8 @@ def accepts_logits_to_keep(model: nn.Module) -> bool:
 def position_logits(model: nn.Module, inputs: dict[str, Tensor], positions: Tensor, keep: bool) -> Tensor:
     """Logits at one position a row: `positions` (B,) -> (B, V). With `keep` no other position is computed.
 
-    `model` is called as it is given (a DDP or FSDP wrapper included), never unwrapped: its hooks synchronise gradients.
+    `model` is called as it is given (a DDP or FSDP wrapper included), never unwrapped: its hooks synchronise
+    gradients.
     """
     if keep:
         return model(**inputs, use_cache=False, logits_to_keep=positions[:, None]).logits[:, 0]

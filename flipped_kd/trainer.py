@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ logger = logging.getLogger(__name__)
 PairDatasets = datasets.Dataset | Mapping[str, datasets.Dataset] | None
 DROPPED_SHARE_LIMIT = 0.3
 RESUME_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
+
+
+@dataclass
+class PairVectors:
+    """Representations (B, D) of a batch of pairs: the first texts, the second ones as they are compared, and the second ones as read in the pair."""
+
+    text_a: Tensor
+    text_b: Tensor
+    joint_b: Tensor
 
 
 class FlippedDistillationTrainer(Trainer):
@@ -123,7 +132,7 @@ class FlippedDistillationTrainer(Trainer):
         self.student_dtype = student.dtype
         self.teacher = self._prepare_teacher(teacher, args)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score any two texts.
-        self.matrix = args.representation == "independent" and not isinstance(self.teacher, CrossEncoderTeacher)
+        self.matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
         self._check_scope(args)
         self.loss = FlippedDistillationLoss(
             SimilarityDistillationLoss(args.dist_loss, args.temperature),  # type: ignore[arg-type]
@@ -148,9 +157,9 @@ class FlippedDistillationTrainer(Trainer):
                 self.prompt,
                 _padding_id(tokenizer),
                 known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
-                encode_alone=args.representation == "independent",
+                encode_alone=args.representation != "joint",
                 matrix=self.matrix,
-                position_offset=packing_offset(student) if args.representation == "independent" else None,
+                position_offset=packing_offset(student) if args.representation != "joint" else None,
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,  # type: ignore[arg-type]
@@ -330,10 +339,9 @@ class FlippedDistillationTrainer(Trainer):
         labels = inputs["labels"]
         no_id, yes_id = self.prompt.answer_ids
         answers = torch.where(labels.bool(), yes_id, no_id)
-        needs_vectors = self.teacher is not None or return_outputs
-        logits, vectors = self._forward(model, inputs, needs_vectors)
-        similarity = inputs.get("teacher_similarity")
-        if similarity is None or self.calibration is None:
+        logits, vectors = self._forward(model, inputs, self.teacher is not None or return_outputs)
+        teacher_similarity = inputs.get("teacher_similarity")
+        if teacher_similarity is None or self.calibration is None:
             loss = self.loss.weights[0] * self.loss.sup(logits, answers)
         else:
             assert vectors is not None
@@ -341,10 +349,12 @@ class FlippedDistillationTrainer(Trainer):
                 logits,
                 answers,
                 labels,
-                *vectors,
-                similarity,
-                self.calibration.probability(similarity),
+                vectors.text_a,
+                vectors.text_b,
+                teacher_similarity,
+                self.calibration.probability(teacher_similarity),
                 inputs.get("excluded"),
+                vectors.joint_b if self.args.representation == "both" else None,
             )
             loss = output.total
             self._record(output, labels)
@@ -353,12 +363,12 @@ class FlippedDistillationTrainer(Trainer):
         if not return_outputs:
             return loss
         assert vectors is not None
-        return loss, (_log_odds(logits, self.prompt.answer_ids), paired_cosines(*vectors))
+        return loss, (_log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
 
     def _forward(
         self, model: nn.Module, inputs: dict[str, Any], vectors: bool = True
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Answer logits (B, V) and, if asked for, the representations of both texts, each (B, D)."""
+    ) -> tuple[Tensor, PairVectors | None]:
+        """Answer logits (B, V) and, if asked for, the representations of both texts."""
         packed = "position_ids" in inputs
         pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         if packed:
@@ -368,14 +378,16 @@ class FlippedDistillationTrainer(Trainer):
             logits = position_logits(model, pair, inputs["answer_position"], self.keeps_logits)
         if not vectors:
             return logits, None
-        first = self.encoder.pool(captured, inputs["span_a"])
-        if packed or self.args.representation == "joint":
-            return logits, (first, self.encoder.pool(captured, inputs["alone_span" if packed else "span_b"]))
+        first, joint = (self.encoder.pool(captured, inputs[span]) for span in ("span_a", "span_b"))
+        if self.args.representation == "joint":
+            return logits, PairVectors(first, joint, joint)
+        if packed:
+            return logits, PairVectors(first, self.encoder.pool(captured, inputs["alone_span"]), joint)
         alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
         with self.encoder.capture() as captured:
             # One position's logits, unread: the head costs next to nothing, and the model is called as it was given.
             position_logits(model, alone, torch.zeros_like(inputs["answer_position"]), self.keeps_logits)
-        return logits, (first, self.encoder.pool(captured, inputs["alone_span"]))
+        return logits, PairVectors(first, self.encoder.pool(captured, inputs["alone_span"]), joint)
 
     def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"

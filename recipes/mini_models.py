@@ -1,14 +1,12 @@
 """Mini models of the embedded setting: a BERT teacher and a Qwen2 student of about a million weights or less.
 
-- `build_mini_teacher`: word pieces learned on the training texts, random BERT, trained on the labelled pairs by
+- `build_mini_teacher`: the words of the training texts, a random BERT, trained on the labelled pairs by
   sentence-transformers' own trainer.
-- `build_mini_student`: byte-level BPE learned on the training texts, random Qwen2, warmed up as a language model on the
-  same texts without labels.
+- `build_mini_student`: byte-level BPE learned on the training texts, random Qwen2, warmed up as a language model on
+  the same texts without labels.
 
 Both need no network, no GPU and no account; the same inputs, settings, seed and thread count give the same weights. A
 finished folder is marked by `mini_model.json`, written last; a call with the same inputs, settings and seed reuses it.
-
-As a command: `python recipes/mini_models.py teacher --pairs train.jsonl --output_dir teacher`, and `student` alike.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,8 +84,8 @@ def build_mini_teacher(
 ) -> Path:
     """Train a small BERT on labelled pairs and save it as a sentence-transformers folder.
 
-    The training runs in a child process: a second Trainer in the caller's process would reset its accelerate state, and
-    under a launcher of several processes wait for ranks that never join.
+    The training runs in a child process: a second Trainer in the caller's process would reset its accelerate state,
+    and under a launcher of several processes wait for ranks that never join.
 
     Args:
         train_pairs: columns `text_a`, `text_b` (str) and `label` (0/1), at least one row of label 1.
@@ -104,40 +103,25 @@ def build_mini_teacher(
     missing = {"text_a", "text_b", "label"} - set(train_pairs.column_names)
     if missing:
         raise ValueError(
-            f"train_pairs has columns {train_pairs.column_names}, {sorted(missing)} missing; rename them."
+            f"train_pairs lacks {sorted(missing)}, it has {train_pairs.column_names}; rename its columns."
         )
     rows = [{name: row[name] for name in ("text_a", "text_b", "label")} for row in train_pairs]
     if not any(row["label"] == 1 for row in rows):
-        raise ValueError(
-            f"None of the {len(rows)} training pairs has label 1; the teacher learns from matching pairs."
-        )
+        raise ValueError(f"None of the {len(rows)} training pairs has label 1; add matching pairs to learn from.")
 
     def write(folder: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
             pairs_file = Path(scratch) / "pairs.jsonl"
             pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            command = [
-                sys.executable,
-                __file__,
-                "train_teacher",
-                "--pairs",
-                str(pairs_file),
-                "--output_dir",
-                str(folder),
-            ]
+            command = [sys.executable, __file__, "--pairs", str(pairs_file), "--output_dir", str(folder)]
             command += ["--seed", str(seed), "--settings", json.dumps(asdict(settings))]
-            environment = {
-                name: value
-                for name, value in os.environ.items()
-                if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
+            kept = {
+                k: v for k, v in os.environ.items() if k not in LAUNCHER_NAMES and not k.startswith(LAUNCHER_PREFIXES)
             }
-            finished = subprocess.run(
-                command, env={**environment, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.DEVNULL
-            )
-        if finished.returncode != 0:
-            raise RuntimeError(
-                f"Training the mini teacher ended with status {finished.returncode}; its messages stand above."
-            )
+            environment = {**kept, "CUDA_VISIBLE_DEVICES": ""}
+            status = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
+        if status != 0:
+            raise RuntimeError(f"Training the mini teacher ended with status {status}; its messages stand above.")
         return {}
 
     return _build(Path(output_dir), {"kind": "teacher", "seed": seed, **asdict(settings)}, rows, write)
@@ -162,7 +146,7 @@ def train_teacher(
 
     torch.manual_seed(seed)
     texts = [str(row[name]) for row in rows for name in ("text_a", "text_b")]
-    tokenizer = _train_word_pieces(texts, settings)
+    tokenizer = _word_pieces(texts, settings)
     bert = BertModel(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -228,17 +212,15 @@ def build_mini_student(
         settings: size and warm-up.
 
     Returns:
-        The folder: safetensors weights and a byte-level BPE tokenizer with the added tokens <|im_start|>, <|im_end|> and
-        <|endoftext|> (end and padding).
+        The folder: safetensors weights and a byte-level BPE tokenizer with the added tokens <|im_start|>, <|im_end|>
+        and <|endoftext|> (end and padding).
 
     Raises:
         ValueError: there are fewer texts than one document holds, or `output_dir` holds something else.
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < settings.texts_per_document:
-        raise ValueError(
-            f"{len(distinct)} distinct texts are too few; at least {settings.texts_per_document} are needed."
-        )
+        raise ValueError(f"{len(distinct)} distinct texts are too few; give at least {settings.texts_per_document}.")
 
     def write(folder: Path) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
@@ -344,23 +326,26 @@ def _train_byte_level_bpe(texts: Sequence[str], settings: MiniStudentSettings) -
     bpe.train_from_iterator([*texts, *[fixed] * len(texts)], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = Qwen2Tokenizer(
+    return Qwen2Tokenizer(
         vocab=learned["vocab"], merges=merges, extra_special_tokens=markers[1:], model_max_length=settings.max_length
     )
-    return tokenizer
 
 
-def _train_word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> BertTokenizer:
-    """Learn a lower-case WordPiece vocabulary."""
-    word_pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    word_pieces.normalizer = normalizers.BertNormalizer()
-    word_pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=settings.vocab_size, min_frequency=2, special_tokens=special, show_progress=False
+def _word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> BertTokenizer:
+    """Make a lower-case WordPiece vocabulary: every character, and the most frequent words as far as there is room.
+
+    Counted here because the WordPiece trainer of `tokenizers` learns another vocabulary at every call (measured), which
+    would make a seed worth nothing.
+    """
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
     )
-    word_pieces.train_from_iterator(texts, trainer)
-    return BertTokenizer(vocab=word_pieces.get_vocab(), model_max_length=settings.max_length)
+    characters = sorted({character for word in counts for character in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    pieces += words[: max(0, settings.vocab_size - len(pieces))]
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=settings.max_length)
 
 
 def _build(
@@ -394,27 +379,15 @@ def _build(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build one mini model from a jsonl file of pairs."""
-    parser = argparse.ArgumentParser(description="Build a mini model of the embedded setting.")
-    parser.add_argument(
-        "what", choices=["teacher", "student", "train_teacher"], help="train_teacher: without marker or reuse"
-    )
+    """Train the teacher; what the child process of `build_mini_teacher` runs."""
+    parser = argparse.ArgumentParser(description="Train the mini teacher (without marker and reuse).")
     parser.add_argument("--pairs", type=Path, required=True, help="jsonl with text_a, text_b, label")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--settings", type=json.loads, default={}, help="JSON object of settings that differ from the defaults"
-    )
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--settings", type=json.loads, required=True, help="all MiniTeacherSettings as JSON")
     args = parser.parse_args(argv)
     rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()]
-    if args.what == "train_teacher":
-        train_teacher(rows, args.output_dir, args.seed, MiniTeacherSettings(**args.settings))
-    elif args.what == "teacher":
-        pairs = datasets.Dataset.from_list(rows)
-        build_mini_teacher(pairs, args.output_dir, seed=args.seed, settings=MiniTeacherSettings(**args.settings))
-    else:
-        texts = [text for row in rows for text in (row["text_a"], row["text_b"])]
-        build_mini_student(texts, args.output_dir, seed=args.seed, settings=MiniStudentSettings(**args.settings))
+    train_teacher(rows, args.output_dir, args.seed, MiniTeacherSettings(**args.settings))
 
 
 if __name__ == "__main__":

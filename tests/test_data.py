@@ -143,6 +143,9 @@ def test_the_hub_is_asked_for_data_only(monkeypatch):
         ("pairs.jsonl", '{"text_a": "\\ud800", "text_b": "y", "label": 1}\n', "row 0 .*without lone surrogates"),
         ("pairs.jsonl", b'{"text_a": "\xff", "text_b": "y", "label": 1}\n', r"row 0 .*'text_a' is .*xff.* not UTF-8"),
         ("pairs.jsonl", '{"text_a": "x", "text_b": "y", "label": 1}\n[1]\n', "line 2 is no JSON object"),
+        ("pairs.jsonl", '{"text_a": "x", "b": "y", "label": 1}\n', r"no column \['text_b'\]; its columns are"),
+        ("pairs.json", '[{"text_a": "x", "text_b": "y", "label": 1},]', "'pairs.json' is not JSON in UTF-8"),
+        ("pairs.json", '[{"text_a": "x", "text_b": "y", "label": 1}, 2]', "element 2 is no JSON object"),
         ("pairs.parquet", "no parquet", "cannot be read as parquet"),
     ],
 )

@@ -97,7 +97,7 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 @cache
 def make_prompt(kind: str) -> PairPrompt:
-    return PairPrompt.from_preset(make_tokenizer(kind), max_length=2048)
+    return PairPrompt.from_preset(make_tokenizer(kind), max_length=4096)
 
 
 def family_tokenizer(tokens: tuple[str, ...], **names: str) -> PreTrainedTokenizerFast:
@@ -184,7 +184,9 @@ def test_unigram_cannot_find_a_control_token_in_its_own_vocabulary() -> None:
     (alone,) = make_prompt("unigram").encode_texts(["a</s>b"])
     span = alone.input_ids[slice(*alone.text_a)]
     assert end not in span
-    assert "".join(make_tokenizer("unigram").convert_ids_to_tokens(span)) in ("▁a</s>b", "▁a<unk>s<unk>b")
+    assert (
+        "".join(make_tokenizer("unigram").convert_ids_to_tokens(span)) == "▁a<unk>s<unk>b"
+    )  # The corpus has no < / >.
 
 
 @any_kind
@@ -408,8 +410,8 @@ def test_probe_refuses_a_marker_that_depends_on_its_neighbours() -> None:
 def test_markers_that_swallow_white_space(text_a: str, text_b: str, space: str) -> None:
     tokenizer, prompt = phi_prompt()
     text_a, text_b = space + text_a + space, space + text_b + space
-    bare = (text.lstrip(" \n\t\u3000") for text in (text_a, text_b))
-    assume(all(text.strip() for text in bare))
+    assume(all(text.strip() for text in (text_a, text_b)))
+    assume(not any(token in text for token in tokenizer.get_added_vocab() for text in (text_a, text_b)))
     (pair,) = prompt.encode_pairs([text_a], [text_b])
     assert pair.input_ids == tokenizer(prompt.render(text_a, text_b), add_special_tokens=False)["input_ids"]
 
@@ -421,7 +423,7 @@ def phi_prompt() -> tuple[PreTrainedTokenizerFast, PairPrompt]:
     backend.add_special_tokens([AddedToken(token, rstrip=True, normalized=False) for token in tokens])
     backend.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, normalized=False)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    return tokenizer, PairPrompt.from_preset(tokenizer)
+    return tokenizer, PairPrompt.from_preset(tokenizer, max_length=4096)
 
 
 # ------------------------------------------------------------------------------------------------------ chat template

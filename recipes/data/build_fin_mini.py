@@ -1,14 +1,14 @@
 """Build the embedded finance mini set (`fin_mini/{train,validation,test}.jsonl`) from `fin_intents.yaml`.
 
 The intents file holds questions of bank and payment customers, written by hand for this project: families of
-neighbouring intents, each intent with 28 phrasings. A text is one or two phrasings of one intent. Two texts of one intent
-are a positive pair, texts of two intents a negative pair. The script is deterministic and needs no network and no model:
+neighbouring intents, each intent with 28 phrasings. A text is one or two phrasings of one intent. Two texts of one
+intent are a positive pair, texts of two intents a negative pair. The script is deterministic and needs no network:
 
     python recipes/data/build_fin_mini.py            # write the three files
     python recipes/data/build_fin_mini.py --check    # fail if the committed files differ from what it would write
 
-What makes the set hard, on purpose: of the pairs of an intent, those that share few words are preferred as positives; half
-of the negatives are drawn among those that share many words, mostly from the same family; slot values (amounts,
+What makes the set hard, on purpose: of the pairs of an intent, those that share few words are preferred as positives;
+half of the negatives are drawn among those that share many words, mostly from the same family; slot values (amounts,
 countries, shops) always differ between the two texts of a pair, so they carry no signal. Phrasings are divided between
 the splits before pairing, so no sentence, whatever its slot values, occurs in two splits.
 """
@@ -23,6 +23,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -48,9 +49,9 @@ QUESTION_STARTS = frozenset(
     "how what why when where which who can could may is are am do does did has have will must should was".split()
 )
 STOP_WORDS = frozenset(
-    "a an and any are as at be been but by can could did do does for from had has have how i if in is it its me my not "
-    "of on or so still that the there they this to was we what when where which who why will with would you your am "
-    "may".split()
+    "a an and any are as at be been but by can could did do does for from had has have how i if in is it its me my "
+    "not of on or so still that the there they this to was we what when where which who why will with would you your "
+    "am may".split()
 )
 
 
@@ -67,6 +68,7 @@ Message = tuple[Phrasing, ...]  # one or two phrasings of one intent, said one a
 Pair = tuple[Message, Message]
 
 
+@cache
 def words(text: str) -> frozenset[str]:
     """Return the set of lower-case content words of `text`, without slots, punctuation and function words."""
     return frozenset(re.findall(r"[a-z0-9]+", re.sub(r"\{\w+\}", " ", text.lower()))) - STOP_WORDS
@@ -112,9 +114,9 @@ def load_intents(path: Path = INTENTS_FILE) -> tuple[list[Phrasing], dict[str, l
 def split_phrasings(phrasings: Sequence[Phrasing], rng: random.Random) -> dict[str, list[Phrasing]]:
     """Divide the phrasings of every intent between the splits; a phrasing goes to exactly one.
 
-    Held out are phrasings whose content words mostly occur in phrasings of the same intent that stay in training: models
-    that learn their vocabulary from this set alone cannot know a word they never saw; on other phrasings they could
-    only guess.
+    Held out are phrasings whose content words mostly occur in phrasings of the same intent that stay in training:
+    models that learn their vocabulary from this set alone cannot know a word they never saw; on other phrasings they
+    could only guess.
     """
     splits: dict[str, list[Phrasing]] = {name: [] for name in PAIRS_PER_SPLIT}
     for members in by_intent(phrasings).values():
@@ -172,7 +174,10 @@ def choose_positives(phrasings: Sequence[Phrasing], count: int, rng: random.Rand
             if len(candidates) == POSITIVE_CANDIDATES * wanted:
                 break
             message_a = sample_message(members, rng)
-            message_b = sample_message([p for p in members if p not in message_a], rng)
+            rest = [p for p in members if p not in message_a]
+            if not rest:
+                continue
+            message_b = sample_message(rest, rng)
             key = frozenset(tuple(sorted(m, key=lambda p: p.template)) for m in (message_a, message_b))
             candidates.setdefault(key, (message_overlap(message_a, message_b), (message_a, message_b)))
         if len(candidates) < wanted:

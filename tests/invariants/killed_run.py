@@ -1,4 +1,4 @@
-"""Train and be killed right after a checkpoint: `python -m tests.invariants.killed_run FOLDER STEP`, see test_resume.py."""
+"""Train, and be killed right after a checkpoint: `python -m tests.invariants.killed_run FOLDER STEP`."""
 
 from __future__ import annotations
 

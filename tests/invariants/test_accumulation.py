@@ -1,4 +1,4 @@
-"""Gradient accumulation: k micro-batches of b are one batch of k * b for L_sup, and a mean of k losses for all terms."""
+"""Gradient accumulation: k micro-batches of b are a batch of k * b for L_sup, and a mean of k losses for all terms."""
 
 from __future__ import annotations
 

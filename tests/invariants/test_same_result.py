@@ -1,8 +1,9 @@
-"""What must not matter does not: activation checkpointing, the padding side, the batch size of scoring, loader workers."""
+"""What must not matter does not: activation checkpointing, packing, padding side, batch size of scoring, workers."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.invariants.training import (
     Gradients,
     assert_close,
     assert_equal,
+    gradients_of,
     logged,
     lora,
     new_trainer,
@@ -41,8 +43,9 @@ def test_activation_checkpointing_changes_no_loss_and_no_gradient(
             activation_checkpointing=checkpointing,
             representation=representation,
             max_steps=2,
-            # A loss in which every term is of like size.
-            mcl_weight=10.0,
+            # Every pair kept, so that no term is ever empty.
+            positive_threshold=0.0,
+            negative_threshold=1.0,
             **UNCLIPPED,
         )
         # Dropout stays on: checkpointing must recompute with the same masks.
@@ -86,11 +89,38 @@ def test_scores_do_not_depend_on_padding_side_or_batch_size(
     trainer.args.per_device_eval_batch_size = 1
     alone = trainer.score_pairs(held_out)
     trainer.args.per_device_eval_batch_size = 16
-    trainer.data_collator.padding_side = "left"
-    left = trainer.score_pairs(held_out)
-    for other_answer, other_similarity in (alone, left):
+    assert trainer.data_collator.position_offset is not None
+    found = [alone]
+    for side in ("right", "left"):  # two forwards instead of one packed one, padded on either side
+        trainer.data_collator = replace(trainer.data_collator, position_offset=None, padding_side=side)
+        found.append(trainer.score_pairs(held_out))
+    for other_answer, other_similarity in found:
         np.testing.assert_allclose(other_answer, answer, atol=1e-4)
         np.testing.assert_allclose(other_similarity, similarity, atol=1e-5)
+
+
+def test_packing_changes_no_loss_and_no_gradient(
+    student: Any,
+    teacher_dir: Path,
+    tokenizer: Any,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path: Path,
+) -> None:
+    args = settings(tmp_path, positive_threshold=0.0, negative_threshold=1.0)
+    trainer = new_trainer(args, student, str(teacher_dir), pairs, held_out, tokenizer)
+    trainer.train()
+    rows = [trainer.train_dataset[row] for row in range(8)]  # type: ignore[index]
+    results = []
+    for collator in (trainer.data_collator, replace(trainer.data_collator, position_offset=None)):
+        batch = collator(rows)
+        assert ("position_ids" in batch) is (collator is trainer.data_collator)
+        loss = trainer.compute_loss(trainer.model, batch)
+        results.append((float(loss.detach()), gradients_of(loss, trainer.model)))
+    (packed, found), (separate, expected) = results
+    assert packed == pytest.approx(separate, abs=1e-5)
+    assert all(value.any() for value in expected.values())
+    assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_loader_workers_change_nothing(

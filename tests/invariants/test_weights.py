@@ -87,7 +87,7 @@ def test_what_each_term_gives_a_while_b_is_zero(
 
 
 class AnswerRows:
-    """Rows of token ids and labels as plain fine-tuning takes them: everything ignored but the answer after the prompt."""
+    """Rows of token ids and the answer's id: what plain fine-tuning on the answer token takes."""
 
     def __init__(self, prompt: Any, pairs: datasets.Dataset) -> None:
         self.rows = [
@@ -133,7 +133,7 @@ def test_weights_1_0_0_are_plain_fine_tuning_on_the_answer_token(
     set_seed(ours.args.seed)
     plain = Trainer(
         get_peft_model(copy.deepcopy(_student), lora()),
-        # The same settings object type, so that optimizer, schedule and order are the same; the loss is the model's own.
+        # The same kind of settings, hence the same optimizer, schedule and order; the loss is the model's own.
         settings(tmp_path / "plain", **shared),
         collate_answers,
         AnswerRows(ours.prompt, pairs),

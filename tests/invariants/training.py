@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,15 @@ def logged(trainer: FlippedDistillationTrainer, name: str = "loss") -> list[floa
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
+def _labelled(name: str) -> Callable[[str], str]:
+    return lambda text: f"{name}: {text}"
+
+
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float, rtol: float = 0.0) -> None:
     """Compare tensors by name; a failure names the first that differs."""
     assert found.keys() == expected.keys() and found
     for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, atol=atol, rtol=rtol, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=rtol, msg=_labelled(name))
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -147,5 +149,5 @@ class RecordingTrainer(FlippedDistillationTrainer):
             self.batches.append(inputs)
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
-            self.losses.append(float(result))
+            self.losses.append(float(result.detach()))
         return result

@@ -1,0 +1,84 @@
+"""Train, score and save as one of several ranks; started by torchrun, see test_ddp.py.
+
+For each setting it writes what the test compares: each rank's adapter, the first step's gradients, the rows of each
+step, the log and the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+from safetensors.torch import save_file
+
+from tests.invariants.training import UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
+
+# Settings by name; every gradient is kept as backward left it, and nothing is dropped by a random teacher.
+EVERY_PAIR = {"positive_threshold": 0.0, "negative_threshold": 1.0}
+RUNS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "two_forwards": {},
+    "no_answer_loss": {"sup_weight": 0.0},
+    "accumulated": {"gradient_accumulation_steps": 2, "representation": "joint"},
+}
+STEPS = 5
+
+
+def make(folder: Path, name: str, gradients: Gradients) -> RecordingTrainer:
+    """The trainer of one setting, the same in every rank and in the test's own process."""
+    args = settings(
+        folder / f"out_{name}",
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        max_steps=STEPS,
+        # The test makes the same trainer in one process, which has no process group to choose a backend for.
+        ddp_backend="gloo" if "LOCAL_RANK" in os.environ else None,
+        **EVERY_PAIR,
+        **UNCLIPPED,
+        **RUNS[name],
+    )
+    trainer = RecordingTrainer(
+        str(folder / "student"),
+        str(folder / "teacher"),
+        args,
+        datasets.load_from_disk(str(folder / "pairs")),
+        datasets.load_from_disk(str(folder / "held_out")),
+        peft_config=lora(),
+        callbacks=[gradients],
+    )
+    if name == "two_forwards":
+        trainer.data_collator.position_offset = None
+    return trainer
+
+
+def main(folder: Path) -> None:
+    """Run every setting one after the other."""
+    for name in RUNS:
+        gradients = Gradients()
+        trainer = make(folder, name, gradients)
+        start = trainable(trainer.model)
+        trainer.train()
+        rank = trainer.args.process_index
+        answer, similarity = trainer.score_pairs(trainer.eval_dataset)  # type: ignore[arg-type]
+        save_file(start, folder / f"{name}_start_{rank}.safetensors")
+        save_file(trainable(trainer.model), folder / f"{name}_end_{rank}.safetensors")
+        save_file(gradients.steps[0], folder / f"{name}_gradients_{rank}.safetensors")
+        facts = {
+            "world_size": trainer.args.world_size,
+            "rows": [batch["rows"].tolist() for batch in trainer.batches],
+            "losses": trainer.losses,
+            "log": trainer.state.log_history,
+            "answer": answer.tolist(),
+            "similarity": similarity.tolist(),
+        }
+        (folder / f"{name}_facts_{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+        trainer.accelerator.wait_for_everyone()
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

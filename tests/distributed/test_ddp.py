@@ -1,0 +1,126 @@
+"""Two ranks on the CPU: equal weights everywhere, the mean of the ranks' gradients, every pair scored in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from tests.distributed.ddp_run import RUNS, STEPS, make
+from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of
+
+REPOSITORY = Path(__file__).parents[2]
+RANKS = (0, 1)
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def folder(
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The files two ranks have left behind after training with every setting of ddp_run.py."""
+    folder = tmp_path_factory.mktemp("ddp")
+    (folder / "student").symlink_to(student_dir)
+    (folder / "teacher").symlink_to(teacher_dir)
+    pairs.save_to_disk(str(folder / "pairs"))
+    # An odd number, so that one rank has a row more to score than the other.
+    held_out.select(range(23)).save_to_disk(str(folder / "held_out"))
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(len(RANKS))),
+            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
+            *("-m", "tests.distributed.ddp_run", str(folder)),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder
+
+
+def facts(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{name}_facts_{rank}.json").read_text("utf-8")) for rank in RANKS]
+
+
+def tensors(folder: Path, name: str, what: str) -> list[dict[str, Any]]:
+    return [load_file(folder / f"{name}_{what}_{rank}.safetensors") for rank in RANKS]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_keep_equal_weights_and_train_on_different_rows(name: str, folder: Path) -> None:
+    (first, second), (start, other_start) = tensors(folder, name, "end"), tensors(folder, name, "start")
+    assert_equal(start, other_start)
+    assert_equal(first, second)
+    assert any((first[weight] != start[weight]).any() for weight in start)
+    one, other = facts(folder, name)
+    assert one["world_size"] == 2
+    batches = STEPS * RUNS[name].get("gradient_accumulation_steps", 1)
+    assert [len(rows) for rows in one["rows"]] == [len(rows) for rows in other["rows"]] == [4] * batches
+    # An epoch is 8 steps of 8: no row came twice within it.
+    seen = [row for rank in (one, other) for rows in rank["rows"][:8] for row in rows]
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_gradient_is_the_mean_of_the_ranks(name: str, folder: Path) -> None:
+    trainer = make(folder, name, Gradients())
+    start, _ = tensors(folder, name, "start")
+    assert_equal({key: value for key, value in trainer.model.named_parameters() if value.requires_grad}, start)
+    micro_batches = RUNS[name].get("gradient_accumulation_steps", 1)
+    parts, losses = [], []
+    for rank in facts(folder, name):
+        for rows in rank["rows"][:micro_batches]:
+            batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])  # type: ignore[index]
+            loss = trainer.compute_loss(trainer.model, batch)
+            losses.append(float(loss.detach()))
+            parts.append(gradients_of(loss, trainer.model))
+        assert rank["losses"][:micro_batches] == pytest.approx(losses[-micro_batches:], abs=1e-5)
+    mean = {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+    for found in tensors(folder, name, "gradients"):
+        assert_close(found, mean, atol=1e-5, rtol=1e-5)
+    # The ranks' batches differ enough for the test to tell their mean from either.
+    assert any((parts[0][key] - parts[-1][key]).abs().max() > 1e-3 for key in mean)
+    (first, _) = facts(folder, name)
+    assert first["log"][0]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_logged_terms_are_those_of_all_ranks(name: str, folder: Path) -> None:
+    first, second = facts(folder, name)
+    terms = ("sup", "dist", "mcl")
+    for entry, other in zip(first["log"], second["log"], strict=True):
+        if "loss" in entry:
+            assert {key: entry[key] for key in entry if "loss" in key} == {
+                key: other[key] for key in other if "loss" in key
+            }
+            total = sum(RUNS[name].get(f"{term}_weight", 1.0) * entry[f"loss_{term}"] for term in terms)
+            assert entry["loss"] == pytest.approx(total, abs=1e-5)
+            assert entry["dropped_positive"] == entry["dropped_negative"] == 0
+
+
+def test_every_pair_is_scored_once_and_in_order(folder: Path) -> None:
+    first, second = facts(folder, "default")
+    trainer = make(folder, "default", Gradients())
+    end, _ = tensors(folder, "default", "end")
+    set_peft_model_state_dict(trainer.model, {key.replace(".default", ""): value for key, value in end.items()})
+    answer, similarity = trainer.score_pairs(trainer.eval_dataset)  # type: ignore[arg-type]
+    assert len(answer) == 23
+    for rank in (first, second):
+        np.testing.assert_allclose(rank["answer"], answer, atol=1e-4)
+        np.testing.assert_allclose(rank["similarity"], similarity, atol=1e-5)
