@@ -192,7 +192,7 @@ def _run(
     started = time.time()
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     seconds = time.time() - started
-    answer, similarity = _both_splits(trainer, splits)
+    answer, similarity = _both_splits(trainer, splits, trainer.fitted_scores)
     trainer.save_model(str(folder))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
@@ -213,9 +213,12 @@ def _run(
     return result
 
 
-def _both_splits(trainer: FlippedDistillationTrainer, splits: Splits) -> tuple[SplitScores, SplitScores]:
-    """(answer, similarity) of the validation and test pairs."""
-    validation, test = trainer.score_pairs(splits.validation), trainer.score_pairs(splits.test)
+def _both_splits(
+    trainer: FlippedDistillationTrainer, splits: Splits, validation: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[SplitScores, SplitScores]:
+    """(answer, similarity) of the validation and test pairs; those of validation may be known already."""
+    validation = validation or trainer.score_pairs(splits.validation)
+    test = trainer.score_pairs(splits.test)
     return SplitScores(validation[0], test[0]), SplitScores(validation[1], test[1])
 
 

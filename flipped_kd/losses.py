@@ -107,9 +107,9 @@ class FlippedDistillationLoss(nn.Module):
     ) -> LossOutput:
         """Compute the three terms of a batch of N pairs.
 
-        With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and as
-        read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and L_MCL
-        are then the mean of the two.
+        With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
+        as read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and
+        L_MCL are then the mean of the two.
 
         Args:
             logits: (N, V) at the answer position.

@@ -55,7 +55,8 @@ def fit_log_odds(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     if len(np.unique(labels)) < 2:
         raise ValueError(f"all {len(labels)} labels are {labels[0]}: a score is fitted on pairs of both classes.")
     mean, spread = features.mean(0), features.std(0)
-    spread = np.where(spread > 0, spread, 1.0)  # a constant feature keeps coefficient 0
+    # A constant feature keeps coefficient 0; rounding gives it a spread that is not quite 0.
+    spread = np.where(spread > 1e-12 * np.abs(features).max(0), spread, 1.0)
     model = LogisticRegression().fit((features - mean) / spread, labels)
     coefficients = model.coef_[0] / spread
     return coefficients, float(model.intercept_[0] - coefficients @ mean)

@@ -149,6 +149,7 @@ class FlippedDistillationTrainer(Trainer):
         self.calibration: PlattCalibration | None = None
         self.teacher_report: dict[str, float | int] = {}
         self.match_score: MatchScore | None = None
+        self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
         self._logged: dict[str, Tensor] = {}
         super().__init__(
             model=student,
@@ -486,23 +487,19 @@ class FlippedDistillationTrainer(Trainer):
         return output
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """(answer log-odds (n,), similarity (n,)) of each pair, in order."""
-        # Not predict(), which gives no scores under prediction_loss_only.
-        output = self.evaluation_loop(self.get_test_dataloader(dataset), "Prediction", False, metric_key_prefix="test")
-        answer, similarity = output.predictions  # type: ignore[misc]
-        return np.asarray(answer, np.float64), np.asarray(similarity, np.float64)
+        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch."""
+        lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
+        order = np.argsort(lengths, kind="stable")
+        predictions = self.predict(dataset.select(order)).predictions
+        scores = np.empty((2, len(order)))
+        scores[:, order] = np.stack(predictions)
+        return scores[0], scores[1]
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
-        if dataset is None:
-            if not self._eval_parts():
-                raise ValueError(
-                    "there are no pairs to fit the match score on: give some, or construct the trainer with an eval_dataset."
-                )
-            dataset = self._eval_parts()[0]
-        dataset = self._to_score(dataset, "fit_match_score")
-        answer, similarity = self.score_pairs(dataset)
-        self.match_score = MatchScore.fit(answer, similarity, np.asarray(dataset["label"]), self.args.score)
+        dataset = dataset if dataset is not None else self._eval_parts()[0]
+        self.fitted_scores = self.score_pairs(dataset)
+        self.match_score = MatchScore.fit(*self.fitted_scores, np.asarray(dataset["label"]), self.args.score)
         return self.match_score
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -11,7 +11,6 @@ finished folder is marked by `mini_model.json`, written last; a call with the sa
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -30,7 +29,16 @@ import datasets
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import BertConfig, BertModel, BertTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
 
 MARKER = "mini_model.json"
 INSTRUCTION = "Do these two texts mean the same? Answer yes or no."
@@ -51,10 +59,10 @@ class MiniTeacherSettings:
     heads: int = 4
     dropout: float = 0.1
     max_length: int = 64
-    epochs: float = 10.0
+    epochs: float = 7.0
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    scale: float = 8.0  # inverse temperature of the ranking loss
+    learning_rate: float = 4e-3
+    scale: float = 5.0  # inverse temperature of the ranking loss
     max_steps: int = -1  # positive: stop there
 
 
@@ -111,10 +119,10 @@ def build_mini_teacher(
 
     def write(folder: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as scratch:
-            pairs_file = Path(scratch) / "pairs.jsonl"
-            pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            command = [sys.executable, __file__, "--pairs", str(pairs_file), "--output_dir", str(folder)]
-            command += ["--seed", str(seed), "--settings", json.dumps(asdict(settings))]
+            request_file = Path(scratch) / "request.json"
+            request = {"rows": rows, "folder": str(folder.resolve()), "seed": seed, "settings": asdict(settings)}
+            request_file.write_text(json.dumps(request), encoding="utf-8")
+            command = [sys.executable, __file__, str(request_file)]
             kept = {
                 k: v for k, v in os.environ.items() if k not in LAUNCHER_NAMES and not k.startswith(LAUNCHER_PREFIXES)
             }
@@ -230,7 +238,7 @@ def build_mini_student(
     return _build(Path(output_dir), {"kind": "student", "seed": seed, **asdict(settings)}, distinct, write)
 
 
-def text_perplexity(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> float:
+def text_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """Return the perplexity per token (> 1) of single texts, each as the first turn after the instruction."""
     total, count = 0.0, 0
     head = len(tokenizer(PROMPT_HEAD + "<|im_start|>")["input_ids"])
@@ -302,7 +310,7 @@ def _documents(texts: Sequence[str], size: int, rng: random.Random) -> list[str]
     return documents
 
 
-def _tensors(tokenizer: Qwen2Tokenizer, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def _tensors(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Tokenise into right-padded input_ids, attention_mask and labels (-100 on padding), each (texts, longest)."""
     encoded = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
@@ -327,15 +335,18 @@ def _train_byte_level_bpe(texts: Sequence[str], settings: MiniStudentSettings) -
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]
     return Qwen2Tokenizer(
-        vocab=learned["vocab"], merges=merges, extra_special_tokens=markers[1:], model_max_length=settings.max_length
+        vocab=learned["vocab"],
+        merges=merges,  # type: ignore[arg-type]  # handed to BPE, which takes pairs
+        extra_special_tokens=markers[1:],
+        model_max_length=settings.max_length,
     )
 
 
 def _word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> BertTokenizer:
     """Make a lower-case WordPiece vocabulary: every character, and the most frequent words as far as there is room.
 
-    Counted here because the WordPiece trainer of `tokenizers` learns another vocabulary at every call (measured), which
-    would make a seed worth nothing.
+    Counted here because the WordPiece trainer of `tokenizers` learns another vocabulary at every call (measured): the
+    same seed would give another teacher.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = Counter(
@@ -378,17 +389,8 @@ def _build(
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train the teacher; what the child process of `build_mini_teacher` runs."""
-    parser = argparse.ArgumentParser(description="Train the mini teacher (without marker and reuse).")
-    parser.add_argument("--pairs", type=Path, required=True, help="jsonl with text_a, text_b, label")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--settings", type=json.loads, required=True, help="all MiniTeacherSettings as JSON")
-    args = parser.parse_args(argv)
-    rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines()]
-    train_teacher(rows, args.output_dir, args.seed, MiniTeacherSettings(**args.settings))
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the child process of build_mini_teacher
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    train_teacher(
+        request["rows"], Path(request["folder"]), request["seed"], MiniTeacherSettings(**request["settings"])
+    )

@@ -1,0 +1,108 @@
+"""A packed row gives what two rows give; architectures that cannot pack are found out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
+)
+
+from flipped_kd.collator import TeacherScoringCollator
+from flipped_kd.encoder import LoraEncoder
+from flipped_kd.packing import additive_mask, pack_rows, packing_offset
+from flipped_kd.prompts import PairPrompt, PairTokens
+
+SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, intermediate_size=32), 0),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SIZES, intermediate_size=32, num_key_value_heads=2, head_dim=8), 0),
+    "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, **SPECIAL), 0),
+    "roberta": (
+        RobertaForCausalLM,
+        RobertaConfig(**SIZES, intermediate_size=32, is_decoder=True, bos_token_id=1, eos_token_id=2, pad_token_id=1),
+        2,
+    ),
+    # ALiBi takes distances from the mask, so a branch would stand at the wrong place.
+    "bloom": (BloomForCausalLM, BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4, **SPECIAL), None),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offset_is_found_by_trying(family: str) -> None:
+    model_class, config, expected = FAMILIES[family]
+    torch.manual_seed(0)
+    assert packing_offset(model_class(config).eval()) == expected
+
+
+def test_flash_attention_is_not_packed(student) -> None:
+    student.config._attn_implementation = "flash_attention_2"
+    assert packing_offset(student) is None
+
+
+def test_visibility_and_positions() -> None:
+    pair, alone = PairTokens([5, 6, 7, 8, 9], (1, 2), (3, 4), False), PairTokens([5, 8], (1, 2), None, False)
+    longer = PairTokens([5, 6, 6, 7, 8, 8, 9], (1, 3), (4, 6), False), PairTokens([5, 8, 8], (1, 3), None, False)
+    packed = pack_rows([pair, longer[0]], [alone, longer[1]], pad_token_id=0, offset=2)
+    assert packed["input_ids"].tolist() == [[5, 6, 7, 8, 9, 8, 0, 0, 0], [5, 6, 6, 7, 8, 8, 9, 8, 8]]
+    assert (packed["position_ids"][1] - 2).tolist() == [0, 1, 2, 3, 4, 5, 6, 1, 2]
+    visible = packed["attention_mask"][1, 0]
+    for query in range(9):
+        seen = set(range(query + 1)) if query < 7 else {0, *range(7, query + 1)}
+        assert set(visible[query].nonzero().flatten().tolist()) == seen
+    assert packed["alone_span"][0].nonzero().flatten().tolist() == [5]
+    # Padding sees something, so no softmax is empty.
+    assert visible.any(-1).all() and packed["attention_mask"][0].any(-1).all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: str) -> None:
+    """Logits at the answer, representations and gradients are those of separate rows."""
+    student.set_attn_implementation(attention)
+    model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    prompt = PairPrompt.from_preset(tokenizer, max_length=40)  # short enough to cut some texts
+    encoder = LoraEncoder.from_model(model, layers="last:1")
+    packed = TeacherScoringCollator(prompt, tokenizer.pad_token_id, position_offset=packing_offset(student))
+    separate = dataclasses.replace(packed, position_offset=None)
+    rows = [pairs[i] for i in range(8)]
+
+    def run(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        mask = batch["attention_mask"]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
+        if mask.ndim == 4:
+            inputs |= {"attention_mask": additive_mask(mask, model.dtype), "position_ids": batch["position_ids"]}
+        with encoder.capture() as captured:
+            logits = model(**inputs).logits[range(8), batch["answer_position"]]
+        first = encoder.pool(captured, batch["span_a"])
+        if mask.ndim == 2:
+            with encoder.capture() as captured:
+                model(input_ids=batch["alone_input_ids"], attention_mask=batch["alone_attention_mask"])
+        second = encoder.pool(captured, batch["alone_span"])
+        model.zero_grad()
+        (logits.logsumexp(-1).sum() + (first * second.roll(1, 0)).sum()).backward()
+        gradient = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+        return logits.detach(), first.detach(), second.detach(), gradient
+
+    for one, other in zip(run(packed(rows)), run(separate(rows)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_left_padding_is_refused(tokenizer) -> None:
+    with pytest.raises(ValueError, match="padding_side='right'"):
+        TeacherScoringCollator(PairPrompt.from_preset(tokenizer), 0, padding_side="left", position_offset=0)
