@@ -1,7 +1,7 @@
 """What a flipped training step costs against a plain fine-tuning step of the same student on the same batches.
 
-The three trainers take the same batches in turn, step by step, in one process, so that a drifting machine speed cancels out; the median of the ratios is
-printed. The teacher's scores are cached beforehand, as in every training run.
+The three trainers take the same batches in turn, step by step, in one process, so that a drifting machine speed
+cancels out; the median of the ratios is printed. The teacher's scores are cached beforehand, as in every training run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main(quick: bool = False) -> dict[str, float]:
             )
         seconds = _time_steps(trainers, steps)
     ratios = {
-        name: statistics.median(np.asarray(seconds[name]) / np.asarray(seconds["plain"])) for name in ("joint", "independent")
+        name: statistics.median(np.asarray(seconds[name]) / np.asarray(seconds["plain"]))
+        for name in ("joint", "independent")
     }
     print(f"{torch.get_num_threads()} threads, batch 32, {len(seconds['plain'])} steps each; median step / plain step")
     print(f"plain        {statistics.median(seconds['plain']):.2f} s")

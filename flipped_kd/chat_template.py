@@ -124,12 +124,12 @@ def preset_segments(
     """Write prefix, middle and suffix with the markers a tokenizer has.
 
     The first family of `CHAT_FAMILIES` whose markers are all there is used; failing that the tokenizer's
-    cls or bos token opens the prompt and its sep or eos token separates the parts.
+    cls or bos token opens the prompt, its sep or eos token separates the parts, and the instruction follows the texts.
 
     Args:
         tokenizer: Tokenizer whose named special tokens and chat template are read.
         added_tokens: Its added tokens, as strings.
-        instruction: What is asked, put before the texts; may be empty.
+        instruction: What is asked, put before the texts (after them where there are no chat markers); may be empty.
         adds_bos: Whether the tokenizer puts bos before a plain text by itself.
 
     Returns:
@@ -159,8 +159,9 @@ def preset_segments(
             "(tokenizer.add_special_tokens({'eos_token': '</s>'}), then resize the model's embeddings), or give "
             "PairPrompt a prefix, middle and suffix written with added tokens this tokenizer has."
         )
-    prefix = opening + instruction + separator if instruction else opening
-    return prefix, separator, separator
+    # A model without chat markers continues a text: the question right before the answer is what it continues. It also
+    # keeps what stands before a text encoded alone to one token.
+    return opening, separator, separator + instruction
 
 
 def resolve_answers(

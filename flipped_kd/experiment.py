@@ -1,4 +1,5 @@
-"""One command's work: teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds, into one report."""
+"""One command's work: teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds,
+into one report."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
@@ -21,20 +23,15 @@ from .data import PairColumns, load_pairs
 from .keys import dataset_keys, shared_texts
 from .report import REPORT_VERSION, SplitScores, judge_seed, markdown_table, summarise, write_atomically, write_report
 from .student import default_lora, load_student, load_tokenizer
-from .teacher import BiEncoderTeacher, CrossEncoderTeacher, agreement_report, load_teacher
+from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
 from .trainer import FlippedDistillationTrainer
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 # Settings that change where or how often something is written, not what is learned.
 NOT_LEARNED = {
-    "output_dir",
-    "logging_steps",
-    "disable_tqdm",
-    "save_total_limit",
-    "teacher_cache_dir",
-    "run_name",
-    "hub_token",
+    *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps"),
 }
 
 
@@ -88,8 +85,8 @@ def run_comparison(
 ) -> dict[str, Any]:
     """Train plainly and flipped with the same budget for each seed, compare on test, write report.json and report.md.
 
-    Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last checkpoint. The adapter of
-    the first seed's flipped run, with its contracts, stands in the output directory itself.
+    Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last
+    checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself.
 
     Args:
         student: the LLM and its adapter.
@@ -261,11 +258,10 @@ def _fingerprint(
 
 
 def _settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:
-    """Settings as plain JSON values, those of training without transformers' defaults, without paths of this machine and without tokens."""
+    """Settings as plain JSON values: of training only our own and the changed ones; no local paths, no tokens."""
     defaults = FlippedDistillationConfig(output_dir="-").to_dict()
-    own = {f.name for f in dataclasses.fields(FlippedDistillationConfig)} - {
-        f.name
-        for f in dataclasses.fields(FlippedDistillationConfig.__mro__[1])  # type: ignore[arg-type]
+    own = {field.name for field in dataclasses.fields(FlippedDistillationConfig)} - {
+        field.name for field in dataclasses.fields(TrainingArguments)
     }
     changed = {
         name: value
@@ -308,7 +304,8 @@ def _finished(folder: Path, fingerprint: str) -> RunResult | None:
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if facts.pop("fingerprint") != fingerprint:
         raise ValueError(
-            f"{folder} holds a finished run with other settings, data or models: use another --output_dir, or delete it to run anew."
+            f"{folder} holds a finished run with other settings, data or models: use another --output_dir, or delete "
+            "it to run anew."
         )
     with np.load(folder / "scores.npz") as arrays:
         kinds: list[SplitScores] = [
@@ -359,5 +356,7 @@ def run_recipe(
         if student.student is None:
             _say(config, f"[mini] student: {out / 'student'}")
             texts = [*pairs["text_a"], *pairs["text_b"]]
-            student = dataclasses.replace(student, student=str(build_student(texts, out / "student", seed=config.seed)))
+            student = dataclasses.replace(
+                student, student=str(build_student(texts, out / "student", seed=config.seed))
+            )
     return run_comparison(student, data, config)

@@ -1,7 +1,8 @@
 """Two texts' worth of encoding in one forward: the pair, and text_b alone as a packed branch of the same row.
 
-A row is `prefix text_a middle text_b suffix | text_b`. The branch's tokens see the prefix and themselves, at the positions they would have alone, so
-their hidden states are those of a second forward over `prefix text_b`, for the price of text_b's tokens only.
+A row is `prefix text_a middle text_b suffix | text_b`. The branch's tokens see the prefix and themselves, at the
+positions they would have alone, so their hidden states are those of a second forward over `prefix text_b`, for the
+price of text_b's tokens only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def pack_rows(
         offset: what the model's position numbers begin with.
 
     Returns:
-        `input_ids` (B, T), `position_ids` (B, T), `attention_mask` (B, 1, T, T) bool, True where a query may look, and `alone_span` (B, T).
+        `input_ids` (B, T), `position_ids` (B, T), `attention_mask` (B, 1, T, T) bool, True where a query may look, and
+        `alone_span` (B, T).
     """
     rows = []
     for pair, text in zip(pairs, alone, strict=True):
@@ -64,8 +66,9 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
 def packing_offset(model: nn.Module) -> int | None:
     """Find out by trying whether `model` gives packed rows the hidden states of separate ones.
 
-    Architectures differ in how they number positions and read masks (ALiBi, sliding windows, flash attention ...), and some ignore what they are given
-    without a word, so the logits of a packed row are compared with those of its two parts.
+    Architectures differ in how they number positions and read masks (ALiBi, sliding windows, flash attention ...), and
+    some ignore what they are given without a word, so the logits of a packed row are compared with those of its two
+    parts.
 
     Args:
         model: the causal language model.

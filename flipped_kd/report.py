@@ -56,7 +56,8 @@ def combine(first: SplitScores, second: SplitScores, validation_labels: np.ndarr
 def judge(
     scores: SplitScores, validation_labels: np.ndarray, test_labels: np.ndarray, natural_threshold: float | None = None
 ) -> dict[str, float]:
-    """Test metrics of one system. F1, precision, recall and accuracy are at the threshold with the best F1 on validation.
+    """Test metrics of one system. F1, precision, recall and accuracy are at the threshold with the best F1 on
+    validation.
 
     With `natural_threshold` (0 for log-odds) the same four at that one too, as `f1_natural` and so on.
     """

@@ -1,65 +1,58 @@
-"""FlippedDistillationTrainer: a transformers Trainer whose loss is the answer, the teacher's similarities and a margin-aware contrast."""
+"""FlippedDistillationTrainer: a transformers Trainer whose loss is the answer, the teacher's similarities and a
+margin-aware contrast."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
-from transformers.utils.hub import PushInProgress, hf_api
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from .checkpoint_push import push_checkpoint
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
 from .data import PAIR_FEATURES, PairColumns, validate_pairs
 from .encoder import LoraEncoder
 from .keys import KnownMatches, dataset_keys
-from .losses import (
-    DualThreshold,
-    FlippedDistillationLoss,
-    LossOutput,
-    MarginAwareContrastiveLoss,
-    SimilarityDistillationLoss,
-    paired_cosines,
-)
+from .loss_log import LossLog
+from .losses import paired_cosines
 from .metrics import PairMatching
 from .packing import additive_mask, packing_offset
 from .prompts import PairPrompt
 from .scoring import MatchScore
-from .student import (
-    accepts_logits_to_keep,
-    add_adapter,
-    check_causal,
-    default_lora,
-    load_student,
-    load_tokenizer,
-    position_logits,
+from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, position_logits
+from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
+from .trainer_setup import (
+    build_loss,
+    check_args,
+    check_batches,
+    name_of,
+    padding_id,
+    prepare_student,
+    prepare_teacher,
+    resolve_clipping,
 )
-from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report, load_teacher
 
 logger = logging.getLogger(__name__)
 PairDatasets = datasets.Dataset | Mapping[str, datasets.Dataset] | None
 DROPPED_SHARE_LIMIT = 0.3
-RESUME_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 
 
 @dataclass
 class PairVectors:
-    """Representations (B, D) of a batch of pairs: the first texts, the second ones as they are compared, and the second ones as read in the pair."""
+    """Representations (B, D) of a batch of pairs: the first texts, the second ones as they are compared, and the
+    second ones as read in the pair."""
 
     text_a: Tensor
     text_b: Tensor
@@ -69,27 +62,33 @@ class PairVectors:
 class FlippedDistillationTrainer(Trainer):
     """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
 
-    Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies, load_best_model_at_end, compute_metrics.
-    `trainer.model` is the PeftModel itself; the teacher is run once before training and stays outside the module tree.
+    Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies,
+    load_best_model_at_end, compute_metrics. `trainer.model` is the PeftModel itself; the teacher is run once before
+    training and stays outside the module tree.
 
     Args:
-        model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter named "default".
-        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None with dist_weight = mcl_weight = 0 (plain fine-tuning).
+        model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter
+            named "default".
+        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None with dist_weight = mcl_weight = 0
+            (plain fine-tuning).
         args: settings.
         train_dataset: pairs with text_a, text_b, label.
-        eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the first of) them; without them the teacher
-            is calibrated on the training pairs and no match score is fitted.
+        eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the
+            first of) them; without them the teacher is calibrated on the training pairs and no match score is fitted.
         processing_class: the student's tokenizer; loaded by `model`'s name if not given.
-        peft_config: LoRA settings for a student without adapter; by default rank 32, alpha 64, dropout 0.05 on all linear layers.
+        peft_config: LoRA settings for a student without adapter; by default rank 32, alpha 64, dropout 0.05 on all
+            linear layers.
         prompt: a PairPrompt; by default the preset of `args.prompt`.
         columns: names of the columns in the data sets, where they are not text_a, text_b, label.
-        compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and label_ids (n,). By default F1, precision,
-            recall, accuracy (natural threshold), AUC and average precision of the answer and, prefixed, of the similarity.
+        compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and
+            label_ids (n,). By default F1, precision, recall, accuracy (natural threshold), AUC and average precision
+            of the answer and, prefixed, of the similarity.
         callbacks: as in Trainer.
         optimizers: as in Trainer.
 
     Raises:
-        ValueError: unusable data, student, teacher or settings; the message names value, rule and remedy. Nothing has been trained then.
+        ValueError: unusable data, student, teacher or settings; the message names value, rule and remedy. Nothing has
+        been trained then.
     """
 
     _tag_names = ("flipped-kd", "text-matching")
@@ -113,7 +112,7 @@ class FlippedDistillationTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = args or FlippedDistillationConfig()
-        _check_args(args)
+        check_args(args)
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
         if isinstance(eval_dataset, Mapping):
@@ -122,41 +121,32 @@ class FlippedDistillationTrainer(Trainer):
             eval_dataset = self._checked(eval_dataset, "validation")
 
         set_seed(args.seed)  # A's random start belongs to the seed
-        tokenizer = processing_class or load_tokenizer(_name_of(model))
-        student = self._prepare_student(model, peft_config)
+        tokenizer = processing_class or load_tokenizer(name_of(model))
+        student = prepare_student(model, peft_config)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
         self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
         self.keeps_logits = accepts_logits_to_keep(student)
+        if self.keeps_logits:
+            keep_head_precision(student)
         self.student_dtype = student.dtype
-        self.teacher = self._prepare_teacher(teacher, args)
-        # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score any two texts.
+        self.teacher = prepare_teacher(teacher, args)
+        # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
+        # any two texts.
         self.matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
-        self._check_scope(args)
-        self.loss = FlippedDistillationLoss(
-            SimilarityDistillationLoss(args.dist_loss, args.temperature),  # type: ignore[arg-type]
-            MarginAwareContrastiveLoss(
-                args.contrast,  # type: ignore[arg-type]
-                args.margin,
-                args.positive_margin,  # type: ignore[arg-type]
-                args.negative_margin,  # type: ignore[arg-type]
-                args.temperature,
-            ),
-            DualThreshold(args.positive_threshold, args.negative_threshold),
-            (args.sup_weight, args.dist_weight, args.mcl_weight),
-        )
+        self.loss = build_loss(args)
         self.calibration: PlattCalibration | None = None
         self.teacher_report: dict[str, float | int] = {}
         self.match_score: MatchScore | None = None
         self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
-        self._logged: dict[str, Tensor] = {}
+        self.loss_log = LossLog()
         super().__init__(
             model=student,
             args=args,
             data_collator=TeacherScoringCollator(
                 self.prompt,
-                _padding_id(tokenizer),
+                padding_id(tokenizer),
                 known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
                 encode_alone=args.representation != "joint",
                 matrix=self.matrix,
@@ -169,23 +159,29 @@ class FlippedDistillationTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._check_batches()
-        self._resolve_clipping()
+        if train_dataset is not None:
+            check_batches(len(train_dataset), args)
+        self.clip_value = resolve_clipping(args, self.accelerator)
         if self.teacher is not None:
             self._score_with_teacher([part for part in (train_dataset, *self._eval_parts()) if part is not None])
             self._calibrate()
 
-    # ---- Construction -------------------------------------------------------------------------------------------------------------
+    # ---- Construction ----
 
     def _checked(self, dataset: Any, name: str, numbered: bool = False) -> Any:
         if not isinstance(dataset, datasets.Dataset):
             if dataset is None:
                 return None
             raise ValueError(
-                f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, label."
+                f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, "
+                "label."
             )
         dataset = validate_pairs(dataset, columns=self.columns, name=name)
-        return dataset.add_column("row", np.arange(len(dataset))) if numbered else dataset
+        if not numbered:
+            return dataset
+        # Row numbers for error messages; characters stand for tokens in train_sampling_strategy="group_by_length".
+        lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
+        return dataset.add_column("row", np.arange(len(dataset))).add_column("length", lengths)
 
     def _to_score(self, dataset: datasets.Dataset, name: str) -> datasets.Dataset:
         """A checked pair set for evaluation or prediction, where one class will do."""
@@ -198,81 +194,7 @@ class FlippedDistillationTrainer(Trainer):
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
 
-    @staticmethod
-    def _prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
-        if isinstance(model, PeftModel):
-            if peft_config is not None:
-                raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
-            if not any(parameter.requires_grad for parameter in model.parameters()):
-                raise ValueError(
-                    "every weight of the PeftModel is frozen: load it with PeftModel.from_pretrained(..., is_trainable=True)."
-                )
-            check_causal(model.get_base_model())
-            return model
-        if isinstance(model, str):
-            model = load_student(model)
-        elif isinstance(model, PreTrainedModel):
-            if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-                raise ValueError(
-                    "the student carries the adapter of an earlier trainer: load the model afresh, or give the PeftModel itself."
-                )
-            check_causal(model)
-        else:
-            raise ValueError(
-                f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
-            )
-        return add_adapter(model, peft_config or default_lora())
-
-    @staticmethod
-    def _prepare_teacher(
-        teacher: Any, args: FlippedDistillationConfig
-    ) -> BiEncoderTeacher | CrossEncoderTeacher | None:
-        if not args.distils:
-            return None
-        if teacher is None:
-            raise ValueError(
-                f"dist_weight={args.dist_weight} and mcl_weight={args.mcl_weight} need a teacher: give one, or set both to 0 for plain fine-tuning."
-            )
-        return teacher if isinstance(teacher, BiEncoderTeacher | CrossEncoderTeacher) else load_teacher(teacher)
-
-    def _check_scope(self, args: FlippedDistillationConfig) -> None:
-        if isinstance(self.teacher, CrossEncoderTeacher):
-            for name, value, instead in (
-                ("contrast", args.contrast, "pairwise"),
-                ("dist_loss", args.dist_loss, "mse"),
-            ):
-                if value != instead:
-                    raise ValueError(
-                        f"{name}={value!r} compares every two texts of a batch, which the cross-encoder teacher {self.teacher.id!r} cannot score: "
-                        f"use {name}={instead!r} or a bi-encoder teacher."
-                    )
-
-    def _check_batches(self) -> None:
-        if self.train_dataset is None:
-            return
-        size = self.args.train_batch_size * self.args.world_size
-        if len(self.train_dataset) < size:
-            raise ValueError(
-                f"the training set has {len(self.train_dataset)} pairs, fewer than one global batch of {size} ({self.args.train_batch_size} a "
-                f"process x {self.args.world_size}): give more pairs or a smaller per_device_train_batch_size."
-            )
-
-    def _resolve_clipping(self) -> None:
-        """Clip by value where the gradients are whole; sharded ones only have a norm."""
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if sharded and self.args.max_grad_value:
-            raise ValueError(
-                f"max_grad_value={self.args.max_grad_value} cannot be applied to gradients sharded by {self.accelerator.distributed_type.value}: "
-                "leave it unset and use max_grad_norm."
-            )
-        default = 0.0 if sharded else 1.0
-        if sharded and self.args.max_grad_value is None:
-            logger.warning(
-                "gradients are sharded: clipping by max_grad_norm=%s instead of by value", self.args.max_grad_norm
-            )
-        self.clip_value = default if self.args.max_grad_value is None else self.args.max_grad_value
-
-    # ---- Teacher ------------------------------------------------------------------------------------------------------------------
+    # ---- Teacher ----
 
     def _eval_parts(self) -> list[datasets.Dataset]:
         if self.eval_dataset is None:
@@ -280,7 +202,7 @@ class FlippedDistillationTrainer(Trainer):
         return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
 
     def _score_with_teacher(self, parts: list[datasets.Dataset]) -> None:
-        """Put every text (pair) of `parts` into the teacher's cache; the main process first, so that the others only read."""
+        """Put every text (pair) of `parts` into the teacher's cache; the main process first, the others then read."""
         assert self.teacher is not None
         options: dict[str, Any] = {
             "cache_dir": self.args.teacher_cache_dir
@@ -305,7 +227,7 @@ class FlippedDistillationTrainer(Trainer):
         return self.data_collator.teacher_scores.similarity(*dataset_keys(dataset))
 
     def _calibrate(self) -> None:
-        """Fit P on held-out pairs where there are any, since the teacher may have been trained on the training pairs."""
+        """Fit P on held-out pairs where there are any: the teacher may have been trained on the training pairs."""
         parts = self._eval_parts()
         scores = self.data_collator.teacher_scores
         held_out = parts[0] if parts else self.train_dataset
@@ -325,13 +247,14 @@ class FlippedDistillationTrainer(Trainer):
             share = self.teacher_report[f"dropped_{label}_share"]
             if share > DROPPED_SHARE_LIMIT:
                 logger.warning(
-                    "the thresholds drop %.0f %% of the %s pairs from L_dist and L_MCL: the teacher disagrees too often with the labels; "
+                    "the thresholds drop %.0f %% of the %s pairs from L_dist and L_MCL: the teacher disagrees too "
+                    "often with the labels; "
                     "use a teacher that knows this domain, or check the labels",
                     100 * share,
                     label,
                 )
 
-    # ---- Loss ---------------------------------------------------------------------------------------------------------------------
+    # ---- Loss ----
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -358,7 +281,7 @@ class FlippedDistillationTrainer(Trainer):
                 vectors.joint_b if self.args.representation == "both" else None,
             )
             loss = output.total
-            self._record(output, labels)
+            self.loss_log.add(output, labels)
         if model.training and not torch.isfinite(loss):
             self._stop_on(loss, inputs)
         if not return_outputs:
@@ -393,11 +316,12 @@ class FlippedDistillationTrainer(Trainer):
     def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
         raise FloatingPointError(
-            f"the loss is {float(loss)} at step {self.state.global_step + 1} on rows {rows} of the training set: training stops before the weights are "
+            f"the loss is {float(loss)} at step {self.state.global_step + 1} on rows {rows} of the training set: "
+            "training stops before the weights are "
             "spoilt. Lower the learning rate, use precision='fp32' or look at these rows."
         )
 
-    # ---- Clipping, logging --------------------------------------------------------------------------------------------------------
+    # ---- Clipping, logging ----
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         if not self.clip_value:
@@ -407,7 +331,8 @@ class FlippedDistillationTrainer(Trainer):
         # The scaler of fp16 skips such a step by itself; clipping by value would leave NaN in the weights.
         if self.accelerator.scaler is None and not torch.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before the weights are spoilt. Lower the "
+                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before "
+                "the weights are spoilt. Lower the "
                 "learning rate or use precision='fp32'."
             )
         torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
@@ -419,36 +344,16 @@ class FlippedDistillationTrainer(Trainer):
             grad_norm = self._clip_grad_norm(model)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
-    def _record(self, output: LossOutput, labels: Tensor) -> None:
-        """Add one micro-batch to the running sums; they stay on the device until the next log."""
-        counts = {"batches": labels.new_ones(()), "positive": labels.sum(), "negative": (1 - labels).sum()}
-        for name, value in {**output.terms, **output.dropped, **counts}.items():
-            self._logged[name] = self._logged.get(name, 0) + value.detach().double()
-
-    def _flush_record(self, prefix: str = "") -> dict[str, float]:
-        """Means of the terms and dropped shares since the last flush, over all ranks."""
-        if not self._logged:
-            return {}
-        names = list(self._logged)
-        sums = self.accelerator.reduce(torch.stack([self._logged[name] for name in names]).float(), "sum").tolist()
-        total = dict(zip(names, sums, strict=True))
-        self._logged = {}
-        logs = {f"{prefix}loss_{term}": total[term] / total["batches"] for term in ("sup", "dist", "mcl")}
-        for label in ("positive", "negative"):
-            if total[label]:
-                logs[f"{prefix}dropped_{label}"] = total[f"dropped_{label}"] / total[label]
-        return logs
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms and the dropped shares to the training log."""
         if "loss" in logs:
-            logs |= {name: round(value, 6) for name, value in self._flush_record().items()}
+            logs |= {name: round(value, 6) for name, value in self.loss_log.flush(self.accelerator).items()}
         super().log(logs, start_time)
 
-    # ---- Data ---------------------------------------------------------------------------------------------------------------------
+    # ---- Data ----
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **options: Any) -> DataLoader:
-        """Training goes without the short last batch, whose contrast would be another one; evaluation keeps every row."""
+        """Training drops the short last batch, whose contrast would be another one; evaluation keeps every row."""
         training = description == "Training"
         keep = self.args.dataloader_drop_last, self.data_collator
         if not training:
@@ -463,7 +368,11 @@ class FlippedDistillationTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last, self.data_collator = keep
 
-    # ---- Evaluation ---------------------------------------------------------------------------------------------------------------
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
+        return SequentialSampler(eval_dataset)
+
+    # ---- Evaluation ----
 
     def prediction_step(
         self,
@@ -480,14 +389,15 @@ class FlippedDistillationTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As in Trainer, with the mean of each loss term among the metrics."""
-        training, self._logged = self._logged, {}
+        training, self.loss_log = self.loss_log, LossLog()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(self._flush_record(f"{metric_key_prefix}_"))
-        self._logged = training
+        output.metrics.update(self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_"))
+        self.loss_log = training
         return output
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch."""
+        dataset = self._to_score(dataset, "score_pairs")
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
         predictions = self.predict(dataset.select(order)).predictions
@@ -497,7 +407,7 @@ class FlippedDistillationTrainer(Trainer):
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
-        dataset = dataset if dataset is not None else self._eval_parts()[0]
+        dataset = self._eval_parts()[0] if dataset is None else self._to_score(dataset, "fit_match_score")
         self.fitted_scores = self.score_pairs(dataset)
         self.match_score = MatchScore.fit(*self.fitted_scores, np.asarray(dataset["label"]), self.args.score)
         return self.match_score
@@ -509,10 +419,10 @@ class FlippedDistillationTrainer(Trainer):
             self.fit_match_score()
         return result
 
-    # ---- Saving -------------------------------------------------------------------------------------------------------------------
+    # ---- Saving ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the adapter, the tokenizer and the contracts. training_args.bin is not written: it is a pickle that holds the Hub token."""
+        """Write the adapter, the tokenizer and the contracts; no training_args.bin, a pickle with the Hub token."""
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
@@ -525,55 +435,11 @@ class FlippedDistillationTrainer(Trainer):
             self.match_score.save_pretrained(folder)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint in mid-training as Trainer does, with the contracts and without training_args.bin."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        folder, out = Path(checkpoint_folder), Path(str(self.args.output_dir))
-        for path in folder.iterdir():
-            if path.is_file() and not path.name.startswith(RESUME_FILES):
-                shutil.copy(path, out / path.name)
-        common: dict[str, Any] = {
-            "repo_id": self.hub_model_id,
-            "token": self.args.hub_token,
-            "revision": self.args.hub_revision,
-            "run_as_future": True,
-        }
-        message = f"Training in progress, step {self.state.global_step}"
-        hub = hf_api()
-        jobs = [
-            hub.upload_folder(
-                folder_path=out, commit_message=message, ignore_patterns=["_*", "checkpoint-*"], **common
-            )
-        ]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            place = "last-checkpoint" if self.args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
-            jobs.append(
-                hub.upload_folder(
-                    folder_path=folder, path_in_repo=place, commit_message=f"{message}, checkpoint", **common
-                )
-            )
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
-
-
-def _check_args(args: FlippedDistillationConfig) -> None:
-    if not isinstance(args, FlippedDistillationConfig):
-        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot follow: start with accelerate launch "
-            "(one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
-        )
+        push_checkpoint(self, checkpoint_folder)
 
 
 def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of the answer at its natural threshold and, prefixed similarity_, the threshold-free ones of the similarity."""
+    """Metrics of the answer at its natural threshold; AUC and average precision of the similarity, prefixed."""
     answer, similarity = prediction.predictions
     metric = PairMatching()
     result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
@@ -584,20 +450,3 @@ def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def _log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
     no_id, yes_id = answer_ids
     return logits[:, yes_id].float() - logits[:, no_id].float()
-
-
-def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Padding is masked, so any id serves where the tokenizer has none of its own."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        if token_id is not None:
-            return int(token_id)
-    raise ValueError("the tokenizer has neither pad, eos nor unk token to pad with: set processing_class.pad_token.")
-
-
-def _name_of(model: Any) -> str:
-    if isinstance(model, str):
-        return model
-    name = getattr(model.config, "_name_or_path", "")
-    if not name:
-        raise ValueError("the student's tokenizer is not known: give processing_class.")
-    return name

@@ -1,10 +1,13 @@
-"""Finance: train a flipped student on labelled pairs and compare it with its teacher, the bare LLM and plain fine-tuning.
+"""Finance: train a flipped student on labelled pairs and compare it with its teacher, the bare LLM and plain
+fine-tuning.
 
-Without arguments: the embedded mini setting (bank questions, a small BERT teacher and a small Qwen2 student, both built in the run), offline, on any machine.
+Without arguments: the embedded mini setting (bank questions, a small BERT teacher and a small Qwen2 student, both
+built in the run), offline, on any machine.
 
     accelerate launch recipes/train_fin.py
     accelerate launch recipes/train_fin.py --config recipes/configs/fin_full.yaml
-    accelerate launch recipes/train_fin.py --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl --teacher my-slm --student my-llm
+    accelerate launch recipes/train_fin.py --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl
+    --teacher my-slm --student my-llm
 
 Every setting is a flag (--help) or a key of the YAML file.
 """
@@ -14,7 +17,6 @@ from pathlib import Path
 
 from mini_models import build_mini_student, build_mini_teacher
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
 from flipped_kd.experiment import run_recipe
 
 HERE = Path(__file__).parent
@@ -25,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     run_recipe(
         sys.argv[1:] if argv is None else argv,
-        defaults={"output_dir": "outputs/fin"},
+        defaults={"output_dir": "outputs/fin", "learning_rate": 1e-3, "save_strategy": "epoch", "save_total_limit": 1},
         mini_config=HERE / "configs" / "fin_mini.yaml",
         mini_data=MINI_DATA,
         build_teacher=build_mini_teacher,

@@ -32,7 +32,9 @@ def make_pairs(count: int, seed: int = 0) -> datasets.Dataset:
         subject, other = rng.sample(SUBJECTS, 2)
         first, second = rng.sample(FORMS, 2)
         label = number % 2
-        rows.append({"text_a": first.format(subject), "text_b": second.format(subject if label else other), "label": label})
+        rows.append(
+            {"text_a": first.format(subject), "text_b": second.format(subject if label else other), "label": label}
+        )
     return datasets.Dataset.from_list(rows)
 
 
@@ -80,7 +82,9 @@ def student(_student: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def student_dir(_student: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student_dir(
+    _student: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The student saved as a model repository."""
     folder = tmp_path_factory.mktemp("student")
     _student.save_pretrained(folder)
@@ -97,7 +101,12 @@ def teacher_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("teacher")
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, initializer_range=0.5
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        initializer_range=0.5,
     )
     BertModel(config).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")

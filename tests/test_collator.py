@@ -77,10 +77,12 @@ def test_masks_equal_a_construction_token_by_token(
     batch = TeacherScoringCollator(prompt, PAD, padding_side=side)(rows)
     tokens = prompt.encode_pairs([a for a, _ in pairs], [b for _, b in pairs])
     alone = prompt.encode_texts([b for _, b in pairs])
-    for prefix, entries, spans in (
-        ("", tokens, {"span_a": [t.text_a for t in tokens], "span_b": [t.text_b for t in tokens]}),
-        ("alone_", alone, {"alone_span": [t.text_a for t in alone]}),
-    ):
+    places: dict[str, list[Any]] = {
+        "span_a": [t.text_a for t in tokens],
+        "span_b": [t.text_b for t in tokens],
+        "alone_span": [t.text_a for t in alone],
+    }
+    for prefix, entries, spans in (("", tokens, ("span_a", "span_b")), ("alone_", alone, ("alone_span",))):
         ids, mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
         length = max(len(entry.input_ids) for entry in entries)
         assert ids.shape == mask.shape == (len(pairs), length)
@@ -90,12 +92,11 @@ def test_masks_equal_a_construction_token_by_token(
                 real = 0 <= column - shift < len(entry.input_ids)
                 assert mask[row, column].item() == real
                 assert ids[row, column].item() == (entry.input_ids[column - shift] if real else PAD)
-                for name, places in spans.items():
-                    start, end = places[row]  # type: ignore[misc]
+                for name in spans:
+                    start, end = places[name][row]
                     assert batch[name][row, column].item() == (start <= column - shift < end)
     for row, position in enumerate(batch["answer_position"].tolist()):
-        real = batch["attention_mask"][row].nonzero().flatten().tolist()
-        assert position == real[-1]
+        assert position == batch["attention_mask"][row].nonzero().flatten().tolist()[-1]
 
 
 def test_padding_sides_hold_the_same_tokens(prompt: PairPrompt) -> None:

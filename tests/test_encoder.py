@@ -28,9 +28,8 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 def with_lora(student: Qwen2ForCausalLM, **settings: Any) -> PeftModel:
     """The student with a LoRA adapter whose B is not zero, so that the layers above feel those below."""
     torch.manual_seed(0)
-    model = get_peft_model(
-        student, LoraConfig(**{"r": 3, "target_modules": "all-linear", "lora_dropout": 0.0} | settings)
-    )
+    options: dict[str, Any] = {"r": 3, "target_modules": "all-linear", "lora_dropout": 0.0} | settings
+    model = get_peft_model(student, LoraConfig(**options))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -65,7 +64,7 @@ def test_vectors_equal_a_slow_reference_from_the_inputs_and_weights_of_a(model: 
     weights: dict[str, list[list[float]]] = {}
     for name, module in model.named_modules():
         if name.endswith(("q_proj.lora_A.default", "down_proj.lora_A.default")):
-            weights[name] = module.weight.tolist()  # type: ignore[union-attr, operator]
+            weights[name] = module.get_parameter("weight").tolist()
             module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].tolist()}))
     with torch.no_grad():
         vectors = encode(model, encoder, ids)
@@ -240,9 +239,10 @@ def test_nested_contexts_record_apart(model: PeftModel, ids: Tensor) -> None:
     with torch.no_grad():
         first, second = encode(model, encoder, ids), encode(model, encoder, ids.flip(1))
         with encoder.capture() as outer:
-            model(input_ids=ids)
             with encoder.capture() as inner:
                 model(input_ids=ids.flip(1))
+            assert not outer
+            model(input_ids=ids)
         assert torch.equal(encoder.pool(outer, SPANS), first)
         assert torch.equal(encoder.pool(inner, SPANS), second)
         assert not torch.equal(first, second)
@@ -277,6 +277,14 @@ def test_a_deepcopy_needs_an_encoder_of_its_own(model: PeftModel, ids: Tensor) -
         assert torch.equal(encode(model, encoder, ids), expected)
 
 
+def test_attaching_to_another_model_lets_go_of_the_first(model: PeftModel, ids: Tensor) -> None:
+    encoder = LoraEncoder.from_model(model)
+    encoder.attach(copy.deepcopy(model))
+    with torch.no_grad(), encoder.capture() as captured:
+        model(input_ids=ids)
+    assert not captured
+
+
 def test_an_a_that_did_not_run_is_reported(model: PeftModel, ids: Tensor) -> None:
     encoder = LoraEncoder.from_model(model)
     with model.disable_adapter(), pytest.raises(RuntimeError, match="did not run.*disabled"):
@@ -297,7 +305,7 @@ def test_a_frozen_adapter_is_reported_where_a_gradient_is_wanted(model: PeftMode
 
 def gradients(model: PeftModel, ids: Tensor, checkpointing: dict[str, bool] | None) -> dict[str, Tensor]:
     encoder = LoraEncoder.from_model(model)
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     if checkpointing is not None:
         base.activation_checkpointing_enable(checkpointing)
         model.enable_input_require_grads()
@@ -379,7 +387,7 @@ def test_an_encoder_does_not_attach_to_a_model_without_its_modules(
     # A refusal leaves what was attached as it was.
     encoder = LoraEncoder.from_model(model)
     base = copy.deepcopy(model).unload()
-    bare = get_peft_model(base, LoraConfig(r=3, target_modules=["q_proj"], layers_to_transform=[0]))  # type: ignore[arg-type]
+    bare = get_peft_model(base, LoraConfig(r=3, target_modules=["q_proj"], layers_to_transform=[0]))
     with pytest.raises(ValueError, match="does not have"):
         encoder.attach(bare)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_the_answer_is_taken_as_it_is_and_the_other_scores_are_fitted() -> None:
 
 
 def test_thresholds_have_the_best_f1_of_all_cuts_on_validation() -> None:
-    answer, similarity, labels = validation(count=80)
+    answer, similarity, labels = validation(count=40)
     score = MatchScore.fit(answer, similarity, labels)
     for kind in KINDS:
         odds = score.log_odds(answer, similarity, kind)

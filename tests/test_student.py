@@ -39,7 +39,7 @@ from flipped_kd.student import (
     position_logits,
 )
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 120,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -98,7 +98,12 @@ def t5() -> T5Config:
 
 
 def bart() -> BartConfig:
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads: dict[str, Any] = {
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    }
     return BartConfig(vocab_size=120, d_model=16, encoder_layers=1, decoder_layers=1, **heads)
 
 
@@ -182,7 +187,8 @@ def test_the_default_adapter_is_on_every_linear_layer_but_the_head(student: Qwen
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     assert len(adapted) == 14
     assert not any("lm_head" in name for name in adapted)
-    assert model.get_base_model().model.layers[0].mlp.up_proj.scaling == {"default": 3.0}
+    up_proj: Any = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
+    assert up_proj.scaling == {"default": 3.0}
 
 
 def test_targets_may_be_named_with_commas(student: Qwen2ForCausalLM) -> None:

@@ -174,7 +174,7 @@ def test_cross_encoder_teacher_cannot_score_every_two_texts(
     name: str, value: str, build: Any, cross_encoder_dir: Path
 ) -> None:
     with pytest.raises(ValueError, match=f"{name}='{value}'.*bi-encoder"):
-        build(teacher=str(cross_encoder_dir), **{name: value})
+        build(teacher=str(cross_encoder_dir), representation="independent", **{name: value})
 
 
 def test_missing_or_wrong_teachers_are_refused(build: Any, student_dir: Path) -> None:

@@ -25,7 +25,7 @@ from tests.invariants.training import (
 )
 
 
-@pytest.mark.parametrize("representation", ["independent", "joint"])
+@pytest.mark.parametrize("representation", ["independent", "joint", "both"])
 def test_activation_checkpointing_changes_no_loss_and_no_gradient(
     representation: str,
     _student: Any,

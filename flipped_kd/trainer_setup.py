@@ -1,0 +1,145 @@
+"""What the trainer checks and prepares before anything is trained: student, teacher, loss, batches, clipping."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import FlippedDistillationConfig
+from .losses import (
+    DualThreshold,
+    FlippedDistillationLoss,
+    MarginAwareContrastiveLoss,
+    SimilarityDistillationLoss,
+)
+from .student import add_adapter, check_causal, default_lora, load_student
+from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+
+logger = logging.getLogger(__name__)
+Teacher = BiEncoderTeacher | CrossEncoderTeacher
+
+
+def check_args(args: FlippedDistillationConfig) -> None:
+    """Refuse settings of another trainer, and one process over several GPUs."""
+    if not isinstance(args, FlippedDistillationConfig):
+        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
+            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
+        )
+
+
+def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
+    """The student with a trainable LoRA adapter: a new one, unless it brings its own."""
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                "every weight of the PeftModel is frozen: load it with PeftModel.from_pretrained(..., "
+                "is_trainable=True)."
+            )
+        check_causal(model.get_base_model())
+        return model
+    if isinstance(model, str):
+        model = load_student(model)
+    elif isinstance(model, PreTrainedModel):
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise ValueError(
+                "the student carries the adapter of an earlier trainer: load the model afresh, or give the PeftModel "
+                "itself."
+            )
+        check_causal(model)
+    else:
+        raise ValueError(
+            f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
+        )
+    return add_adapter(model, peft_config or default_lora())
+
+
+def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
+    """The teacher, or None where no loss needs one."""
+    if not args.distils:
+        return None
+    if teacher is None:
+        raise ValueError(
+            f"dist_weight={args.dist_weight} and mcl_weight={args.mcl_weight} need a teacher: give one, or set both "
+            "to 0 for plain fine-tuning."
+        )
+    prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
+    if isinstance(prepared, CrossEncoderTeacher):
+        for name, value, instead in (
+            ("contrast", args.contrast, "pairwise"),
+            ("dist_loss", args.dist_loss, "mse"),
+        ):
+            if value != instead:
+                raise ValueError(
+                    f"{name}={value!r} compares every two texts of a batch, which the cross-encoder teacher "
+                    f"{prepared.id!r} cannot score: use {name}={instead!r} or a bi-encoder teacher."
+                )
+    return prepared
+
+
+def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
+    """The loss that the settings describe."""
+    return FlippedDistillationLoss(
+        SimilarityDistillationLoss(args.dist_loss, args.temperature),  # type: ignore[arg-type]
+        MarginAwareContrastiveLoss(
+            args.contrast,  # type: ignore[arg-type]
+            args.margin,
+            args.positive_margin,  # type: ignore[arg-type]
+            args.negative_margin,  # type: ignore[arg-type]
+            args.temperature,
+        ),
+        DualThreshold(args.positive_threshold, args.negative_threshold),
+        (args.sup_weight, args.dist_weight, args.mcl_weight),
+    )
+
+
+def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
+    """Refuse a training set smaller than one global batch: no step would be made."""
+    size = args.train_batch_size * args.world_size
+    if pairs < size:
+        raise ValueError(
+            f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
+            f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+        )
+
+
+def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) -> float:
+    """The value to clip gradients at, 0 for none: sharded gradients only have a norm."""
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and args.max_grad_value:
+        raise ValueError(
+            f"max_grad_value={args.max_grad_value} cannot be applied to gradients sharded by "
+            f"{accelerator.distributed_type.value}: leave it unset and use max_grad_norm."
+        )
+    if sharded and args.max_grad_value is None:
+        logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
+    default = 0.0 if sharded else 1.0
+    return default if args.max_grad_value is None else args.max_grad_value
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none of its own."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise ValueError("the tokenizer has neither pad, eos nor unk token to pad with: set processing_class.pad_token.")
+
+
+def name_of(model: Any) -> str:
+    """Where the student's tokenizer is found."""
+    if isinstance(model, str):
+        return model
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ValueError("the student's tokenizer is not known: give processing_class.")
+    return name
