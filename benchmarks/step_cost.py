@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from flipped_kd.student import load_student, load_tokenizer
 
 SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", Path(__file__).parents[2] / "shared"))
 LIMITS = {"joint": 1.15, "independent": 1.6}
-PLAIN = {"dist_weight": 0.0, "mcl_weight": 0.0}
-VARIANTS: dict[str, dict[str, object]] = {
+PLAIN: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
+VARIANTS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "joint": {"representation": "joint"},
     "independent": {"representation": "independent"},
@@ -46,7 +47,7 @@ def main(quick: bool = False) -> dict[str, float]:
                 per_device_train_batch_size=32,
                 max_length=128,
                 disable_tqdm=True,
-                **settings,  # type: ignore[arg-type]
+                **settings,
             )
             teacher = None if name == "plain" else str(SHARED / "models" / "teacher-banking77")
             trainers[name] = FlippedDistillationTrainer(
@@ -68,18 +69,18 @@ def _time_steps(trainers: dict[str, FlippedDistillationTrainer], steps: int) -> 
     """Seconds of each step of each trainer, the trainers taking each batch in turn; the first batch warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     optimizers = {name: trainer.create_optimizer() for name, trainer in trainers.items()}
-    rows = next(iter(trainers.values())).train_dataset
+    rows: Any = next(iter(trainers.values())).train_dataset
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
     for step in range(steps + 1):
         batch = [rows[i] for i in range(32 * step, 32 * step + 32)]
         for name, trainer in trainers.items():
             start = time.perf_counter()
-            inputs = trainer.data_collator(batch)
-            trainer.training_step(trainer.model, inputs)
-            trainer._clip_grad_norm(trainer.model)
+            model: Any = trainer.model
+            trainer.training_step(model, trainer.data_collator(batch))
+            trainer._clip_grad_norm(model)
             optimizers[name].step()
-            trainer.model.zero_grad()
+            model.zero_grad()
             if step:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -49,7 +49,8 @@ def push_checkpoint(trainer: Trainer, checkpoint_folder: str) -> None:
                 folder_path=folder, path_in_repo=place, commit_message=f"{message}, checkpoint", **common
             )
         )
+    state: Any = trainer  # transformers declares push_in_progress as None
     if busy:
-        trainer.push_in_progress.jobs.extend(jobs)
+        state.push_in_progress.jobs.extend(jobs)
     else:
-        trainer.push_in_progress = PushInProgress(jobs)
+        state.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]

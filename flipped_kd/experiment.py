@@ -111,8 +111,9 @@ def run_comparison(
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
         splits = load_splits(data, seed)
-        results = {}
-        for system, weights in (("llm_sft", {"dist_weight": 0.0, "mcl_weight": 0.0}), ("llm_flipped", {})):
+        results: dict[str, RunResult] = {}
+        plain: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
+        for system, weights in (("llm_sft", plain), ("llm_flipped", {})):
             _say(config, f"[{2 * position + len(results) + 1}/{2 * len(seeds)}] seed {seed}: {system}")
             settings = dataclasses.replace(
                 config, **weights, seed=seed, output_dir=str(out / "runs" / f"seed-{seed}" / system), push_to_hub=False
@@ -196,7 +197,7 @@ def _run(
     facts = {
         "training_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "teacher_agreement": trainer.teacher_report,
         "dropped_share": {
             label: trainer.teacher_report.get(f"dropped_{label}_share") for label in ("positive", "negative")
@@ -222,7 +223,7 @@ def _both_splits(
 def _teacher_scores(
     teacher: BiEncoderTeacher | CrossEncoderTeacher, splits: Splits, config: FlippedDistillationConfig
 ) -> SplitScores:
-    cache = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
+    cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
     scored = []
     for part in (splits.validation, splits.test):
         texts_a, texts_b = list(part["text_a"]), list(part["text_b"])
@@ -293,7 +294,7 @@ def _write_result(folder: Path, fingerprint: str, result: RunResult) -> None:
         for kind in ("answer", "similarity", "before")
         for split in ("validation", "test")
     }
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    np.savez(partial, **arrays)
     partial.replace(folder / "scores.npz")
     write_atomically(folder / "run.json", json.dumps({"fingerprint": fingerprint, **result.facts}, indent=2) + "\n")
 

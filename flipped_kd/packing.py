@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .prompts import PairTokens, pad_batch
 
@@ -63,7 +64,7 @@ def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def packing_offset(model: nn.Module) -> int | None:
+def packing_offset(model: PreTrainedModel, max_length: int) -> int | None:
     """Find out by trying whether `model` gives packed rows the hidden states of separate ones.
 
     Architectures differ in how they number positions and read masks (ALiBi, sliding windows, flash attention ...), and
@@ -72,6 +73,7 @@ def packing_offset(model: nn.Module) -> int | None:
 
     Args:
         model: the causal language model.
+        max_length: tokens of the longest row that is not packed.
 
     Returns:
         The offset of its position numbers, or None where rows cannot be packed.
@@ -79,6 +81,9 @@ def packing_offset(model: nn.Module) -> int | None:
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return None
+    window = config.to_dict().get("sliding_window")
+    if window is not None and window < max_length:
+        return None  # a mask of one's own takes the window's place, in layers that should not see so far back
     if any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters()):
         return None  # sharded at load time
     training = model.training
@@ -93,7 +98,7 @@ def packing_offset(model: nn.Module) -> int | None:
         model.train(training)
 
 
-def _working_offset(model: nn.Module, pair: PairTokens, text: PairTokens) -> int | None:
+def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) -> int | None:
     def logits(ids: list[int]) -> Tensor:
         inputs = torch.tensor([ids], device=model.device)
         return model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[0].float()

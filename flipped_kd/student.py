@@ -194,13 +194,14 @@ def position_logits(model: nn.Module, inputs: dict[str, Tensor], positions: Tens
     return logits[torch.arange(len(positions), device=positions.device), positions]
 
 
-def keep_head_precision(model: nn.Module) -> None:
+def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
     """Let the output layer compute in its weights' precision under autocast.
 
     bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same
     log-odds. Only the rows that are read are computed, so the second product costs next to nothing.
     """
-    head = (model.get_base_model() if isinstance(model, PeftModel) else model).get_output_embeddings()
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings()
     if type(head) is nn.Linear and _precise_output not in head._forward_hooks.values():
         head.register_forward_hook(_precise_output)
 

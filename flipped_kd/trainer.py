@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import datasets
 import numpy as np
@@ -30,7 +30,7 @@ from .losses import paired_cosines
 from .metrics import PairMatching
 from .packing import additive_mask, packing_offset
 from .prompts import PairPrompt
-from .scoring import MatchScore
+from .scoring import MatchScore, ScoreKind
 from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, position_logits
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
 from .trainer_setup import (
@@ -45,7 +45,7 @@ from .trainer_setup import (
 )
 
 logger = logging.getLogger(__name__)
-PairDatasets = datasets.Dataset | Mapping[str, datasets.Dataset] | None
+PairDatasets: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset] | None
 DROPPED_SHARE_LIMIT = 0.3
 
 
@@ -94,6 +94,10 @@ class FlippedDistillationTrainer(Trainer):
     _tag_names = ("flipped-kd", "text-matching")
     # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
     loss_is_scaled_for_ga = False
+    # Narrower than in Trainer.
+    args: FlippedDistillationConfig
+    data_collator: TeacherScoringCollator
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -150,10 +154,12 @@ class FlippedDistillationTrainer(Trainer):
                 known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
                 encode_alone=args.representation != "joint",
                 matrix=self.matrix,
-                position_offset=packing_offset(student) if args.representation != "joint" else None,
+                position_offset=packing_offset(cast(PreTrainedModel, student.get_base_model()), self.prompt.max_length)
+                if args.representation != "joint"
+                else None,
             ),
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,  # type: ignore[arg-type]
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             compute_metrics=compute_metrics or pair_metrics,
             callbacks=callbacks,
@@ -224,20 +230,24 @@ class FlippedDistillationTrainer(Trainer):
             raise ValueError("this trainer has no teacher (dist_weight = mcl_weight = 0).")
         dataset = self._to_score(dataset, "teacher_similarity")
         self._score_with_teacher([dataset])
-        return self.data_collator.teacher_scores.similarity(*dataset_keys(dataset))
+        return self._cached_similarity(dataset)
+
+    def _cached_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
+        scores = self.data_collator.teacher_scores
+        assert scores is not None, "the teacher has scored every data set by now"
+        return scores.similarity(*dataset_keys(dataset))
 
     def _calibrate(self) -> None:
         """Fit P on held-out pairs where there are any: the teacher may have been trained on the training pairs."""
         parts = self._eval_parts()
-        scores = self.data_collator.teacher_scores
         held_out = parts[0] if parts else self.train_dataset
         if held_out is None:
             return
         labels = np.asarray(held_out["label"])
-        self.calibration = PlattCalibration.fit(scores.similarity(*dataset_keys(held_out)), labels)
+        self.calibration = PlattCalibration.fit(self._cached_similarity(held_out), labels)
         checked = held_out if self.train_dataset is None else self.train_dataset
         self.teacher_report = agreement_report(
-            scores.similarity(*dataset_keys(checked)),
+            self._cached_similarity(checked),
             np.asarray(checked["label"]),
             self.calibration,
             tau_pos=self.args.positive_threshold,
@@ -352,7 +362,9 @@ class FlippedDistillationTrainer(Trainer):
 
     # ---- Data ----
 
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **options: Any) -> DataLoader:
+    def _get_dataloader(  # type: ignore[override]
+        self, dataset: Any, description: str, batch_size: int, **options: Any
+    ) -> DataLoader:
         """Training drops the short last batch, whose contrast would be another one; evaluation keeps every row."""
         training = description == "Training"
         keep = self.args.dataloader_drop_last, self.data_collator
@@ -387,20 +399,27 @@ class FlippedDistillationTrainer(Trainer):
             loss, scores = self.compute_loss(model, inputs, return_outputs=True)
         return (loss.detach(), None, None) if prediction_loss_only else (loss.detach(), scores, inputs["labels"])
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As in Trainer, with the mean of each loss term among the metrics."""
         training, self.loss_log = self.loss_log, LossLog()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_"))
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        terms = self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_")
         self.loss_log = training
-        return output
+        return output._replace(metrics={**(output.metrics or {}), **terms})
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch."""
         dataset = self._to_score(dataset, "score_pairs")
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
-        predictions = self.predict(dataset.select(order)).predictions
+        predictions: Any = self.predict(dataset.select(order)).predictions  # (answer, similarity)
         scores = np.empty((2, len(order)))
         scores[:, order] = np.stack(predictions)
         return scores[0], scores[1]
@@ -409,7 +428,9 @@ class FlippedDistillationTrainer(Trainer):
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
         dataset = self._eval_parts()[0] if dataset is None else self._to_score(dataset, "fit_match_score")
         self.fitted_scores = self.score_pairs(dataset)
-        self.match_score = MatchScore.fit(*self.fitted_scores, np.asarray(dataset["label"]), self.args.score)
+        self.match_score = MatchScore.fit(
+            *self.fitted_scores, np.asarray(dataset["label"]), cast(ScoreKind, self.args.score)
+        )
         return self.match_score
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -425,7 +446,7 @@ class FlippedDistillationTrainer(Trainer):
         """Write the adapter, the tokenizer and the contracts; no training_args.bin, a pickle with the Hub token."""
         if not self.args.should_save:
             return
-        folder = output_dir or self.args.output_dir
+        folder = str(output_dir or self.args.output_dir)
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         student.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
@@ -440,7 +461,8 @@ class FlippedDistillationTrainer(Trainer):
 
 def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of the answer at its natural threshold; AUC and average precision of the similarity, prefixed."""
-    answer, similarity = prediction.predictions
+    predictions: Any = prediction.predictions
+    answer, similarity = predictions
     metric = PairMatching()
     result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
     ranked = metric.compute(predictions=similarity, references=prediction.label_ids, threshold=None)

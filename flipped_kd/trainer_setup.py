@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -46,7 +46,7 @@ def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraC
                 "every weight of the PeftModel is frozen: load it with PeftModel.from_pretrained(..., "
                 "is_trainable=True)."
             )
-        check_causal(model.get_base_model())
+        check_causal(cast(PreTrainedModel, model.get_base_model()))
         return model
     if isinstance(model, str):
         model = load_student(model)

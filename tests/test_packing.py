@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     RobertaConfig,
     RobertaForCausalLM,
 )
@@ -45,12 +47,19 @@ FAMILIES = {
 def test_offset_is_found_by_trying(family: str) -> None:
     model_class, config, expected = FAMILIES[family]
     torch.manual_seed(0)
-    assert packing_offset(model_class(config).eval()) == expected
+    assert packing_offset(model_class(config).eval(), max_length=64) == expected
 
 
 def test_flash_attention_is_not_packed(student) -> None:
     student.config._attn_implementation = "flash_attention_2"
-    assert packing_offset(student) is None
+    assert packing_offset(student, max_length=64) is None
+
+
+def test_a_window_shorter_than_a_row_is_not_packed() -> None:
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SIZES, intermediate_size=32, num_key_value_heads=2, sliding_window=16))
+    assert packing_offset(model, max_length=16) == 0
+    assert packing_offset(model, max_length=17) is None
 
 
 def test_visibility_and_positions() -> None:
@@ -78,7 +87,7 @@ def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: 
             torch.nn.init.normal_(weight, std=0.1)
     prompt = PairPrompt.from_preset(tokenizer, max_length=40)  # short enough to cut some texts
     encoder = LoraEncoder.from_model(model, layers="last:1")
-    packed = TeacherScoringCollator(prompt, tokenizer.pad_token_id, position_offset=packing_offset(student))
+    packed = TeacherScoringCollator(prompt, tokenizer.pad_token_id, position_offset=packing_offset(student, 40))
     separate = dataclasses.replace(packed, position_offset=None)
     rows = [pairs[i] for i in range(8)]
 
