@@ -419,13 +419,19 @@ class FlippedDistillationTrainer(Trainer):
         dataset = self._to_score(dataset, "score_pairs")
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
-        predictions: Any = self.predict(dataset.select(order)).predictions  # (answer, similarity)
+        loader = self.get_test_dataloader(dataset.select(order))
+        # Not predict(), which gives no scores under prediction_loss_only.
+        predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
         scores = np.empty((2, len(order)))
         scores[:, order] = np.stack(predictions)
         return scores[0], scores[1]
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
+        if dataset is None and not self._eval_parts():
+            raise ValueError(
+                "a match score is fitted on held-out pairs: give a data set here, or the trainer an eval_dataset."
+            )
         dataset = self._eval_parts()[0] if dataset is None else self._to_score(dataset, "fit_match_score")
         self.fitted_scores = self.score_pairs(dataset)
         self.match_score = MatchScore.fit(

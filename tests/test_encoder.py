@@ -103,7 +103,7 @@ def test_text_a_has_the_same_vector_alone_in_a_pair_and_packed(
     pairs = [{"text_a": a, "text_b": b} for a, b in zip(texts, others, strict=True)]
     swapped = [{"text_a": b, "text_b": a} for a, b in zip(texts, others, strict=True)]
     separate = TeacherScoringCollator(prompt, 0)
-    offset = packing_offset(model)
+    offset = packing_offset(model, 64)
     assert offset == 0
     vectors = []
     with torch.no_grad():

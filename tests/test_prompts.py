@@ -328,7 +328,7 @@ def test_thinking_template_gets_an_empty_thought() -> None:
 @pytest.mark.parametrize("kind, opening, separator", [("wordpiece", "[CLS]", "[SEP]"), ("prepend", "<s>", "</s>")])
 def test_fallback_markers(kind: str, opening: str, separator: str) -> None:
     prompt = PairPrompt.from_preset(make_tokenizer(kind), instruction="Same?")
-    assert prompt.render("A", "B") == f"{opening}Same?{separator}A{separator}B{separator}"
+    assert prompt.render("A", "B") == f"{opening}A{separator}B{separator}Same?"
     assert PairPrompt.from_preset(make_tokenizer(kind), instruction="").prefix == opening
 
 

@@ -400,7 +400,7 @@ def test_mid_training_push_carries_the_contracts_and_no_token(
         def result(self) -> None:
             return None
 
-    for module in ("transformers.trainer", "flipped_kd.trainer"):
+    for module in ("transformers.trainer", "flipped_kd.checkpoint_push"):
         monkeypatch.setattr(f"{module}.hf_api", Hub)
     monkeypatch.setattr(FlippedDistillationTrainer, "create_model_card", lambda *args, **options: None)
     trainer = build(
