@@ -104,6 +104,7 @@ def run_comparison(
     out = Path(config.output_dir or "outputs")
     started = time.time()
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
+    load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
