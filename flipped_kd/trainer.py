@@ -47,6 +47,7 @@ from .trainer_setup import (
 logger = logging.getLogger(__name__)
 PairDatasets: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset] | None
 DROPPED_SHARE_LIMIT = 0.3
+MIN_PACKED_PREFIX = 8  # tokens; measured with benchmarks/step_cost.py
 
 
 @dataclass
@@ -154,9 +155,7 @@ class FlippedDistillationTrainer(Trainer):
                 known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
                 encode_alone=args.representation != "joint",
                 matrix=self.matrix,
-                position_offset=packing_offset(cast(PreTrainedModel, student.get_base_model()), self.prompt.max_length)
-                if args.representation != "joint"
-                else None,
+                position_offset=self._packing_offset(student, args.representation),
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -199,6 +198,12 @@ class FlippedDistillationTrainer(Trainer):
         return validate_pairs(
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
+
+    def _packing_offset(self, student: PeftModel, representation: str) -> int | None:
+        """Packing saves reading a long prefix twice; after a short one a second forward of short rows is cheaper."""
+        if representation == "joint" or len(self.prompt.prefix_ids) < MIN_PACKED_PREFIX:
+            return None
+        return packing_offset(cast(PreTrainedModel, student.get_base_model()), self.prompt.max_length)
 
     # ---- Teacher ----
 

@@ -140,9 +140,10 @@ def train_teacher(
 ) -> None:
     """Train the teacher in this process and save it in `folder`.
 
-    The loss is MultipleNegativesRankingLoss in both directions over the positive pairs: on the embedded set it carries
-    over to unseen wordings better than CoSENT or online contrastive loss over all pairs. Scale 8 instead of the usual
-    20 is milder on in-batch negatives that in truth match.
+    The loss is MultipleNegativesRankingLoss over the positive pairs. AUC on the embedded validation set, mean of seeds
+    0 to 2: both directions .950, one direction .946; over all pairs, CoSENT .810 and online contrastive .799 (each at
+    the better of two learning rates on seed 0). At learning rate 2e-3, 10 epochs: scale 5 .945, 8 .900, the usual 20
+    .837. A low scale is milder on in-batch negatives that in truth match.
     """
     from sentence_transformers import (
         SentenceTransformer,
