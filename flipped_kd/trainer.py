@@ -96,6 +96,7 @@ class FlippedDistillationTrainer(Trainer):
     # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
     loss_is_scaled_for_ga = False
     # Narrower than in Trainer.
+    model: PeftModel
     args: FlippedDistillationConfig
     data_collator: TeacherScoringCollator
     processing_class: PreTrainedTokenizerBase
@@ -331,7 +332,7 @@ class FlippedDistillationTrainer(Trainer):
     def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
         raise FloatingPointError(
-            f"the loss is {float(loss)} at step {self.state.global_step + 1} on rows {rows} of the training set: "
+            f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training set: "
             "training stops before the weights are "
             "spoilt. Lower the learning rate, use precision='fp32' or look at these rows."
         )

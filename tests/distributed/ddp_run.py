@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         start = trainable(trainer.model)
         trainer.train()
         rank = trainer.args.process_index
-        answer, similarity = trainer.score_pairs(trainer.eval_dataset)  # type: ignore[arg-type]
+        answer, similarity = trainer.score_pairs(trainer.eval_dataset)
         save_file(start, folder / f"{name}_start_{rank}.safetensors")
         save_file(trainable(trainer.model), folder / f"{name}_end_{rank}.safetensors")
         save_file(gradients.steps[0], folder / f"{name}_gradients_{rank}.safetensors")

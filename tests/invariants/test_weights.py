@@ -131,7 +131,8 @@ def test_weights_1_0_0_are_plain_fine_tuning_on_the_answer_token(
         tokenizer,
     )
     set_seed(ours.args.seed)
-    plain = Trainer(
+    # A PeftModel as well, which Trainer's own annotation does not know.
+    plain: Any = Trainer(
         get_peft_model(copy.deepcopy(_student), lora()),
         # The same kind of settings, hence the same optimizer, schedule and order; the loss is the model's own.
         settings(tmp_path / "plain", **shared),

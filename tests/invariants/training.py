@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,33 @@ def new_trainer(
         callbacks=list(callbacks),
         **options,
     )
+
+
+def trainer_factory(
+    folder: Path,
+    student: Any,
+    teacher: Path,
+    train: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[..., FlippedDistillationTrainer]:
+    """Makes trainers of the tiny fixtures; any part and any setting can be replaced by name."""
+
+    def build(**changes: Any) -> FlippedDistillationTrainer:
+        parts: dict[str, Any] = {
+            "model": copy.deepcopy(student),
+            "teacher": str(teacher),
+            "train_dataset": train,
+            "eval_dataset": held_out,
+            "processing_class": tokenizer,
+            "peft_config": lora(),
+        }
+        optional = ("columns", "prompt", "callbacks", "compute_metrics")
+        options = {name: changes.pop(name) for name in [*parts, *optional] if name in changes}
+        args = changes.pop("args", None) or settings(folder, **changes)
+        return FlippedDistillationTrainer(args=args, **(parts | options))
+
+    return build
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
