@@ -332,9 +332,9 @@ class FlippedDistillationTrainer(Trainer):
     def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
         raise FloatingPointError(
-            f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training set: "
-            "training stops before the weights are "
-            "spoilt. Lower the learning rate, use precision='fp32' or look at these rows."
+            f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training "
+            "set: training stops before the weights are spoilt. Lower the learning rate, use precision='fp32' or look "
+            "at these rows."
         )
 
     # ---- Clipping, logging ----
