@@ -19,7 +19,7 @@ class LossLog:
         """Add one micro-batch with `labels` (B,)."""
         counts = {"batches": labels.new_ones(()), "positive": labels.sum(), "negative": (1 - labels).sum()}
         for name, value in {**output.terms, **output.dropped, **counts}.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
 
     def flush(self, accelerator: Accelerator, prefix: str = "") -> dict[str, float]:
         """Mean terms (`loss_sup`, ...) and dropped shares of each class since the last flush, over all ranks."""
