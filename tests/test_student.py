@@ -169,7 +169,9 @@ def test_the_check_leaves_the_model_as_it_was(student: Qwen2ForCausalLM, trainin
 
 @pytest.mark.parametrize("vocab_size", [8, 13, 101])
 def test_small_vocabularies_are_no_obstacle(vocab_size: int) -> None:
-    check_causal(Qwen2ForCausalLM(Qwen2Config(**SIZES | {"vocab_size": vocab_size}, num_key_value_heads=2)))
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES | {"vocab_size": vocab_size}, num_key_value_heads=2)).eval()
+    check_causal(model)  # looks up no id beyond the vocabulary
+    assert not model.training
 
 
 def test_a_model_without_head_or_with_an_encoder_is_refused() -> None:
