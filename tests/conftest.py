@@ -20,6 +20,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Co
 
 torch.set_num_threads(1)
 
+# The fixtures of the loopback Hub.
+pytest_plugins = ["tests.hub.fixtures"]
+
 SUBJECTS = ["my card", "the transfer", "a refund", "the app", "cash", "my salary", "the loan", "an invoice"]
 FORMS = ["where is {}", "{} has not arrived", "how long does {} take", "cancel {} please", "why was {} refused"]
 
