@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
 from .data import PairColumns, load_pairs
 from .keys import dataset_keys, shared_texts
+from .model_card import write_card
+from .provenance import device_name, library_versions, shown_command, shown_name
 from .report import REPORT_VERSION, SplitScores, judge_seed, markdown_table, summarise, write_atomically, write_report
 from .student import default_lora, load_student, load_tokenizer
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
@@ -28,6 +31,11 @@ from .trainer import FlippedDistillationTrainer
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+# Told in the report with their values, whether changed or not.
+OPTIMIZER = (
+    *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+)
 # Settings that change where or how often something is written, not what is learned.
 NOT_LEARNED = {
     *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
@@ -137,7 +145,7 @@ def run_comparison(
         runs.append({"seed": seed, **{system: result.facts for system, result in results.items()}})
     report = {
         "format_version": REPORT_VERSION,
-        "student": _shown(student.student),
+        "student": shown_name(student.student),
         "teacher": {"id": teacher.id, "kind": teacher.kind, "revision": teacher.revision},
         "seeds": seeds,
         "data": {split: len(part) for split, part in labels.items()}
@@ -145,11 +153,17 @@ def run_comparison(
         **summarise(per_seed),
         "runs": runs,
         "settings": _settings(student, data, config),
+        "optimizer": {name: config.to_dict()[name] for name in OPTIMIZER},
+        "command": shown_command(sys.argv),
+        "versions": library_versions(),
+        "device": {"name": device_name(config.use_cpu), "processes": config.world_size},
         "seconds": round(time.time() - started, 1),
     }
     if config.should_save:
         write_report(report, out)
     _say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
+    if config.should_save:
+        write_card(out)  # once more, now with the results
     return report
 
 
@@ -195,10 +209,13 @@ def _run(
     trainer.save_model(str(folder))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
+    weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
     facts = {
         "training_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(size for size, trained in weights if trained),
+        "student_parameters": sum(size for size, trained in weights if not trained),
+        "student_revision": getattr(model.config, "_commit_hash", None),  # None where it is no model of the Hub
         "teacher_agreement": trainer.teacher_report,
         "dropped_share": {
             label: trainer.teacher_report.get(f"dropped_{label}_share") for label in ("positive", "negative")
@@ -272,19 +289,14 @@ def _settings(student: StudentArguments, data: DataArguments, config: FlippedDis
         and (name in own or value != defaults.get(name) or name in ("learning_rate", "seed"))
     }
     shown = {
-        name: _shown(value) if name.endswith("_file") or name == "teacher" else value
+        name: shown_name(value) if name.endswith("_file") or name in ("dataset_name", "teacher") else value
         for name, value in dataclasses.asdict(data).items()
     }
     return {
-        "student": {**dataclasses.asdict(student), "student": _shown(student.student)},
+        "student": {**dataclasses.asdict(student), "student": shown_name(student.student)},
         "data": shown,
         "training": changed,
     }
-
-
-def _shown(name: str | None) -> str | None:
-    """A Hub name as it is, a local path by its last part: no path of a machine reaches a report."""
-    return Path(name).name if name is not None and Path(name).exists() else name
 
 
 def _write_result(folder: Path, fingerprint: str, result: RunResult) -> None:
