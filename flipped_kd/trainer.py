@@ -16,10 +16,10 @@ from peft import LoraConfig, PeftModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checkpoint_push import push_checkpoint
+from .checkpoint_push import PublishingTrainer
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
 from .data import PAIR_FEATURES, PairColumns, validate_pairs
@@ -31,14 +31,13 @@ from .metrics import PairMatching
 from .packing import additive_mask, packing_offset
 from .prompts import PairPrompt
 from .scoring import MatchScore, ScoreKind
-from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, position_logits
+from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id, position_logits
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
 from .trainer_setup import (
     build_loss,
     check_args,
     check_batches,
     name_of,
-    padding_id,
     prepare_student,
     prepare_teacher,
     resolve_clipping,
@@ -60,7 +59,7 @@ class PairVectors:
     joint_b: Tensor
 
 
-class FlippedDistillationTrainer(Trainer):
+class FlippedDistillationTrainer(PublishingTrainer):
     """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
 
     Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies,
@@ -144,7 +143,8 @@ class FlippedDistillationTrainer(Trainer):
         self.loss = build_loss(args)
         self.calibration: PlattCalibration | None = None
         self.teacher_report: dict[str, float | int] = {}
-        self.match_score: MatchScore | None = None
+        self.match_score = None
+        self.scored_step = None
         self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
         self.loss_log = LossLog()
         super().__init__(
@@ -418,6 +418,11 @@ class FlippedDistillationTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         terms = self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_")
         self.loss_log = training
+        parts = self._eval_parts()
+        if self.is_in_train and parts and dataloader.dataset is parts[0] and output.predictions is not None:
+            scores: Any = output.predictions
+            if np.isfinite(scores).all():
+                self._fit(scores[0], scores[1], parts[0])  # so that a checkpoint of this step carries its score
         return output._replace(metrics={**(output.metrics or {}), **terms})
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -439,10 +444,14 @@ class FlippedDistillationTrainer(Trainer):
                 "a match score is fitted on held-out pairs: give a data set here, or the trainer an eval_dataset."
             )
         dataset = self._eval_parts()[0] if dataset is None else self._to_score(dataset, "fit_match_score")
-        self.fitted_scores = self.score_pairs(dataset)
+        return self._fit(*self.score_pairs(dataset), dataset)
+
+    def _fit(self, answer: np.ndarray, similarity: np.ndarray, dataset: datasets.Dataset) -> MatchScore:
+        self.fitted_scores = (answer, similarity)
         self.match_score = MatchScore.fit(
-            *self.fitted_scores, np.asarray(dataset["label"]), cast(ScoreKind, self.args.score)
+            answer, similarity, np.asarray(dataset["label"]), cast(ScoreKind, self.args.score)
         )
+        self.scored_step = self.state.global_step
         return self.match_score
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -451,24 +460,6 @@ class FlippedDistillationTrainer(Trainer):
         if self._eval_parts():
             self.fit_match_score()
         return result
-
-    # ---- Saving ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the adapter, the tokenizer and the contracts; no training_args.bin, a pickle with the Hub token."""
-        if not self.args.should_save:
-            return
-        folder = str(output_dir or self.args.output_dir)
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        student.save_pretrained(folder, state_dict=state_dict)
-        self.processing_class.save_pretrained(folder)
-        self.prompt.save_pretrained(folder)
-        self.encoder.save_pretrained(folder)
-        if self.match_score is not None:
-            self.match_score.save_pretrained(folder)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        push_checkpoint(self, checkpoint_folder)
 
 
 def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,10 +1,8 @@
-"""Less usual uses: bfloat16, scores without training, own metrics, training on, pushes; and a run of real models."""
+"""Less usual uses: bfloat16, scores without training, own metrics, training on; and a run of real models."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -90,47 +88,6 @@ def test_training_goes_on_after_the_best_model_was_loaded(build: Any) -> None:
     assert before  # not frozen by the loading
     trainer.train()
     assert any(not torch.equal(value, before[name]) for name, value in trainable(trainer.model).items())
-
-
-def test_mid_training_push_carries_the_contracts_and_no_token(
-    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uploads: list[set[str]] = []
-
-    class Hub:
-        def upload_folder(self, *, folder_path: Any, ignore_patterns: Sequence[str] = (), **options: Any) -> Any:
-            names = {path.name for path in Path(folder_path).iterdir()}
-            uploads.append({name for name in names if not any(fnmatch(name, skip) for skip in ignore_patterns)})
-            return Done()
-
-        def create_repo(self, *args: Any, **options: Any) -> Any:
-            return type("Repository", (), {"repo_id": "someone/something"})()
-
-    class Done:
-        def done(self) -> bool:
-            return True
-
-        def result(self) -> None:
-            return None
-
-    for module in ("transformers.trainer", "flipped_kd.checkpoint_push"):
-        monkeypatch.setattr(f"{module}.hf_api", Hub)
-    monkeypatch.setattr(FlippedDistillationTrainer, "create_model_card", lambda *args, **options: None)
-    trainer = build(
-        push_to_hub=True,
-        hub_token="hf_secret",
-        hub_strategy="checkpoint",
-        save_strategy="steps",
-        save_steps=2,
-        max_steps=2,
-    )
-    trainer.train()
-    contracts = {"adapter_model.safetensors", "adapter_config.json", "pair_prompt.json", "lora_encoder.json"}
-    contracts |= {"tokenizer.json", "tokenizer_config.json", "README.md"}
-    resume = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
-    assert uploads == [contracts, contracts | resume]  # the adapter, and the checkpoint to resume from
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [path for path in written if b"hf_secret" in path.read_bytes()]
 
 
 # ---- Real models --------------------------------------------------------------------------------------------------

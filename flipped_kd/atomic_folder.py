@@ -1,0 +1,101 @@
+"""Folders that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+logger = logging.getLogger(__name__)
+# The disk is full, the user's quota is used up, or a file may not grow that large.
+SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_target(target: Path, replaceable: str | None = None) -> None:
+    """Raise ValueError unless `target` is absent, empty, or holds the file `replaceable` and so may be replaced."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"{target} is a file: give a folder.")
+    if any(target.iterdir()) and not (replaceable and (target / replaceable).is_file()):
+        raise ValueError(f"{target} is there and not empty: give another folder, or remove it.")
+
+
+@contextmanager
+def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
+    """A folder beside `target` to write into, which takes its name at the end; on any error nothing is left of it.
+
+    Args:
+        target: the folder to make. One that is there is replaced; ask `check_target` first.
+        size: bytes that will be written, about.
+
+    Raises:
+        OSError: no space left (ENOSPC); the message says how much is needed.
+    """
+    target = Path(os.path.abspath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    if shutil.disk_usage(target.parent).free < size:
+        raise _no_space(target, size)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        _take_name(partial, target)
+    except (OSError, SafetensorError) as error:
+        # The writer of safetensors raises no OSError.
+        if any(getattr(error, "errno", None) == code or f"os error {code}" in str(error) for code in SPACE_ERRORS):
+            raise _no_space(target, size) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _no_space(target: Path, size: int) -> OSError:
+    needed = f"{size / 1e9:.2f} GB are needed, " if size else ""
+    free = shutil.disk_usage(target.parent).free / 1e9
+    return OSError(
+        errno.ENOSPC,
+        f"no space left for {target}: {needed}{free:.2f} GB are free. Make room or give another folder; nothing was "
+        "left there.",
+    )
+
+
+def _take_name(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    aside = target.with_name(f"{partial.name}-replaced")
+    target.rename(aside)
+    try:
+        partial.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed process of this machine has left of the same folder."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not _runs(int(number)):
+            logger.info("removing %s, left by a process that was killed", left)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
