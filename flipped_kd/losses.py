@@ -109,7 +109,7 @@ class FlippedDistillationLoss(nn.Module):
 
         With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
         as read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and
-        L_MCL are then the mean of the two.
+        L_MCL are then the sum of the two: with the mean the answer learned less (docs/choices.md).
 
         Args:
             logits: (N, V) at the answer position.
@@ -136,8 +136,8 @@ class FlippedDistillationLoss(nn.Module):
         dist = self.dist(cosines, similarity, selection.kept)
         mcl = self.mcl(angles, probability, selection)
         if joint_b is not None:
-            dist = (dist + self.dist(paired_cosines(vectors_a, joint_b), own_similarity, own.kept)) / 2
-            mcl = (mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own)) / 2
+            dist = dist + self.dist(paired_cosines(vectors_a, joint_b), own_similarity, own.kept)
+            mcl = mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own)
         terms = {"sup": self.sup(logits, answers), "dist": dist, "mcl": mcl}
         total = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), logits.new_zeros(()))
         dropped = {
