@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
-from . import step_cost
+from . import inference, retrieval, step_cost
 
-BENCHMARKS = {"step_cost": step_cost.main}
+BENCHMARKS: dict[str, Callable[..., Any]] = {
+    "step_cost": step_cost.main,
+    "inference": inference.main,
+    "retrieval": retrieval.main,
+}
 
 
 def main() -> None:

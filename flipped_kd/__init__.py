@@ -20,9 +20,12 @@ _MODULES = {
         "MarginAwareContrastiveLoss",
         "SimilarityDistillationLoss",
     ),
+    "matcher": ("FlippedMatcher",),
     "metrics": ("PairMatching", "Retrieval"),
     "prompts": ("PairPrompt",),
     "scoring": ("MatchScore",),
+    "search_index": ("SearchIndex",),
+    "publish": ("PublishError", "combine_adapters", "merge_adapter", "push_folder"),
     "teacher": ("PlattCalibration", "load_teacher"),
     "data": ("PairColumns", "load_pairs", "validate_pairs"),
 }
@@ -41,10 +44,16 @@ if TYPE_CHECKING:
     from .losses import FlippedDistillationLoss as FlippedDistillationLoss
     from .losses import MarginAwareContrastiveLoss as MarginAwareContrastiveLoss
     from .losses import SimilarityDistillationLoss as SimilarityDistillationLoss
+    from .matcher import FlippedMatcher as FlippedMatcher
     from .metrics import PairMatching as PairMatching
     from .metrics import Retrieval as Retrieval
     from .prompts import PairPrompt as PairPrompt
+    from .publish import PublishError as PublishError
+    from .publish import combine_adapters as combine_adapters
+    from .publish import merge_adapter as merge_adapter
+    from .publish import push_folder as push_folder
     from .scoring import MatchScore as MatchScore
+    from .search_index import SearchIndex as SearchIndex
     from .teacher import PlattCalibration as PlattCalibration
     from .teacher import load_teacher as load_teacher
     from .trainer import FlippedDistillationTrainer as FlippedDistillationTrainer

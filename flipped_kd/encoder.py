@@ -14,11 +14,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .angles import wide
 
 ENCODER_FILE = "lora_encoder.json"
+MATRICES_FILE = "lora_encoder.safetensors"
 FORMAT_VERSION = 1
 # Decoder blocks are numbered in every architecture: model.layers.3., transformer.h.3., roberta.encoder.layer.3. ...
 LAYER_NUMBER = re.compile(r"\.(\d+)\.")
@@ -106,8 +111,71 @@ class LoraEncoder:
             TypeError: `model` is no PeftModel.
             ValueError: it lacks a module of the encoder set, or has it with another rank. Nothing is changed then.
         """
+        matrices = self._matrices(model)
+        self.detach()
+        self._handles = [matrix.register_forward_hook(self._hook(name)) for name, matrix in matrices.items()]
+
+    def save_matrices(self, model: PeftModel, folder: str | os.PathLike[str]) -> None:
+        """Write the A matrices of the encoder set for `attach_merged`, which finds none in a merged model.
+
+        lora_encoder.safetensors maps each module's name to its A (r, in), in the dtype it has; it appears whole or not
+        at all.
+
+        Args:
+            model: the student with the adapter that this encoder reads, not merged.
+            folder: where to, made if absent.
+
+        Raises:
+            TypeError, ValueError: as `attach`.
+        """
+        matrices = {
+            name: matrix.weight.detach().to("cpu", copy=True).contiguous()
+            for name, matrix in self._matrices(model).items()
+        }
+        target = Path(folder) / MATRICES_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file(matrices, partial, metadata={"format": "pt"})
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def attach_merged(self, model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+        """Read the inputs of the encoder set's modules in a merged model and apply the saved A matrices to them.
+
+        Vectors are those of the adapter before the merge: a merged W x comes from the same x that A was given.
+
+        Args:
+            model: the merged model, without adapter.
+            folder: holds lora_encoder.safetensors (`save_matrices`).
+
+        Raises:
+            ValueError: the file is absent or broken, or does not fit the model or this encoder. Nothing is changed
+                then.
+        """
+        path = Path(folder) / MATRICES_FILE
+        matrices = _read_matrices(path)
+        inside = dict(model.named_modules())
+        readers: list[tuple[nn.Module, Any]] = []
+        for module in self.modules:
+            matrix, linear = matrices.get(module.name), inside.get(module.name)
+            width = _input_width(linear)
+            if linear is None or matrix is None or width is None or tuple(matrix.shape) != (module.rank, width):
+                held = "no matrix" if matrix is None else f"a matrix of shape {tuple(matrix.shape)}"
+                takes = "is no linear layer of this model" if width is None else f"takes inputs of size {width}"
+                raise ValueError(
+                    f"{path} holds {held} for {module.name!r}, which {takes}; the encoder was saved with rank "
+                    f"{module.rank}. Take model, {ENCODER_FILE} and {MATRICES_FILE} from one and the same merge."
+                )
+            readers.append((linear, self._merged_hook(module.name, matrix)))
+        self.detach()
+        self._handles = [linear.register_forward_hook(reader) for linear, reader in readers]
+
+    def _matrices(self, model: PeftModel) -> dict[str, Any]:
+        """The A matrix of each module of the encoder set, checked against the definition."""
         layers = dict(_lora_layers(model))
-        matrices: list[tuple[str, nn.Module]] = []
+        matrices: dict[str, Any] = {}
         for module in self.modules:
             layer = layers.get(module.name)
             if layer is None or self.adapter_name not in layer.lora_A:
@@ -120,9 +188,8 @@ class LoraEncoder:
                     f"A of {module.name!r} has rank {layer.r[self.adapter_name]}, the encoder was saved with "
                     f"{module.rank}: load the adapter that this encoder was saved with."
                 )
-            matrices.append((module.name, layer.lora_A[self.adapter_name]))
-        self.detach()
-        self._handles = [matrix.register_forward_hook(self._hook(name)) for name, matrix in matrices]
+            matrices[module.name] = layer.lora_A[self.adapter_name]
+        return matrices
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -135,6 +202,19 @@ class LoraEncoder:
             # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded.
             if self._captured is not None:
                 self._captured[name] = output
+
+        return record
+
+    def _merged_hook(self, name: str, matrix: Tensor) -> Any:
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Any) -> None:
+            nonlocal matrix
+            if self._captured is None:
+                return
+            (x,) = inputs
+            if matrix.device != x.device:  # at first, and after the model was moved
+                matrix = matrix.to(x.device)
+            # As PEFT's LoRA layer does: the input is cast to A's precision.
+            self._captured[name] = nn.functional.linear(x.to(matrix.dtype), matrix)
 
         return record
 
@@ -223,6 +303,25 @@ class LoraEncoder:
         raise ValueError(
             f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
         )
+
+
+def _input_width(module: nn.Module | None) -> int | None:
+    """Length of the vectors a linear layer takes; None of anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else None
+
+
+def _read_matrices(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} holds no {path.name}, where a merged model keeps its encoder: merge the adapter again "
+            "with flipped_kd.publish.merge_adapter, or load the adapter itself."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): save or download it again.") from error
 
 
 def _lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:

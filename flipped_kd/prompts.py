@@ -296,7 +296,7 @@ class PairPrompt:
                 f"{path} not found. Give a folder written by PairPrompt.save_pretrained (a trained adapter has it), "
                 "or make a new prompt with PairPrompt.from_preset."
             )
-        stored = _read_prompt_file(path)
+        stored = read_prompt_file(path)
         prompt = cls(tokenizer, **{name: stored[name] for name in SETTINGS})
         for name in RESOLVED_IDS:
             value = prompt.to_dict()[name]
@@ -380,7 +380,7 @@ def _ids_after(whole: Tokenizer, context: str, context_ids: list[int], text: str
     return token_ids(whole, context + text)[len(context_ids) :]
 
 
-def _read_prompt_file(path: Path) -> dict[str, Any]:
+def read_prompt_file(path: Path) -> dict[str, Any]:
     """Read and check the outer form of pair_prompt.json."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -140,7 +140,7 @@ class MatchScore:
             version = int(saved["format_version"])
             if version <= FORMAT_VERSION:
                 return cls({kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}, saved["default"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved MatchScore ({error!r}): save or download it again.") from error
         raise ValueError(
             f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."

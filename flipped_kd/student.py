@@ -98,6 +98,14 @@ def load_tokenizer(
     return tokenizer
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none of its own."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise ValueError("the tokenizer has neither pad, eos nor unk token to pad with: set its pad_token.")
+
+
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
     """Refuse a model whose earlier positions see later ones, or that is an encoder-decoder.
@@ -176,21 +184,33 @@ def _shown(targets: str | Collection[str] | None) -> str:
     return f"target_modules={names!r}"
 
 
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, without PEFT's wrapper (its layers stay adapted)."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its token ids."""
+    embedding: Any = unwrapped(model).get_input_embeddings()
+    return embedding.weight.device
+
+
 def accepts_logits_to_keep(model: nn.Module) -> bool:
     """Whether the causal model (unwrapped of PEFT) can compute the logits of chosen positions only."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
 
 
-def position_logits(model: nn.Module, inputs: dict[str, Tensor], positions: Tensor, keep: bool) -> Tensor:
+def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor, keep: bool) -> Tensor:
     """Logits at one position a row: `positions` (B,) -> (B, V). With `keep` no other position is computed.
 
     `model` is called as it is given (a DDP or FSDP wrapper included), never unwrapped: its hooks synchronise
-    gradients.
+    gradients. With `past_key_values` among the inputs it goes on from that cache.
     """
+    use_cache = "past_key_values" in inputs
     if keep:
-        return model(**inputs, use_cache=False, logits_to_keep=positions[:, None]).logits[:, 0]
-    logits = model(**inputs, use_cache=False).logits
+        return model(**inputs, use_cache=use_cache, logits_to_keep=positions[:, None]).logits[:, 0]
+    logits = model(**inputs, use_cache=use_cache).logits
     return logits[torch.arange(len(positions), device=positions.device), positions]
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from .config import FlippedDistillationConfig
 from .losses import (
@@ -125,14 +125,6 @@ def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) 
         logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
     default = 0.0 if sharded else 1.0
     return default if args.max_grad_value is None else args.max_grad_value
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Padding is masked, so any id serves where the tokenizer has none of its own."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        if token_id is not None:
-            return int(token_id)
-    raise ValueError("the tokenizer has neither pad, eos nor unk token to pad with: set processing_class.pad_token.")
 
 
 def name_of(model: Any) -> str:
