@@ -51,9 +51,9 @@ class FlippedDistillationConfig(TrainingArguments):
             compared with every text_a of the batch. "joint": as read in its pair, after text_a, and compared with that
             text only; cheaper, since no text is read twice. "both": the sum of the two, at the cost of "independent".
             Only what is read in the pair teaches the student to compare inside the pair, which is what the answer
-            needs: on banking77 the answer's AUC was .53 to .58 with "independent", .75 with "joint" and .73 and .76 with
-            "both" (two seeds; .60 with the mean in place of the sum), the similarity's .78 to .87, .82 and .85 (plain
-            fine-tuning: .50 to .56).
+            needs: on banking77 the answer's AUC was .53 to .58 with "independent", .75 with "joint" and .64 to .76
+            with "both" (three seeds; .60 with the mean in place of the sum), the similarity's .78 to .87, .82 and .85
+            (plain fine-tuning: .53). See docs/choices.md.
         encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2" or comma-separated
             numbers.
         encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.

@@ -6,12 +6,10 @@ A pair set is a `datasets.Dataset` with exactly the columns ``text_a``, ``text_b
 The rules for a pair (`flipped_kd.pairs`) and the keys of texts and pairs (`flipped_kd.keys`) are exported here too.
 """
 
-import csv
 import dataclasses
 import glob
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from .pairs import (
     row_fault,
     validate_pairs,
 )
+from .tables import csv_records, csv_separator, json_rows
 
 __all__ = [
     "PAIR_FEATURES",
@@ -161,25 +160,16 @@ def _csv_options(path: Path, columns: PairColumns) -> dict[str, Any]:
 
     Counts the fields of every record first: pandas drops surplus fields in silence, and so would cut unquoted texts.
     """
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file, delimiter=separator)
-            header = next(records, [])
-            for record in records:
-                if record and len(record) != len(header):
-                    raise ValueError(
-                        f"the record that ends on line {records.line_num} has {len(record)} fields and the header "
-                        f'{len(header)}: put texts that contain the separator, quotes or line ends in "quotes"'
-                    )
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path.name!r} cannot be read as CSV in UTF-8: {error}") from error
+    records = csv_records(path)
+    header = next(records)
+    for _ in records:
+        pass
     check_columns(header, columns, path.name)
     wanted = [column for column in header if column in dataclasses.astuple(columns)]
     if len(wanted) != len(set(wanted)):
         raise ValueError(f"{path.name!r} names a column twice in its header {header}: rename one")
     features = Features({column: Value("string") for column in wanted})
-    return {"sep": separator, "usecols": wanted, "features": features, "keep_default_na": False}
+    return {"sep": csv_separator(path), "usecols": wanted, "features": features, "keep_default_na": False}
 
 
 def _read_json(
@@ -208,7 +198,7 @@ def _read_json(
 def _read_json_rows(path: Path, columns: PairColumns, label_threshold: float | None, skip_bad_rows: bool) -> Dataset:
     """Read JSON with Python's own types, keep the good rows; in memory, as Arrow."""
     tables, first, bad, total = [], "", 0, 0
-    rows = _json_rows(path)
+    rows = json_rows(path)
     while batch := list(itertools.islice(rows, _BATCH)):
         faults = [row_fault(row, columns, label_threshold) for row in batch]
         good = [row for row, fault in zip(batch, faults, strict=True) if fault is None]
@@ -229,25 +219,3 @@ def _read_json_rows(path: Path, columns: PairColumns, label_threshold: float | N
     if bad:
         report_bad_rows(first, bad, total, skip=skip_bad_rows, name=path.name)
     return Dataset(pa.concat_tables(tables, promote_options="default"))
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file or of a JSON array."""
-    with open(path, "rb") as file:
-        is_array = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        file.seek(0)
-        try:
-            numbered = enumerate(json.load(file) if is_array else file, start=1)
-        except ValueError as error:
-            raise ValueError(f"{path.name!r} is not JSON in UTF-8: fix it ({error})") from None
-        place = "element" if is_array else "line"
-        for number, item in numbered:
-            if not is_array and not item.strip():
-                continue
-            try:
-                row = item if is_array else json.loads(item)
-            except ValueError as error:
-                raise ValueError(f"{path.name!r}, line {number} is not JSON in UTF-8: fix it ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path.name!r}, {place} {number} is no JSON object: write one object for each pair")
-            yield row

@@ -194,19 +194,26 @@ def label_of(value: Any, threshold: float | None) -> int:
 def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | None) -> str | None:
     """What is wrong with one row, in words; None if nothing is."""
     for column in (columns.text_a, columns.text_b):
-        text = row.get(column)
-        if not isinstance(text, str):
-            return f"column {column!r} is {_short(text)}, but a text must be a string"
-        if not text.strip():
-            return f"column {column!r} is {_short(text)}, but a text needs a character that is not white space"
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            return f"column {column!r} is {_short(text)}, but a text must be Unicode without lone surrogates"
+        fault = text_fault(row.get(column), column)
+        if fault is not None:
+            return fault
     label = row.get(columns.label)
     if label_of(label, threshold) >= 0:
         return None
     if threshold is not None:
         return f"column {columns.label!r} is {_short(label)}, but with label_threshold it must be a finite number"
     return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1 (for scores, set label_threshold)"
+
+
+def text_fault(text: Any, column: str) -> str | None:
+    """What keeps the value of `column` from being a text, in words; None if nothing does."""
+    if not isinstance(text, str):
+        return f"column {column!r} is {_short(text)}, but a text must be a string"
+    if not text.strip():
+        return f"column {column!r} is {_short(text)}, but a text needs a character that is not white space"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"column {column!r} is {_short(text)}, but a text must be Unicode without lone surrogates"
+    return None
 
 
 def report_bad_rows(first: str, bad: int, total: int, *, skip: bool, name: str) -> None:

@@ -128,7 +128,7 @@ class TeacherCache:
         with _clear_write_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": self.identity.teacher, **self.identity.to_dict()}
-            self._write_atomically(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
+            write_durably(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
             for path in self.folder.glob(".tmp-*"):
                 with suppress(FileNotFoundError):  # its writer may be renaming it just now
                     if time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS:
@@ -150,7 +150,7 @@ class TeacherCache:
         data = _serialise(keys, vectors, self.identity)
         path = self.folder / f"part-{time.time_ns():020d}-{_digest([data])}.arrow"
         with _clear_write_error(self.folder):
-            self._write_atomically(path, data)
+            write_durably(path, data)
         return path
 
     def _check_owner(self) -> None:
@@ -180,17 +180,18 @@ class TeacherCache:
             # prepare().
             logger.warning("Teacher cache: %s could not be removed (%s) and is ignored.", path, error)
 
-    @staticmethod
-    def _write_atomically(path: Path, data: bytes | pa.Buffer) -> None:
-        temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+def write_durably(path: Path, data: bytes | pa.Buffer) -> None:
+    """Write `data` beside `path`, flush it to the disk, then rename: `path` is whole even after a power cut."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def fill_cache(

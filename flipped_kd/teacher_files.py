@@ -173,10 +173,15 @@ def model_fingerprint(model: SentenceTransformer | CrossEncoder) -> str:
         }
     # Objects that JSON does not know are named by their type: their repr may hold an address.
     digest.update(json.dumps(settings, sort_keys=True, default=lambda value: type(value).__qualname__).encode())
+    hash_weights(digest, model)
+    return digest.hexdigest()
+
+
+def hash_weights(digest: Any, model: torch.nn.Module) -> None:
+    """Feed every weight of `model`, by name, into a digest of hashlib; where they lie does not matter."""
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _tokenizer_settings(tokenizer: Any) -> Any:
