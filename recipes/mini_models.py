@@ -76,9 +76,10 @@ class MiniStudentSettings:
     layers: int = 4
     heads: int = 4
     max_length: int = 512
-    epochs: int = 3
+    epochs: int = 3  # every text opens one document an epoch
     batch_size: int = 16  # documents
-    texts_per_document: int = 4
+    dropped_words: float = 0.25  # share left out of a text that is said again
+    instructed: float = 0.1  # share of documents that begin with the instruction
     learning_rate: float = 2e-3
     max_steps: int = -1  # positive: stop there
 
@@ -211,8 +212,11 @@ def build_mini_student(
 ) -> Path:
     """Warm up a small random Qwen2 as a language model on texts and save it with its tokenizer.
 
-    It sees conversations in the form of the pair prompt: the instruction, a few texts dealt at random, and a random
-    answer. So it knows the words, the turns and that yes or no follows, and nothing about which texts match.
+    It sees conversations in the form of the pair prompt: a text, then the same text again with words left out or
+    shuffled (answer yes) or another text dealt at random (answer no). So it knows the words, the turns, that yes or no
+    follows and, as any pretrained model does, how to look back for something repeated; of which texts match, nothing.
+    (With random answers it had learned to ignore the texts, and no fine-tuning of a few hundred steps got it out of
+    that: docs/choices.md.)
 
     Args:
         texts: training texts, without labels; duplicates are dropped.
@@ -225,11 +229,11 @@ def build_mini_student(
         and <|endoftext|> (end and padding).
 
     Raises:
-        ValueError: there are fewer texts than one document holds, or `output_dir` holds something else.
+        ValueError: there are fewer than two distinct texts, or `output_dir` holds something else.
     """
     distinct = list(dict.fromkeys(texts))
-    if len(distinct) < settings.texts_per_document:
-        raise ValueError(f"{len(distinct)} distinct texts are too few; give at least {settings.texts_per_document}.")
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} distinct texts are too few; give at least 2.")
 
     def write(folder: Path) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
@@ -276,10 +280,9 @@ def _train_student(texts: Sequence[str], folder: Path, seed: int, settings: Mini
     probe = texts[:500]
     before = text_perplexity(model, tokenizer, probe)
     rng = random.Random(seed)
-    documents: list[str] = []
+    batches: list[list[str]] = []
     for _ in range(settings.epochs):
-        documents += _documents(texts, settings.texts_per_document, rng)
-    batches = [documents[i : i + settings.batch_size] for i in range(0, len(documents), settings.batch_size)]
+        batches += _batches(_documents(texts, settings, rng), settings.batch_size, rng)
     if settings.max_steps > 0:
         batches = batches[: settings.max_steps]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
@@ -301,14 +304,33 @@ def _train_student(texts: Sequence[str], folder: Path, seed: int, settings: Mini
     return {"perplexity_before": before, "perplexity_after": text_perplexity(model, tokenizer, probe)}
 
 
-def _documents(texts: Sequence[str], size: int, rng: random.Random) -> list[str]:
-    """Deal shuffled texts into conversations of `size` texts, the instruction before and a random answer after."""
+def _documents(texts: Sequence[str], settings: MiniStudentSettings, rng: random.Random) -> list[str]:
+    """One conversation for each text: it and the same text said again ("yes"), or it and another one ("no")."""
     shuffled = rng.sample(list(texts), len(texts))
     documents = []
-    for start in range(0, len(shuffled), size):
-        turns = "".join(f"<|im_start|>{text}<|im_end|>\n" for text in shuffled[start : start + size])
-        documents.append(f"{PROMPT_HEAD}{turns}<|im_start|>assistant\n{rng.choice(ANSWERS)}<|im_end|>")
+    for text, other in zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True):
+        again = rng.random() < 0.5
+        turns = [text, _said_again(text, settings.dropped_words, rng) if again else other]
+        rng.shuffle(turns)
+        head = PROMPT_HEAD if rng.random() < settings.instructed else ""
+        body = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
+        documents.append(f"{head}{body}<|im_start|>assistant\n{ANSWERS[0 if again else 1]}<|im_end|>")
     return documents
+
+
+def _batches(documents: Sequence[str], size: int, rng: random.Random) -> list[list[str]]:
+    """Batches of like length, so that little is padded, in random order; the last documents may fall short of one."""
+    by_length = sorted(documents, key=len)
+    batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    return rng.sample(batches, len(batches))
+
+
+def _said_again(text: str, dropped: float, rng: random.Random) -> str:
+    """The text with words left out at random and, half the time, in another order; never empty."""
+    words = [word for word in text.split() if rng.random() >= dropped] or text.split()
+    if rng.random() < 0.5:
+        rng.shuffle(words)
+    return " ".join(words)
 
 
 def _tensors(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:

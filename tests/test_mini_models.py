@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,20 @@ def test_warm_up_lowers_the_perplexity(student: Path, texts: list[str]) -> None:
     )
 
 
+def test_warm_up_answers_yes_to_a_text_said_again_and_no_to_another() -> None:
+    texts = [f"a{number} b{number} c{number} d{number}" for number in range(200)]  # no word in two texts
+    documents = mini_models._documents(texts, MiniStudentSettings(), random.Random(0))
+    assert len(documents) == len(texts)
+    answers = []
+    for document in documents:
+        turns = document.removeprefix(mini_models.PROMPT_HEAD).split("<|im_start|>")[1:]
+        first, second = (set(turn.removesuffix("<|im_end|>\n").split()) for turn in turns[:2])
+        answers.append(turns[2].removeprefix("assistant\n").removesuffix("<|im_end|>"))
+        assert answers[-1] == ("yes" if first & second else "no")
+        assert max(len(first), len(second)) == 4 and min(len(first), len(second)) > 0
+    assert min(answers.count("yes"), answers.count("no")) > 70
+
+
 def test_perplexity_counts_the_text_and_nothing_else(student: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(student)
     tokenizer = AutoTokenizer.from_pretrained(student)
@@ -183,8 +198,8 @@ def test_bad_input_is_refused(rows: list[Row], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no mini model"):
         build_mini_student(["a", "b", "c", "d"], tmp_path, settings=STUDENT)
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
-    with pytest.raises(ValueError, match="2 distinct texts are too few"):
-        build_mini_student(["a", "b", "a"], tmp_path / "s", settings=STUDENT)
+    with pytest.raises(ValueError, match="1 distinct texts are too few"):
+        build_mini_student(["a", "a"], tmp_path / "s", settings=STUDENT)
     negatives = datasets.Dataset.from_list([row for row in rows if row["label"] == 0])
     with pytest.raises(ValueError, match="has label 1"):
         build_mini_teacher(negatives, tmp_path / "t", settings=TEACHER)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flipped_kd.cli_parser import build_parser
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
 
 ROOT = Path(__file__).parents[1]
@@ -22,28 +25,37 @@ def test_the_first_commands_are_the_two_of_the_set_up() -> None:
     assert {"demo", "test"} <= set(targets)
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON_BLOCKS)))
-def test_python_blocks_run(
-    number: int, student_dir: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_python_blocks_run_one_after_the_other(
+    student_dir: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tests' tiny models in place of those that `make demo` builds."""
-    code = PYTHON_BLOCKS[number]
-    code = code.replace("outputs/demo/mini_models/student", str(student_dir))
-    code = code.replace("outputs/demo/mini_models/teacher", str(teacher_dir))
-    code = code.replace("recipes/data", str(ROOT / "recipes" / "data")).replace("outputs/mine", str(tmp_path / "mine"))
-    code = code.replace("num_train_epochs=1", "max_steps=2")
+    """With the tests' tiny models in place of those that `make demo` builds; later blocks use what the first saved."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(code, f"README block {number}", "exec"), names)
-    if "probability" in names:
-        assert names["probability"].shape == (500,)  # type: ignore[attr-defined]
-        assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
+    results: dict[str, Any] = {}
+    for number, code in enumerate(PYTHON_BLOCKS):
+        code = code.replace("outputs/demo/mini_models/student", str(student_dir))
+        code = code.replace("outputs/demo/mini_models/teacher", str(teacher_dir))
+        code = code.replace("recipes/data", str(ROOT / "recipes" / "data"))
+        code = code.replace("outputs/mine", str(tmp_path / "mine")).replace("num_train_epochs=1", "max_steps=2")
+        exec(compile(code, f"README block {number}", "exec"), results)
+    assert results["probability"].shape == (500,)
+    matcher, questions = results["matcher"], results["questions"]
+    found = matcher.search("refund", questions, top_k=2, rerank=2)
+    assert [len(hits) for hits in found] == [2]
+    ranked = matcher.rank("refund", questions)
+    assert sorted(hit["corpus_id"] for hit in ranked) == [0, 1, 2]
+
+
+def test_console_commands_parse() -> None:
+    commands = re.findall(r"^flipped-kd (.+)$", README, re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
 
 
 def test_flags_in_commands_exist() -> None:
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)} | {"config", "help"}
-    recipes = README.replace("python -m benchmarks --quick", "")
+    recipes = re.sub(r"(python -m benchmarks|flipped-kd).*", "", README)
     used = set(re.findall(r"--([a-z]\w*)", recipes))
     assert used and used <= known
 
