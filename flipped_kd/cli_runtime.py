@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .cli_parser import UsageError
 from .matcher import FlippedMatcher
 from .matcher_files import local_folder
-from .merge import fingerprint
+from .merge import contents_digest
 from .table_jobs import Arrange, Compute, TableJob, clear_write_error, stream
 from .table_writers import WRITABLE
 from .tables import STANDARD, TableSource, format_of
@@ -89,7 +89,7 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
         **access,
     )
     matcher.source = options.model
-    digest = hashlib.sha256(fingerprint(folder).encode())
+    digest = hashlib.sha256(contents_digest(folder).encode())
     if state is None or state.is_main_process:
         hash_weights(digest, matcher.model)
     return matcher, digest.hexdigest()

@@ -218,6 +218,13 @@ def fingerprint(folder: Path, base_model: str | os.PathLike[str] | None = None) 
     digest = hashlib.sha256(f"{base}@{revision}".encode())
     for path in sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []:
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    digest.update(contents_digest(folder).encode())
+    return digest.hexdigest()
+
+
+def contents_digest(folder: Path) -> str:
+    """SHA-256 over the small files of an adapter or a merged model, and over an adapter's or encoder's own weights."""
+    digest = hashlib.sha256()
     for name in (*ADAPTER_FILES, "tokenizer.json", "tokenizer_config.json", *CONTRACT_FILES):
         path = folder / name
         if path.is_file():

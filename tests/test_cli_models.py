@@ -74,6 +74,14 @@ def test_merge_of_one_and_of_several(
     pairs = [(row["text_a"], row["text_b"]) for row in pair_rows(5)]
     expected = FlippedMatcher.from_pretrained(folder / "adapter", device="cpu").scores(pairs)
     np.testing.assert_allclose(FlippedMatcher.from_pretrained(merged, device="cpu").scores(pairs), expected, atol=1e-4)
+    scored = []
+    for model in (folder / "adapter", merged):
+        out_file = tmp_path / f"{model.name}.jsonl"
+        assert run("predict", model, folder / "pairs.jsonl", "-o", out_file, "--quiet") == 0
+        scored.append([json.loads(line)["score"] for line in out_file.read_text().splitlines()])
+    assert len(scored[0]) == 40
+    np.testing.assert_allclose(scored[1], scored[0], atol=1e-5)
+    capsys.readouterr()
     assert run("merge", folder / "adapter", "-o", merged) == 2
     assert "not empty" in capsys.readouterr().err
     # The adapter with itself, half and half, is itself.
