@@ -76,7 +76,7 @@ class MiniStudentSettings:
     layers: int = 4
     heads: int = 4
     max_length: int = 512
-    epochs: int = 3  # every text opens one document an epoch
+    epochs: int = 4  # every text opens one document an epoch
     batch_size: int = 16  # documents
     dropped_words: float = 0.25  # share left out of a text that is said again
     instructed: float = 0.1  # share of documents that begin with the instruction
@@ -280,9 +280,10 @@ def _train_student(texts: Sequence[str], folder: Path, seed: int, settings: Mini
     probe = texts[:500]
     before = text_perplexity(model, tokenizer, probe)
     rng = random.Random(seed)
-    batches: list[list[str]] = []
+    documents: list[str] = []
     for _ in range(settings.epochs):
-        batches += _batches(_documents(texts, settings, rng), settings.batch_size, rng)
+        documents += _documents(texts, settings, rng)
+    batches = [documents[i : i + settings.batch_size] for i in range(0, len(documents), settings.batch_size)]
     if settings.max_steps > 0:
         batches = batches[: settings.max_steps]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
@@ -316,13 +317,6 @@ def _documents(texts: Sequence[str], settings: MiniStudentSettings, rng: random.
         body = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
         documents.append(f"{head}{body}<|im_start|>assistant\n{ANSWERS[0 if again else 1]}<|im_end|>")
     return documents
-
-
-def _batches(documents: Sequence[str], size: int, rng: random.Random) -> list[list[str]]:
-    """Batches of like length, so that little is padded, in random order; the last documents may fall short of one."""
-    by_length = sorted(documents, key=len)
-    batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-    return rng.sample(batches, len(batches))
 
 
 def _said_again(text: str, dropped: float, rng: random.Random) -> str:
