@@ -41,7 +41,7 @@ install: $(STAMP)  ## make .venv and install into it (the other targets do so to
 
 demo: $(STAMP)  ## train on the embedded finance pairs, report in outputs/demo
 	$(OFFLINE) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no recipes/train_fin.py --output_dir outputs/demo $(ARGS)
+		--dynamo_backend no recipes/train_fin.py --max_train_pairs 2000 --output_dir outputs/demo $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
