@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -15,6 +14,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from .cli_parser import PROG, UsageError, build_parser
+from .redaction import redact
 
 # Where each verb's function is; imported only when it is needed.
 VERBS = {
@@ -30,8 +30,6 @@ VERBS = {
     "check-teacher": "cli_models",
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-TOKEN = re.compile(r"\b(?:hf|api_org)_\w{16,}")
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:
         if debug:
-            print(_redacted(traceback.format_exc()), file=sys.stderr, end="")
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
         _complain(_in_words(error, debug), "error: ")
         if isinstance(error, OSError):
             _give_up_stdout()
@@ -139,7 +137,7 @@ class _Lines(logging.StreamHandler[TextIO]):
     """A log without tokens."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _redacted(super().format(record))
+        return redact(super().format(record))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -147,7 +145,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 
 def _complain(message: str, kind: str) -> None:
-    print(f"{PROG}: {kind}{' '.join(_redacted(message).split())}", file=sys.stderr)
+    print(f"{PROG}: {kind}{' '.join(redact(message).split())}", file=sys.stderr)
 
 
 def _in_words(error: Exception, debug: bool) -> str:
@@ -158,18 +156,6 @@ def _in_words(error: Exception, debug: bool) -> str:
     if isinstance(error, ValueError | OSError | RuntimeError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
-
-
-def _redacted(text: str) -> str:
-    """The text without any token of the Hub: those of this machine, and whatever looks like one."""
-    secrets = {os.environ.get(name, "") for name in TOKEN_VARIABLES}
-    hub = sys.modules.get("huggingface_hub.utils")
-    if hub is not None:
-        secrets.add(hub.get_token() or "")
-    for secret in sorted((secret.strip() for secret in secrets), key=len, reverse=True):
-        if len(secret) >= 8:  # a shorter one may stand in a text by chance
-            text = text.replace(secret, "<token>")
-    return TOKEN.sub("<token>", text)
 
 
 if __name__ == "__main__":

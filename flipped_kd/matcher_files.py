@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checks import check_choice
 from .encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from .prompts import PROMPT_FILE, PairPrompt
+from .redaction import redact
 from .scoring import SCORE_FILE, MatchScore
 from .student import load_student, load_tokenizer, unwrapped
 
@@ -69,7 +70,7 @@ class Access:
 
     def without_token(self, text: str) -> str:
         """`text` with the token, should it stand there, made unreadable."""
-        return text.replace(self.token, "***") if isinstance(self.token, str) else text
+        return redact(text, self.token if isinstance(self.token, str) else None)
 
 
 def local_folder(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -31,6 +32,7 @@ from .matcher import FlippedMatcher
 from .matcher_files import ADAPTER_CONFIG, is_adapter, local_folder, read_adapter_config
 from .merge_probe import compare, probe_pairs, scored
 from .model_card import write_card
+from .prompts import PairPrompt
 from .push import ADAPTER_FILES, CONTRACT_FILES, MERGE_FILE
 
 logger = logging.getLogger(__name__)
@@ -150,18 +152,11 @@ def merge_adapter(
         gc.collect()  # a second model is loaded now
         comparison = compare(before, partial, pairs)
         gc.collect()
-        cross_encoder: float | None = None
-        reason: str | None = "it was not asked for"
-        if sentence_transformers:
-            write_layout(partial, prompt)
-            cross_encoder, reason = check_layout(partial, pairs, before["answer"], comparison.allowed["answer"])
-        if reason is not None:
-            remove_layout(partial)
-            logger.log(
-                logging.WARNING if sentence_transformers else logging.INFO,
-                "the merged model has no files for sentence-transformers' CrossEncoder: %s",
-                reason,
-            )
+        cross_encoder, reason = (
+            _try_layout(partial, prompt, pairs, before["answer"], comparison.allowed["answer"])
+            if sentence_transformers
+            else (None, "it was not asked for")
+        )
         report = MergeReport(
             folder=partial,
             base_model=None if Path(base).is_dir() else base,
@@ -181,6 +176,18 @@ def merge_adapter(
     except Exception:  # the model is whole without it
         logger.warning("%s has no card", target, exc_info=True)
     return MergeReport.load(target)
+
+
+def _try_layout(
+    folder: Path, prompt: PairPrompt, pairs: list[tuple[str, str]], answer: np.ndarray, tolerance: float
+) -> tuple[float | None, str | None]:
+    """Write the files for CrossEncoder and score through it: (largest difference, why there are no such files)."""
+    write_layout(folder, prompt)
+    difference, reason = check_layout(folder, pairs, answer, tolerance)
+    if reason is not None:
+        remove_layout(folder)
+        logger.warning("the merged model has no files for sentence-transformers' CrossEncoder: %s", reason)
+    return difference, reason
 
 
 def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from .redaction import redact
+
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # A snapshot in the Hub's cache folder, as transformers names a model that was loaded from there by its path.
 CACHED_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)[\\/]snapshots[\\/]([0-9a-f]{7,40})")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers")
 _SEPARATORS = re.compile(r"[\\/]+")
 _ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w.:/\\-])(?:~|[A-Za-z]:)?(?:[\\/][^\s\\/\"'`|:,;()<>]+){2,}[\\/]?")
-_TOKEN = re.compile(r"\b(?:hf|api_org)_\w{16,}")
 
 
 def is_hub_id(name: str) -> bool:
@@ -76,7 +77,7 @@ def shown_command(argv: Sequence[str]) -> str:
             secret = "token" in flag
         if secret:
             continue
-        shown.append(_TOKEN.sub("***", f"{flag}{equals}{shown_name(value) if value else ''}"))
+        shown.append(redact(f"{flag}{equals}{shown_name(value) if value else ''}"))
     return shlex.join(shown)
 
 

@@ -16,13 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .encoder import ENCODER_FILE, MATRICES_FILE
 from .matcher_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_folder, read_adapter_config
 from .prompts import PROMPT_FILE
+from .redaction import known_tokens, redact
 from .scoring import SCORE_FILE
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ CONTRACT_FILES = (PROMPT_FILE, ENCODER_FILE, MATRICES_FILE, SCORE_FILE, MERGE_FI
 DOCUMENT_FILES = (CARD_FILE, "LICENSE*", "NOTICE*", "*.png", "*.svg", "plots/*.png", "plots/*.svg")
 ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + CONTRACT_FILES + DOCUMENT_FILES
 TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
-# Long enough not to stand in a text by chance.
-MIN_TOKEN_LENGTH = 8
 LOCAL_PATH = re.compile(r"^(?:[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[\\/])")
 # What a reader's tools would act on if an earlier push left it behind.
 REPLACED = {"adapter": (SCORE_FILE,), "merged model": (SCORE_FILE, *MODEL_FILES, *CROSS_ENCODER_FILES)}
@@ -142,7 +141,7 @@ def uploadable(folder: Path, token: str | None = None) -> list[PurePosixPath]:
         PublishError: one of them holds a token of the Hub.
     """
     files = [path for path in _files(folder) if _matches(path, ALLOWED)]
-    secrets = [secret.encode() for secret in _known_tokens(token)]
+    secrets = [secret.encode() for secret in known_tokens(token)]
     for path in files:
         content = b"" if path.suffix in (".safetensors", ".png", ".model") else (folder / path).read_bytes()
         if TOKEN.search(content) or any(secret in content for secret in secrets):
@@ -183,13 +182,6 @@ def check_card(folder: Path) -> None:
                 f"{path}: {name} is {value!r}, a path of this machine: give a Hub name or leave it out. Nothing was "
                 "uploaded."
             )
-
-
-def redact(text: str, token: str | None = None) -> str:
-    """The text with every token of the Hub taken out."""
-    for secret in _known_tokens(token):
-        text = text.replace(secret, "<token>")
-    return TOKEN.sub(b"<token>", text.encode("utf-8", "replace")).decode("utf-8")
 
 
 def open_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
@@ -298,11 +290,6 @@ def _is_hub_name(name: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def _known_tokens(token: str | None) -> list[str]:
-    secrets = {secret.strip() for secret in (token, get_token()) if secret}
-    return sorted(secret for secret in secrets if len(secret) >= MIN_TOKEN_LENGTH)
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
