@@ -15,7 +15,8 @@ Every setting is a flag (--help) or a key of the YAML file.
 import sys
 from pathlib import Path
 
-from mini_models import build_mini_student, build_mini_teacher
+from mini_student import build_mini_student
+from mini_teacher import build_mini_teacher
 
 from flipped_kd.experiment import run_recipe
 

@@ -11,12 +11,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from tests.invariants.training import trainer_factory
 
 torch.set_num_threads(1)
 
@@ -138,3 +141,16 @@ def shared() -> Path:
     if not (folder / "data").is_dir() or not (folder / "models").is_dir():
         pytest.skip(f"no real data and models at {folder}: set FLIPPED_KD_SHARED to their folder")
     return folder
+
+
+@pytest.fixture
+def build(
+    student: Any,
+    teacher_dir: Path,
+    tokenizer: Any,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path: Path,
+) -> Any:
+    """Makes trainers that write to `tmp_path` / "run", see `trainer_factory`; the student has no name."""
+    return trainer_factory(tmp_path / "run", student, teacher_dir, pairs, held_out, tokenizer)

@@ -9,15 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import mini_student
+import mini_teacher
 import pytest
 import torch
+from mini_folder import MARKER
+from mini_student import MiniStudentSettings, build_mini_student
+from mini_teacher import MiniTeacherSettings, build_mini_teacher
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flipped_kd.chat_template import INSTRUCTIONS
-from recipes import mini_models
-from recipes.mini_models import MiniStudentSettings, MiniTeacherSettings, build_mini_student, build_mini_teacher
 
 Row = dict[str, str | int]
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -70,7 +73,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 def test_instruction_is_that_of_the_pair_prompt() -> None:
-    assert mini_models.INSTRUCTION == INSTRUCTIONS["en"]
+    assert mini_student.INSTRUCTION == INSTRUCTIONS["en"]
 
 
 def test_student_reloads_with_the_auto_classes(student: Path) -> None:
@@ -86,7 +89,7 @@ def test_student_reloads_with_the_auto_classes(student: Path) -> None:
 
 def test_student_tokenizer_keeps_any_text_and_has_the_words_of_the_prompt(student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(student)
-    text = f"{mini_models.PROMPT_HEAD}<|im_start|>Déjà vu  你好 \t\n 🙂<|im_end|>\n<|im_start|>assistant\nyes"
+    text = f"{mini_student.PROMPT_HEAD}<|im_start|>Déjà vu  你好 \t\n 🙂<|im_end|>\n<|im_start|>assistant\nyes"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
@@ -104,23 +107,23 @@ def test_student_tokenizer_keeps_any_text_and_has_the_words_of_the_prompt(studen
 
 
 def test_warm_up_lowers_the_perplexity(student: Path, texts: list[str]) -> None:
-    measured = json.loads((student / mini_models.MARKER).read_text("utf-8"))
+    measured = json.loads((student / MARKER).read_text("utf-8"))
     assert measured["perplexity_after"] < 0.9 * measured["perplexity_before"]
     model = AutoModelForCausalLM.from_pretrained(student)
     tokenizer = AutoTokenizer.from_pretrained(student)
     distinct = list(dict.fromkeys(texts))
-    assert mini_models.text_perplexity(model, tokenizer, distinct) == pytest.approx(
+    assert mini_student.text_perplexity(model, tokenizer, distinct) == pytest.approx(
         measured["perplexity_after"], rel=1e-4
     )
 
 
 def test_warm_up_answers_yes_to_a_text_said_again_and_no_to_another() -> None:
     texts = [f"a{number} b{number} c{number} d{number}" for number in range(200)]  # no word in two texts
-    documents = mini_models._documents(texts, MiniStudentSettings(), random.Random(0))
+    documents = mini_student._documents(texts, MiniStudentSettings(), random.Random(0))
     assert len(documents) == len(texts)
     answers = []
     for document in documents:
-        turns = document.removeprefix(mini_models.PROMPT_HEAD).split("<|im_start|>")[1:]
+        turns = document.removeprefix(mini_student.PROMPT_HEAD).split("<|im_start|>")[1:]
         first, second = (set(turn.removesuffix("<|im_end|>\n").split()) for turn in turns[:2])
         answers.append(turns[2].removeprefix("assistant\n").removesuffix("<|im_end|>"))
         assert answers[-1] == ("yes" if first & second else "no")
@@ -131,14 +134,14 @@ def test_warm_up_answers_yes_to_a_text_said_again_and_no_to_another() -> None:
 def test_perplexity_counts_the_text_and_nothing_else(student: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(student)
     tokenizer = AutoTokenizer.from_pretrained(student)
-    alone = [mini_models.text_perplexity(model, tokenizer, [text]) for text in ("Card", "I lost my card in Spain.")]
-    ids = tokenizer(f"{mini_models.PROMPT_HEAD}<|im_start|>Card<|im_end|>", return_tensors="pt")["input_ids"]
+    alone = [mini_student.text_perplexity(model, tokenizer, [text]) for text in ("Card", "I lost my card in Spain.")]
+    ids = tokenizer(f"{mini_student.PROMPT_HEAD}<|im_start|>Card<|im_end|>", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         log_probs = model(ids).logits[0].log_softmax(-1)
-    start = len(tokenizer(f"{mini_models.PROMPT_HEAD}<|im_start|>")["input_ids"])
+    start = len(tokenizer(f"{mini_student.PROMPT_HEAD}<|im_start|>")["input_ids"])
     expected = -sum(float(log_probs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1])) / (ids.shape[1] - start)
     assert alone[0] == pytest.approx(torch.tensor(expected).exp().item(), rel=1e-4)
-    together = mini_models.text_perplexity(model, tokenizer, ["Card", "I lost my card in Spain."])
+    together = mini_student.text_perplexity(model, tokenizer, ["Card", "I lost my card in Spain."])
     assert min(alone) < together < max(alone)
 
 
@@ -166,9 +169,9 @@ def test_teacher_reloads_as_a_sentence_transformer(teacher: Path) -> None:
 def test_teacher_is_the_same_in_another_process_and_moves_in_training(
     rows: list[Row], teacher: Path, tmp_path: Path
 ) -> None:
-    mini_models.train_teacher(rows, tmp_path / "again", 1, TEACHER)
+    mini_teacher.train_teacher(rows, tmp_path / "again", 1, TEACHER)
     assert equal(weights(teacher), weights(tmp_path / "again"))
-    mini_models.train_teacher(rows, tmp_path / "shorter", 1, replace(TEACHER, max_steps=1))
+    mini_teacher.train_teacher(rows, tmp_path / "shorter", 1, replace(TEACHER, max_steps=1))
     assert not equal(weights(teacher), weights(tmp_path / "shorter"))
 
 

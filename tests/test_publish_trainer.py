@@ -16,7 +16,6 @@ from flipped_kd.matcher import FlippedMatcher
 from flipped_kd.publish import PublishError, PublishReport
 from flipped_kd.scoring import MatchScore
 from tests.hub.server import LoopbackHub
-from tests.invariants.training import trainer_factory
 
 REPO = "tester/run"
 FILES = {
@@ -30,19 +29,6 @@ FILES = {
 }
 RESUME = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
 EVERY_STEP: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
-
-
-@pytest.fixture
-def build(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> Any:
-    """See `trainer_factory`; the student has no name."""
-    return trainer_factory(tmp_path / "run", student, teacher_dir, pairs, held_out, tokenizer)
 
 
 def there(hub: LoopbackHub, repo_id: str = REPO) -> set[str]:

@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
 from flipped_kd.data import PairColumns
-from tests.invariants.training import PLAIN, logged, lora, settings, trainable, trainer_factory
+from tests.invariants.training import PLAIN, logged, lora, settings, trainable
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,6 @@ def cross_encoder_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) 
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def build(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> Any:
-    """See `trainer_factory`."""
-    return trainer_factory(tmp_path, student, teacher_dir, pairs, held_out, tokenizer)
 
 
 # ---- Students -----------------------------------------------------------------------------------------------------

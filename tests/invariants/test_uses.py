@@ -16,20 +16,7 @@ from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.prompts import PairPrompt
 from flipped_kd.student import load_student, load_tokenizer
 from flipped_kd.trainer import FlippedDistillationTrainer
-from tests.invariants.training import PLAIN, logged, new_trainer, settings, trainable, trainer_factory
-
-
-@pytest.fixture
-def build(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> Any:
-    """See `trainer_factory`."""
-    return trainer_factory(tmp_path, student, teacher_dir, pairs, held_out, tokenizer)
+from tests.invariants.training import PLAIN, logged, new_trainer, settings, trainable
 
 
 def test_bf16_trains_on_a_cpu_with_float32_weights(build: Any) -> None:
