@@ -168,6 +168,8 @@ class FlippedDistillationConfig(TrainingArguments):
         self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers accepts bf16 on a CPU only where the CPU was asked for
+        # Pinned memory serves copies to an accelerator; without one, torch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
     def _resolve_checkpointing(self) -> None:
         """Make non-reentrant the default and refuse the other: reentrant recomputation cuts the gradient of A."""

@@ -199,3 +199,9 @@ def test_impossible_data_settings_are_refused(settings: dict[str, Any], message:
 
 def test_repository_code_is_off_by_default() -> None:
     assert StudentArguments().trust_remote_code is False
+
+
+def test_memory_is_pinned_only_for_an_accelerator(tmp_path: Path) -> None:
+    config = FlippedDistillationConfig(output_dir=str(tmp_path))
+    assert config.dataloader_pin_memory == torch.accelerator.is_available()
+    assert not FlippedDistillationConfig(output_dir=str(tmp_path), dataloader_pin_memory=False).dataloader_pin_memory
