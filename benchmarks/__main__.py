@@ -1,29 +1,77 @@
-"""Run the benchmarks: `python -m benchmarks [--quick]`, or one of them by name."""
+"""Run the benchmarks: `python -m benchmarks [--quick]`, or some of them by name.
+
+Each row is a ratio against a peer that did the same work in the same run, in turns; the median of the rounds is shown.
+Rows, rounds, machine and versions are written as JSON too.
+"""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from . import inference, retrieval, step_cost
+from . import (
+    contrast_memory,
+    cost_per_pair,
+    inference,
+    ranks,
+    retrieval,
+    searching,
+    startup,
+    teacher_scale,
+    teacher_scoring,
+    training_step,
+)
+from .harness import Row, machine, save
 
-BENCHMARKS: dict[str, Callable[..., Any]] = {
-    "step_cost": step_cost.main,
+# What users would compare us by.
+TABLE: dict[str, Callable[..., list[Row]]] = {
+    "training_step": training_step.main,
+    "teacher_scoring": teacher_scoring.main,
     "inference": inference.main,
+    "searching": searching.main,
+    "startup": startup.main,
+    "cost_per_pair": cost_per_pair.main,
+}
+# What else was measured; run by name, each prints its own table.
+OTHERS: dict[str, Callable[..., Any]] = {
+    "contrast_memory": contrast_memory.main,
+    "ranks": ranks.main,
+    "teacher_scale": teacher_scale.main,
     "retrieval": retrieval.main,
 }
 
 
 def main() -> None:
-    """Run all benchmarks, or those named."""
+    """Run the table, or those named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="which to run (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    names = [*TABLE, *OTHERS]
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(names)} (the first six)"
+    )
+    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 10 minutes")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="where to write the rows")
     options = parser.parse_args()
-    for name in options.names or BENCHMARKS:
-        print(f"== {name}")
-        BENCHMARKS[name](quick=options.quick)
+    if unknown := [name for name in options.names if name not in names]:
+        parser.error(f"there is no benchmark {unknown[0]!r}: choose from {', '.join(names)}")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
+    results: dict[str, list[Row]] = {}
+    seconds: dict[str, float] = {}
+    for name in options.names or TABLE:
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        if name in OTHERS:
+            OTHERS[name](quick=options.quick)
+            continue
+        results[name] = TABLE[name](quick=options.quick)
+        seconds[name] = time.perf_counter() - start
+        print("\n".join(map(str, results[name])), f"({seconds[name]:.0f} s)", sep="\n", flush=True)
+        save(options.json, results, seconds, options.quick)
+    missed = [row.work.strip() for part in results.values() for row in part if row.met is False]
+    if results:
+        print(f"Rows: {options.json}. " + (f"Not reached: {'; '.join(missed)}." if missed else "All reached."))
 
 
 if __name__ == "__main__":

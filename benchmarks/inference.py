@@ -6,9 +6,7 @@ rest. Both take turns in one process, so that a drifting machine speed cancels o
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -24,57 +22,75 @@ from flipped_kd import FlippedMatcher, LoraEncoder, PairPrompt, load_pairs
 from flipped_kd.publish import merge_adapter
 from flipped_kd.student import add_adapter, default_lora, load_student, load_tokenizer
 
-SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", Path(__file__).parents[2] / "shared"))
+from .harness import BANKING, SHARED, STUDENT, Row, missing, ratios, take_turns
+
+FAQ = SHARED / "data" / "banking77_faq"
 QUERY_TOKENS = (13, 100)
-CANDIDATES = 100
+CANDIDATES = (100, 1000)
 PAIRS = 256
-SHARE_OF_TOKENS_SAVED = 0.7
 TOLERANCE = 1e-5
 
 
-def main(quick: bool = False) -> dict[str, float]:
-    """Print and return the ratios of speed, CrossEncoder's seconds / ours, and of the tokens saved by `rank`."""
-    if not SHARED.is_dir():
-        print(f"skipped: no data and models at {SHARED}; set FLIPPED_KD_SHARED to their folder")
-        return {}
-    rounds = 5 if quick else 15
+def main(quick: bool = False) -> list[Row]:
+    """`rank` and `predict` in seconds, CrossEncoder's / ours."""
+    if missing(STUDENT, FAQ, BANKING):
+        return []
+    rounds = 3 if quick else 9
     with tempfile.TemporaryDirectory() as folder:
-        merged = _merged_model(Path(folder))
+        merged = merged_model(Path(folder))
         matcher = FlippedMatcher.from_pretrained(merged, device="cpu")
         peer = CrossEncoder(str(merged), device="cpu")
-    print(f"{torch.get_num_threads()} threads, {rounds} rounds in turn; median ratio of seconds, CrossEncoder / ours")
-    ratios: dict[str, float] = {}
-    documents = _documents()
-    for length in QUERY_TOKENS:
-        query = _query(matcher.prompt, length)
-        ours = _in_order(matcher.rank(query, documents, score="answer"))
-        _check_same(ours, _in_order(peer.rank(query, documents)))
-        tokens = matcher.prompt.encode_pairs([query] * CANDIDATES, documents)
-        shared = tokens[0].text_a[1] + len(matcher.prompt.middle_ids)
-        rest = statistics.mean(len(pair.input_ids) for pair in tokens) - shared
-        saved = (shared + rest) / rest
-        speed, seconds = _race(
-            partial(matcher.rank, query, documents, score="answer"),
-            partial(peer.rank, query, documents),
-            rounds,
-        )
-        ratios |= {f"rank_{length}_tokens_saved": saved, f"rank_{length}_speed": speed}
-        print(
-            f"rank, query of {length:3d} tokens, {CANDIDATES} candidates: {seconds:.3f} s, speed {speed:.2f}, tokens "
-            f"saved {saved:.2f}, share {speed / saved:.2f} (at least {SHARE_OF_TOKENS_SAVED})"
-        )
-    test = load_pairs(SHARED / "data" / "banking77" / "test.jsonl", max_rows=PAIRS)
+    rows = []
+    for count in CANDIDATES[:1] if quick else CANDIDATES:
+        for length in QUERY_TOKENS:
+            rows += _ranking(matcher, peer, length, _documents(count), rounds if count == CANDIDATES[0] else 3)
+    test = load_pairs(BANKING / "test.jsonl", max_rows=PAIRS)
     pairs = list(zip(test["text_a"], test["text_b"], strict=True))
     _check_same(matcher.predict(pairs, score="answer"), peer.predict(pairs))
-    speed, seconds = _race(lambda: matcher.predict(pairs, score="answer"), lambda: peer.predict(pairs), rounds)
-    ratios["predict_speed"] = speed
-    print(f"predict, {PAIRS} pairs: {seconds:.3f} s, speed {speed:.2f} (at least 1)")
-    return ratios
+    speed, each, seconds = _race(lambda: matcher.predict(pairs, score="answer"), lambda: peer.predict(pairs), rounds)
+    speeds = [f"{PAIRS / value:.0f} pairs/s" for value in seconds]
+    rows.append(
+        Row(
+            f"predict, {PAIRS} pairs of mixed lengths",
+            f"matcher.predict {speeds[0]}",
+            f"CrossEncoder.predict {speeds[1]}",
+            speed,
+            ">= 1.2",
+            each,
+        )
+    )
+    return rows
 
 
-def _merged_model(folder: Path) -> Path:
+def _ranking(matcher: FlippedMatcher, peer: CrossEncoder, length: int, documents: list[str], rounds: int) -> list[Row]:
+    query = _query(matcher.prompt, length)
+    ours = _in_order(matcher.rank(query, documents, score="answer"))
+    _check_same(ours, _in_order(peer.rank(query, documents)))
+    tokens = matcher.prompt.encode_pairs([query] * len(documents), documents)
+    shared = tokens[0].text_a[1] + len(matcher.prompt.middle_ids)
+    rest = statistics.mean(len(pair.input_ids) for pair in tokens) - shared
+    saved = (shared + rest) / rest
+    speed, each, seconds = _race(
+        partial(matcher.rank, query, documents, score="answer"), partial(peer.rank, query, documents), rounds
+    )
+    work = f"rank a query of {length} tokens over {len(documents):,}"
+    values = [f"{1000 * value:.0f} ms" for value in seconds]
+    return [
+        Row(work, f"matcher.rank {values[0]}", f"CrossEncoder.rank {values[1]}", speed, "", each),
+        Row(
+            "    share of the tokens saved",
+            f"speed {speed:.2f}",
+            f"tokens saved {saved:.2f}",
+            speed / saved,
+            ">= 0.8",
+            [value / saved for value in each],
+        ),
+    ]
+
+
+def merged_model(folder: Path) -> Path:
     """The student with a LoRA adapter of random weights, merged: speed does not depend on what was learned."""
-    name = str(SHARED / "models" / "student-minilm-causal")
+    name = str(STUDENT)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(name)
     model = add_adapter(load_student(name, dtype=torch.float32), default_lora())
@@ -88,17 +104,20 @@ def _merged_model(folder: Path) -> Path:
     return merge_adapter(folder / "adapter", folder / "merged").folder
 
 
-def _documents() -> list[str]:
-    """The bank's 77 questions and some customers' queries."""
-    folder = SHARED / "data" / "banking77_faq"
-    texts = [json.loads(line)["question"] for line in (folder / "questions.jsonl").read_text("utf-8").splitlines()]
-    texts += [json.loads(line)["query"] for line in (folder / "test.jsonl").read_text("utf-8").splitlines()]
-    return list(dict.fromkeys(texts))[:CANDIDATES]
+def _documents(count: int) -> list[str]:
+    """The bank's 77 questions and customers' queries, `count` distinct texts."""
+    lines = [(FAQ / name).read_text("utf-8").splitlines() for name in ("questions.jsonl", "test.jsonl", "train.jsonl")]
+    texts = [json.loads(line)["question"] for line in lines[0]]
+    texts += [json.loads(line)["query"] for line in (*lines[1], *lines[2])]
+    distinct = list(dict.fromkeys(texts))
+    if len(distinct) < count:
+        raise RuntimeError(f"{FAQ} holds {len(distinct)} distinct texts, {count} are wanted")
+    return distinct[:count]
 
 
 def _query(prompt: PairPrompt, length: int) -> str:
     """A customer's words, exactly `length` tokens of them."""
-    lines = (SHARED / "data" / "banking77_faq" / "validation.jsonl").read_text("utf-8").splitlines()
+    lines = (FAQ / "validation.jsonl").read_text("utf-8").splitlines()
     text = ""
     for word in " ".join(json.loads(line)["query"] for line in lines).split():
         longer = f"{text} {word}".lstrip()
@@ -110,16 +129,22 @@ def _query(prompt: PairPrompt, length: int) -> str:
     raise RuntimeError(f"the validation queries make no text of {length} tokens")
 
 
-def _race(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """(median of their seconds / ours, our median seconds), the first round warming up."""
-    seconds: list[tuple[float, float]] = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        theirs()
-        seconds.append((middle - start, time.perf_counter() - middle))
-    return statistics.median(b / a for a, b in seconds[1:]), statistics.median(a for a, _ in seconds[1:])
+def _race(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int
+) -> tuple[float, list[float], tuple[float, float]]:
+    """(median of their seconds / ours, each round's, median seconds of both)."""
+
+    def timed(work: Callable[[], object]) -> Callable[[], float]:
+        def run() -> float:
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+
+        return run
+
+    seconds = take_turns({"ours": timed(ours), "theirs": timed(theirs)}, rounds)
+    speed, each = ratios(seconds["theirs"], seconds["ours"])
+    return speed, each, (statistics.median(seconds["ours"]), statistics.median(seconds["theirs"]))
 
 
 def _in_order(ranked: list[dict]) -> np.ndarray:
@@ -130,9 +155,3 @@ def _check_same(ours: np.ndarray, theirs: np.ndarray) -> None:
     difference = float(np.abs(ours - theirs).max())
     if difference > TOLERANCE:
         raise RuntimeError(f"probabilities differ by {difference:.2g}: the two do not do the same work")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    main(parser.parse_args().quick)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from flipped_kd import FlippedMatcher
 from flipped_kd.metrics import ranking_metrics
 from flipped_kd.scoring import ScoreKind
 
-SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", Path(__file__).parents[2] / "shared"))
+from .harness import SHARED, missing
+
 RERANK = 10
 QUICK_QUERIES = 200
 SHOWN = {"banking77_faq": ("accuracy@1", "mrr"), "nfcorpus_beir": ("ndcg@10",)}
@@ -48,8 +48,7 @@ def main(
     if adapter is None:
         print("skipped: give the folder of a trained adapter, python -m benchmarks.retrieval ADAPTER")
         return {}
-    if not SHARED.is_dir():
-        print(f"skipped: no data and models at {SHARED}; set FLIPPED_KD_SHARED to their folder")
+    if missing(SHARED):
         return {}
     matcher = FlippedMatcher.from_pretrained(adapter)
     slm = SentenceTransformer(

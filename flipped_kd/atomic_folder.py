@@ -48,7 +48,8 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        _take_name(partial, target)
+        sync_tree(partial)
+        take_name(partial, target, target.with_name(f"{partial.name}-replaced"))
     except (OSError, SafetensorError) as error:
         # The writer of safetensors raises no OSError.
         if any(getattr(error, "errno", None) == code or f"os error {code}" in str(error) for code in SPACE_ERRORS):
@@ -68,27 +69,54 @@ def _no_space(target: Path, size: int) -> OSError:
     )
 
 
-def _take_name(partial: Path, target: Path) -> None:
+def take_name(partial: Path, target: Path, aside: Path) -> None:
+    """Rename a finished folder to `target` on the same disk; what has that name moves to `aside` and is removed.
+
+    On an error the old folder gets its name back. After a kill between the two renamings it stands at `aside`, whole.
+    """
     if not target.exists():
         partial.rename(target)
-        return
-    aside = target.with_name(f"{partial.name}-replaced")
-    target.rename(aside)
+    else:
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files and folders within are on the disk: after a power cut, names may else stand for nothing."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and syncs no file that is open for reading
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        partial.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sweep(target: Path) -> None:
     """Remove what a killed process of this machine has left of the same folder."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not _runs(int(number)):
-            logger.info("removing %s, left by a process that was killed", left)
-            shutil.rmtree(left, ignore_errors=True)
+        number = left.name.removesuffix("-replaced").rpartition("-")[2]
+        if not number.isdecimal() or _runs(int(number)):
+            continue
+        if left.name.endswith("-replaced") and not target.exists():  # killed between the two renamings
+            logger.info("giving %s its name back, which a process that was killed took from it", target)
+            left.rename(target)
+            continue
+        logger.info("removing %s, left by a process that was killed", left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _runs(process: int) -> bool:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from .checkpoints import CheckpointingTrainer
 from .encoder import LoraEncoder
 from .model_card import write_card
 from .prompts import PairPrompt
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 RESUME_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(CheckpointingTrainer):
     """Saves the adapter with prompt, encoder, score and card, and pushes just these."""
 
     prompt: PairPrompt
@@ -137,7 +138,7 @@ class PublishingTrainer(Trainer):
         self.callback_handler.on_push_begin(args, self.state, self.control)
         folder, out = Path(checkpoint_folder), Path(str(args.output_dir))
         for path in folder.iterdir():
-            if path.is_file() and not path.name.startswith(RESUME_FILES):
+            if path.is_file() and not path.name.startswith(("_", *RESUME_FILES)):
                 shutil.copy(path, out / path.name)
         if not (folder / SCORE_FILE).is_file():
             (out / SCORE_FILE).unlink(missing_ok=True)

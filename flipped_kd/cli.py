@@ -27,6 +27,7 @@ VERBS = {
     "merge": "cli_models",
     "push": "cli_models",
     "card": "cli_models",
+    "report": "cli_models",
     "check-teacher": "cli_models",
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

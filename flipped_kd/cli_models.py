@@ -1,10 +1,11 @@
-"""The verbs train, merge, push, card and check-teacher of `flipped-kd`."""
+"""The verbs train, merge, push, card, report and check-teacher of `flipped-kd`."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -147,10 +148,17 @@ def card(options: Namespace) -> None:
         print(write_card(options.folder, **about, overwrite=options.overwrite), file=options.stdout)
 
 
+def report(options: Namespace) -> None:
+    """Write a finished recipe's report page."""
+    from .report_page import write_page
+
+    print(write_page(options.folder, options.ablation), file=options.stdout)
+
+
 def check_teacher(options: Namespace) -> None:
     """Judge a teacher on labelled pairs."""
     from .teacher import load_teacher
-    from .teacher_check import check_scores, check_table, teacher_scores
+    from .teacher_check import check_scores, check_table, teacher_scores, warnings_of
 
     check_report_file(options.output)
     pairs = labelled_pairs(options, options.pairs)
@@ -172,8 +180,14 @@ def check_teacher(options: Namespace) -> None:
         validation=None if held_out is None else (scores[1], labels[1]),
         student=None if answers is None else (answers[0], answers[1] if held_out is not None else None),
     )
+    if held_out is None and report["calibration"]["scale"] > 0:
+        report["advice"].append(
+            "Calibrated and judged on the same pairs; if the teacher was trained on them, give others by --validation."
+        )
     named = {"teacher": {"id": teacher.id, "kind": teacher.kind, "revision": teacher.revision}}
     write_report(options, named | report, check_table(report))
+    for warning in warnings_of(report):
+        print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def bare_answers(options: Namespace, parts: list[Any]) -> list[np.ndarray]:

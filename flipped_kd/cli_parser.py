@@ -68,7 +68,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     _add_common(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_train, _evaluate, _predict, _encode, _rank, _search, _merge, _push, _card, _check_teacher):
+    for add in (_train, _evaluate, _predict, _encode, _rank, _search, _merge, _push, _card, _report, _check_teacher):
         add(verbs)
     return parser
 
@@ -351,6 +351,20 @@ def _card(verbs: Any) -> None:
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="the adapter that a merged model came from")
     parser.add_argument("--overwrite", action="store_true", help="replace a card that somebody has edited")
     parser.add_argument("--print", action="store_true", dest="show", help="print the card, write nothing")
+
+
+def _report(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "report",
+        "FOLDER",
+        "show a finished recipe as one HTML page with plots",
+        "Writes report.html, which opens without network, and plots/*.png into the folder.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of a finished recipe")
+    parser.add_argument(
+        "--ablation", type=Path, metavar="FILE", help="rows of an ablation (JSON Lines), for the sweeps"
+    )
 
 
 def _check_teacher(verbs: Any) -> None:

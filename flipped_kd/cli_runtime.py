@@ -29,7 +29,7 @@ from .merge import contents_digest
 from .table_jobs import Arrange, Compute, TableJob, clear_write_error, stream
 from .table_writers import WRITABLE
 from .tables import STANDARD, TableSource, format_of
-from .teacher_files import hash_weights
+from .teacher_fingerprint import hash_weights
 from .text_tables import TextTable
 
 logger = logging.getLogger(__name__)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .keys import KnownMatches, text_keys
-from .packing import pack_rows
+from .keys import text_keys
+from .packing import pack_rows, stack_rows
 from .prompts import PairPrompt, PairTokens, pad_batch
 from .teacher_scores import TeacherEmbeddings, TeacherPairScores
 
@@ -25,15 +24,21 @@ class TeacherScoringCollator:
         pad_token_id: id to pad with.
         teacher_scores: the teacher's cached vectors (bi-encoder) or pair scores (cross-encoder); None batches without
             a teacher.
-        known_matches: texts known to match, dropped off the diagonal.
         encode_alone: also give the texts b alone (not needed for representation "joint").
-        matrix: give T for every two texts of the batch (N, N), not for the pairs alone (N,).
+        matrix: give the teacher's vectors, from which T follows for every two texts, not T of the pairs alone.
         padding_side: "right" or "left".
         position_offset: with `encode_alone`, pack text_b alone into its pair's row (see `packing`), positions numbered
             from here; None gives it a row of its own.
+        share_prefix: packed, text_b sees the prefix of its pair; False stacks the texts b into further rows instead,
+            which is cheaper after a short prefix.
+        mini_batch_size: give what the student reads in mini-batches of so many pairs, pairs of like length together,
+            each padded by itself (see `gradient_cache`); the batch's rows are then in the order of the mini-batches.
+        hand_on_texts: give the texts themselves too, for the main process to have the teacher score them (a streamed
+            set, of which nothing was scored beforehand).
 
     Raises:
-        ValueError: `matrix` with a cross-encoder's scores, or packing with padding on the left.
+        ValueError: `matrix` with a cross-encoder's scores, packing with padding on the left, or a mini_batch_size
+            below 1.
 
     Example:
         Three rows `{"text_a": "a", "text_b": "b", "label": 1}` give
@@ -43,32 +48,57 @@ class TeacherScoringCollator:
         - `answer_position` (3,): where the answer is predicted;
         - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with
           `encode_alone`); packed instead: `alone_span` (3, T), `position_ids` (3, T) and `attention_mask` (3, 1, T, T)
-          bool;
+          bool; stacked: `input_ids`, `position_ids` and `attention_mask` have R more rows, and `alone_row` (3,) tells
+          in which each text stands;
+        - `mini_batches`: with a mini_batch_size, a list of such dictionaries in place of all of these;
         - `labels` (3,) int64, if the rows have labels; `rows` (3,), if they are numbered;
-        - `teacher_similarity` (3, 3) or (3,) float32 in [-1, 1] and, for a matrix, `excluded` (3, 3) bool.
+        - `teacher_a`, `teacher_b` (3, d) float32 unit vectors and the texts' `keys_a`, `keys_b` (3,) int64; or, not
+          for a matrix, `teacher_similarity` (3,) float32 in [-1, 1].
     """
 
     prompt: PairPrompt
     pad_token_id: int
     teacher_scores: TeacherEmbeddings | TeacherPairScores | None = None
-    known_matches: KnownMatches | None = None
     encode_alone: bool = True
     matrix: bool = True
     padding_side: Literal["right", "left"] = "right"
     position_offset: int | None = None
+    share_prefix: bool = True
+    mini_batch_size: int | None = None
+    hand_on_texts: bool = False
 
     def __post_init__(self) -> None:
         if self.position_offset is not None and self.padding_side != "right":
             raise ValueError("packed rows are padded on the right: use padding_side='right' or position_offset=None.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size}: a mini-batch holds at least one pair.")
         self._check_teacher()
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Batch `rows`, each with text_a, text_b and optionally label and row."""
-        texts_a, texts_b = [row["text_a"] for row in rows], [row["text_b"] for row in rows]
-        pairs = self.prompt.encode_pairs(texts_a, texts_b)
-        alone = self.prompt.encode_texts(texts_b) if self.encode_alone else []
+        pairs = self.prompt.encode_pairs([row["text_a"] for row in rows], [row["text_b"] for row in rows])
+        size = self.mini_batch_size
+        if size is None:
+            batch: dict[str, Any] = self._read_by_student(rows, pairs)
+        else:  # also of a short batch: ranks that step in different ways would wait for each other for ever
+            # Longest first: memory that is too small shows at once.
+            order = sorted(range(len(rows)), key=lambda row: -len(pairs[row].input_ids))
+            rows, pairs = [rows[row] for row in order], [pairs[row] for row in order]
+            starts = range(0, len(rows), size)
+            batch = {
+                "mini_batches": [self._read_by_student(rows[i : i + size], pairs[i : i + size]) for i in starts],
+                **_labels(rows),
+            }
+        if "row" in rows[0]:
+            batch["rows"] = torch.tensor([row["row"] for row in rows])
+        return batch | self._teacher([row["text_a"] for row in rows], [row["text_b"] for row in rows])
+
+    def _read_by_student(self, rows: Sequence[Mapping[str, Any]], pairs: Sequence[PairTokens]) -> dict[str, Tensor]:
+        """The pairs' tokens, spans and labels, as one forward takes them."""
+        alone = self.prompt.encode_texts([row["text_b"] for row in rows]) if self.encode_alone else []
         if alone and self.position_offset is not None:
-            batch = pack_rows(pairs, alone, self.pad_token_id, self.position_offset)
+            lay_out = pack_rows if self.share_prefix else stack_rows
+            batch = lay_out(pairs, alone, self.pad_token_id, self.position_offset)
         else:
             batch = self._padded(pairs)
             if alone:
@@ -78,14 +108,8 @@ class TeacherScoringCollator:
         batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
         batch["span_b"] = self._spans(pairs, length, [_present(pair.text_b) for pair in pairs])
         ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
-        batch["answer_position"] = torch.tensor(ends) - 1
-        if "label" in rows[0]:
-            batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
-        if "row" in rows[0]:
-            batch["rows"] = torch.tensor([row["row"] for row in rows])
-        if self.teacher_scores is not None:
-            batch |= self._teacher(self.teacher_scores, text_keys(texts_a), text_keys(texts_b))
-        return batch
+        # First what has an entry a pair: Trainer counts the rows of a batch by its first tensor.
+        return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
 
     def _check_teacher(self) -> None:
         if self.matrix and isinstance(self.teacher_scores, TeacherPairScores):
@@ -105,16 +129,23 @@ class TeacherScoringCollator:
             mask[row, start + shift : end + shift] = True
         return mask
 
-    def _teacher(
-        self, scores: TeacherEmbeddings | TeacherPairScores, keys_a: np.ndarray, keys_b: np.ndarray
-    ) -> dict[str, Tensor]:
+    def _teacher(self, texts_a: list[str], texts_b: list[str]) -> dict[str, Any]:
         self._check_teacher()  # the scores may have been set since
+        keys_a, keys_b = text_keys(texts_a), text_keys(texts_b)
+        keys = {"keys_a": torch.from_numpy(keys_a), "keys_b": torch.from_numpy(keys_b)}
+        if self.hand_on_texts:
+            return {"texts_a": texts_a, "texts_b": texts_b, **keys}
+        scores = self.teacher_scores
+        if scores is None:
+            return {}
         if not self.matrix or isinstance(scores, TeacherPairScores):
             return {"teacher_similarity": torch.from_numpy(scores.similarity(keys_a, keys_b))}
-        similarity = np.clip(scores.vectors(keys_a) @ scores.vectors(keys_b).T, -1.0, 1.0)
-        excluded = (self.known_matches or KnownMatches(np.empty(0, dtype=np.int64)))(keys_a, keys_b)
-        np.fill_diagonal(excluded, False)  # the diagonal has gold labels
-        return {"teacher_similarity": torch.from_numpy(similarity), "excluded": torch.from_numpy(excluded)}
+        vectors = {"teacher_a": scores.vectors(keys_a), "teacher_b": scores.vectors(keys_b)}
+        return keys | {name: torch.from_numpy(value) for name, value in vectors.items()}
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {"labels": torch.tensor([int(row["label"]) for row in rows])} if "label" in rows[0] else {}
 
 
 def _present(span: tuple[int, int] | None) -> tuple[int, int]:

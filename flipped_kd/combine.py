@@ -15,7 +15,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
 from .atomic_folder import check_target, whole_or_absent
-from .encoder import LoraEncoder, adapted_modules
+from .encoder import LoraEncoder
+from .encoder_modules import adapted_modules
 from .matcher_files import Access, load_matcher, local_folder, read_adapter_config
 from .merge import base_of, refuse_quantised
 from .model_card import write_card

@@ -16,6 +16,9 @@ from transformers import TrainingArguments
 
 from .settings import parse_settings
 
+# Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
+DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
+
 __all__ = ["DataArguments", "FlippedDistillationConfig", "StudentArguments", "parse_settings"]
 
 
@@ -64,11 +67,18 @@ class FlippedDistillationConfig(TrainingArguments):
         margin: m_c in radians, in [0, pi].
         positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
         negative_margin: the same for negatives.
-        dist_loss: "mse" or "kl".
-        temperature: t in (0, 100] of L_MCL and of `kl`.
+        dist_loss: "mse" or "kl"; or another objective in the place of L_dist: "margin_mse", "pairwise_logistic",
+            "plackett_luce", "sinkhorn", "cosent", "angle" (docs/objectives.md).
+        temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse" and "margin_mse".
         positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist and L_MCL if the teacher's P >= tau_pos; 0
             keeps every one.
         negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
+        gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
+            then train as one process with the whole global batch does. Without it each rank's contrast is its own
+            batch, and gradients are averaged, as everywhere.
+        mini_batch_size: pairs the student reads at a time. The contrast is still per_device_train_batch_size (times
+            the ranks, if gathered), by gradient caching: a second forward instead of the memory. None: all at once.
+            Gradient accumulation never enlarges the contrast.
         score: what predictions are made of: "answer", "similarity" or "both".
         max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP),
             else max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
@@ -92,7 +102,8 @@ class FlippedDistillationConfig(TrainingArguments):
         default=0.98, metadata={"help": "AdamW's second moment forgets the steep first steps of a short run."}
     )
     per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "Pairs per device; also the size of the contrast."}
+        default=16,
+        metadata={"help": "Pairs per device, and of the contrast; small sets need many steps, so take few."},
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
@@ -101,6 +112,9 @@ class FlippedDistillationConfig(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "All parameters are used in every step."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "A decoder's buffers are constants: nothing to broadcast at each forward."}
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Keys of labels in a batch."}
@@ -131,10 +145,16 @@ class FlippedDistillationConfig(TrainingArguments):
     margin: float = field(default=0.06, metadata={"help": "Angular margin m_c in radians."})
     positive_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
     negative_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
-    dist_loss: str = field(default="mse", metadata={"help": "mse or kl."})
-    temperature: float = field(default=0.05, metadata={"help": "Temperature of the contrast."})
+    dist_loss: str = field(default="mse", metadata={"help": "mse, kl or another objective (docs/objectives.md)."})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of L_MCL, kl and most objectives."})
     positive_threshold: float = field(default=0.5, metadata={"help": "tau_pos in [0, 1]; 0 keeps every positive."})
     negative_threshold: float = field(default=0.5, metadata={"help": "tau_neg in [0, 1]; 1 keeps every negative."})
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "Contrast with the texts of all ranks, not of the own one alone."}
+    )
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs the student reads at a time; the contrast stays the whole batch."}
+    )
     score: str = field(default="both", metadata={"help": "Score of predictions: answer, similarity or both."})
     max_grad_value: float | None = field(default=None, metadata={"help": "Clip gradients by value; 0 turns it off."})
     precision: str = field(default="auto", metadata={"help": "auto, bf16, fp16 or fp32."})
@@ -188,7 +208,7 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, allowed in {
             "representation": ("independent", "joint", "both"),
             "contrast": ("pairwise", "infonce"),
-            "dist_loss": ("mse", "kl"),
+            "dist_loss": DIST_LOSSES,
             "positive_margin": ("teacher", "constant", "none"),
             "negative_margin": ("teacher", "constant", "none"),
             "score": ("answer", "similarity", "both"),
@@ -210,16 +230,17 @@ class FlippedDistillationConfig(TrainingArguments):
             value = getattr(self, name)
             _require(0 <= value <= 1, name, value, "a threshold is a probability in [0, 1]; 0.5 means undecided.")
         if self.representation != "independent":
-            rule = f"representation={self.representation!r} compares a text_b with its own text_a only: use {{}} or "
-            rule += "representation='independent'."
-            _require(self.contrast == "pairwise", "contrast", self.contrast, rule.format("contrast='pairwise'"))
-            _require(self.dist_loss == "mse", "dist_loss", self.dist_loss, rule.format("dist_loss='mse'"))
+            rule = f"representation={self.representation!r} compares a text_b with its own text_a only: use "
+            rule += "contrast='pairwise' or representation='independent'."
+            _require(self.contrast == "pairwise", "contrast", self.contrast, rule)
         if not isinstance(self.encoder_layers, str):  # one number or several, as Python code may give them
             numbers = [self.encoder_layers] if isinstance(self.encoder_layers, int) else self.encoder_layers
             self.encoder_layers = ",".join(str(number) for number in numbers)
         if isinstance(self.encoder_modules, str):
             self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
         _require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
+        if self.mini_batch_size is not None:
+            _require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
         _require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
 
     def _check_training(self) -> None:
@@ -254,6 +275,7 @@ class StudentArguments:
         lora_target_modules: "all-linear" or comma-separated endings of module names.
         student_dtype: dtype the weights are loaded in: "auto" (float32 on a CPU, bfloat16 on a GPU that has it),
             "float32" or "bfloat16".
+        load_in_4bit: QLoRA: keep the student's frozen weights in 4 bits (needs the extra `qlora`).
         trust_remote_code: run code that the student's or teacher's repository brings. Never on unless asked.
 
     Raises:
@@ -269,6 +291,7 @@ class StudentArguments:
         default="all-linear", metadata={"help": "all-linear or comma-separated module names."}
     )
     student_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: frozen weights in 4 bits (NF4)."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model repositories."})
 
     def __post_init__(self) -> None:
@@ -287,6 +310,13 @@ class DataArguments:
     Args:
         train_file: local file (JSONL, CSV, TSV, Parquet) or Hub data set of the training pairs; validation_file,
             test_file likewise.
+        questions_file: FAQ retrieval: JSON Lines of canonical questions (id, question). The three files then hold
+            queries (query, question_id), from which pairs are made (`faq.faq_pairs`, seed 0); all questions are ranked
+            for each test query.
+        max_eval_queries: FAQ retrieval: make validation and test pairs of a random subset of so many queries; ranking
+            takes all.
+        max_answer_rankings: FAQ retrieval: rank by the student's answers too, not by vectors alone, where test queries
+            times questions are at most so many; each is a forward pass. 0 never does.
         dataset_name: a Hub data set with splits train, validation, test, instead of files.
         text_a_column: name of the column of the first text; text_b_column, label_column likewise.
         label_threshold: turns a score column into labels: score >= threshold is 1.
@@ -302,6 +332,16 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "Training pairs: file or Hub data set."})
     validation_file: str | None = field(default=None, metadata={"help": "Validation pairs."})
     test_file: str | None = field(default=None, metadata={"help": "Test pairs."})
+    questions_file: str | None = field(
+        default=None, metadata={"help": "FAQ retrieval: canonical questions; the other files hold queries."}
+    )
+    max_eval_queries: int | None = field(
+        default=None, metadata={"help": "FAQ retrieval: queries that validation and test pairs are made of."}
+    )
+    max_answer_rankings: int = field(
+        default=10_000,
+        metadata={"help": "FAQ retrieval: rank by answers too where queries times questions are at most so many."},
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "Hub data set with splits train, validation, test."}
     )
@@ -317,8 +357,10 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         _require_integer("seeds", self.seeds, 1, "at least one run is needed.")
-        if self.max_train_pairs is not None:
-            _require_integer("max_train_pairs", self.max_train_pairs, 1, "leave it out to train on all pairs.")
+        _require_integer("max_answer_rankings", self.max_answer_rankings, 0, "0 ranks by vectors alone.")
+        for name in ("max_train_pairs", "max_eval_queries"):
+            if getattr(self, name) is not None:
+                _require_integer(name, getattr(self, name), 1, "leave it out to take all.")
         if self.label_threshold is not None:
             rule = "scores from here on count as label 1; give a finite number."
             _require(math.isfinite(self.label_threshold), "label_threshold", self.label_threshold, rule)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import numpy as np
 import sentence_transformers
 import torch
 import transformers
+from peft import LoraConfig
 from scipy.special import expit
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .prompts import PairPrompt
 from .push import CROSS_ENCODER_FILES, PublishError
@@ -100,6 +102,32 @@ def write_layout(folder: Path, prompt: PairPrompt) -> None:
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def trainable_cross_encoder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PairPrompt,
+    peft_config: LoraConfig,
+    device: str | None = None,
+) -> CrossEncoder:
+    """The bare student as sentence-transformers' own trainer would take it, with a new adapter: the peer of ours.
+
+    Args:
+        model: the student, without adapter.
+        tokenizer: its tokenizer, which gets the pair's chat template.
+        prompt: how a pair is read.
+        peft_config: of the new adapter.
+        device: where to; None takes the best there is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        prepare_tokenizer(tokenizer, prompt)
+        tokenizer.save_pretrained(folder)
+        write_layout(Path(folder), prompt)
+        peer = CrossEncoder(folder, device=device, local_files_only=True)
+    peer.add_adapter(peft_config)
+    return peer
+
+
 def remove_layout(folder: Path) -> None:
     """Take the files of `write_layout` away again."""
     for name in CROSS_ENCODER_FILES:
@@ -151,8 +179,8 @@ def check_layout(
     kind = type(model.transformers_model).__name__
     return difference, (
         f"in a batch of several lengths CrossEncoder's scores are off by up to {difference:.2g}, alone they are "
-        f"right: it pads on the left and gives no positions, and {kind} counts positions from the first pad. Use "
-        "FlippedMatcher."
+        f"right: it pads on the left and gives no positions, and {kind} counts its positions, or begins its states, "
+        "at the first pad. Use FlippedMatcher."
     )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.variants import BlockDiagonalLinear
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,21 +20,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .angles import wide
+from .encoder_modules import EncoderModule, choose_modules, lora_layers
 
 ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
 FORMAT_VERSION = 1
-# Decoder blocks are numbered in every architecture: model.layers.3., transformer.h.3., roberta.encoder.layer.3. ...
-LAYER_NUMBER = re.compile(r"\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class EncoderModule:
-    """One adapted linear layer of the encoder set K: its name in the base model, its layer number, its LoRA rank."""
-
-    name: str
-    layer: int
-    rank: int
 
 
 class LoraEncoder:
@@ -75,24 +64,15 @@ class LoraEncoder:
             model: the student with its LoRA adapter.
             layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the
                 last adapted layer).
-            modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one.
+            modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one that
+                reads whole rows of tokens (not experts and their routers, see `encoder_modules`).
             adapter_name: which adapter.
 
         Raises:
             TypeError: `model` is no PeftModel.
             ValueError: nothing is adapted, a layer does not exist, or an ending matches nothing.
         """
-        found = adapted_modules(model, adapter_name)
-        if not found:
-            raise ValueError(
-                f"the adapter {adapter_name!r} adapts no linear layer inside the numbered decoder layers: set "
-                "target_modules of the LoraConfig (for example 'all-linear') so that some are."
-            )
-        wanted = _resolve_layers(layers, sorted({m.layer for m in found}))
-        chosen = [m for m in found if m.layer in wanted]
-        if modules is not None:
-            chosen = _with_endings(chosen, modules)
-        encoder = cls(chosen, adapter_name)
+        encoder = cls(choose_modules(model, layers, modules, adapter_name), adapter_name)
         encoder.attach(model)
         return encoder
 
@@ -129,7 +109,7 @@ class LoraEncoder:
             TypeError, ValueError: as `attach`.
         """
         matrices = {
-            name: matrix.weight.detach().to("cpu", copy=True).contiguous()
+            name: _whole(matrix).detach().to("cpu", copy=True).contiguous()
             for name, matrix in self._matrices(model).items()
         }
         target = Path(folder) / MATRICES_FILE
@@ -174,7 +154,7 @@ class LoraEncoder:
 
     def _matrices(self, model: PeftModel) -> dict[str, Any]:
         """The A matrix of each module of the encoder set, checked against the definition."""
-        layers = dict(_lora_layers(model))
+        layers = dict(lora_layers(model))
         matrices: dict[str, Any] = {}
         for module in self.modules:
             layer = layers.get(module.name)
@@ -199,8 +179,9 @@ class LoraEncoder:
 
     def _hook(self, name: str) -> Any:
         def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded.
-            if self._captured is not None:
+            # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded. Nor
+            # is DoRA's other call of A, over an identity matrix for the norm of the weights.
+            if self._captured is not None and output.ndim == 3:
                 self._captured[name] = output
 
         return record
@@ -305,6 +286,13 @@ class LoraEncoder:
         )
 
 
+def _whole(matrix: Any) -> Tensor:
+    """A (r, in); BD-LoRA keeps the blocks on its diagonal only."""
+    blocks = isinstance(matrix, BlockDiagonalLinear)
+    weight: Tensor = matrix.weight_as_blockdiagonal_matrix() if blocks else matrix.weight
+    return weight
+
+
 def _input_width(module: nn.Module | None) -> int | None:
     """Length of the vectors a linear layer takes; None of anything else."""
     if isinstance(module, nn.Linear):
@@ -322,57 +310,3 @@ def _read_matrices(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): save or download it again.") from error
-
-
-def _lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"the encoder reads a PeftModel, got {type(model).__name__}: add a LoRA adapter first.")
-    for name, module in model.get_base_model().named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
-
-
-def adapted_modules(model: PeftModel, adapter_name: str = "default") -> list[EncoderModule]:
-    """The LoRA-adapted linear layers of `model` inside its numbered decoder layers, in order of definition."""
-    found = []
-    for name, layer in _lora_layers(model):
-        number = LAYER_NUMBER.search(name)
-        if number and adapter_name in layer.lora_A:
-            found.append(EncoderModule(name, int(number.group(1)), layer.r[adapter_name]))
-    return found
-
-
-def _with_endings(found: Sequence[EncoderModule], endings: Sequence[str]) -> list[EncoderModule]:
-    """Modules whose name ends with one of `endings` at a dot; every ending must match something."""
-    names = {module: "." + module.name for module in found}
-    unmatched = [end for end in endings if not any(name.endswith("." + end) for name in names.values())]
-    if unmatched or not endings or isinstance(endings, str):
-        known = sorted({LAYER_NUMBER.split(module.name, maxsplit=1)[-1] for module in found})
-        raise ValueError(
-            f"encoder_modules={endings!r}: {unmatched or 'it'} matches no adapted module of the chosen layers; give a "
-            f"list of endings of {known}."
-        )
-    return [module for module, name in names.items() if name.endswith(tuple("." + end for end in endings))]
-
-
-def _resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
-    """Layer numbers from "all", "last:2", "first:2", "3,4" or a sequence, checked against the adapted ones."""
-    if isinstance(layers, str):
-        side, _, count = layers.partition(":")
-        if layers == "all":
-            return set(present)
-        if side in ("first", "last") and count.isdecimal() and 0 < int(count) <= len(present):
-            return set(present[: int(count)] if side == "first" else present[-int(count) :])
-        try:
-            layers = [int(number) for number in layers.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N from 1 to {len(present)}) and "
-                "'3,4'."
-            ) from None
-    wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
-    if not wanted or not wanted <= set(present):
-        raise ValueError(
-            f"encoder_layers={list(layers)} names layers without an adapter: the adapted layers are {present}."
-        )
-    return wanted

@@ -9,28 +9,37 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
-from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
-from .data import PairColumns, load_pairs
-from .keys import dataset_keys, shared_texts
+from .config import DataArguments, FlippedDistillationConfig, StudentArguments
+from .evidence import keep_seed, look, write_evidence
+from .faq_ranking import answer_retrieval, rankings_of, student_retrieval, teacher_retrieval
+from .keys import dataset_keys
 from .model_card import write_card
 from .provenance import device_name, library_versions, shown_command, shown_name
-from .report import REPORT_VERSION, SplitScores, judge_seed, markdown_table, summarise, write_atomically, write_report
+from .report import (
+    REPORT_VERSION,
+    SplitScores,
+    judge_seed,
+    markdown_table,
+    summarise,
+    summarise_retrieval,
+    write_atomically,
+    write_report,
+)
+from .splits import SPLITS, Splits, load_splits
 from .student import default_lora, load_student, load_tokenizer
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+from .teacher_check import check_scores, check_table, teacher_scores, warnings_of
 from .trainer import FlippedDistillationTrainer
 
 logger = logging.getLogger(__name__)
-SPLITS = ("train", "validation", "test")
 # Told in the report with their values, whether changed or not.
 OPTIMIZER = (
     *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
@@ -44,15 +53,6 @@ NOT_LEARNED = {
 
 
 @dataclass
-class Splits:
-    """The three checked pair sets."""
-
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    test: datasets.Dataset
-
-
-@dataclass
 class RunResult:
     """One finished training run: scores of validation and test pairs, and what is worth telling of it."""
 
@@ -60,32 +60,6 @@ class RunResult:
     similarity: SplitScores
     before: SplitScores
     facts: dict[str, Any]
-
-
-def load_splits(data: DataArguments, max_rows_seed: int = 0) -> Splits:
-    """Load and check all three splits; `max_train_pairs` draws a random subset of the training pairs.
-
-    Raises:
-        ValueError: a split is not named, or its rows are unusable.
-    """
-    columns = PairColumns(data.text_a_column, data.text_b_column, data.label_column)
-    parts = {}
-    for split in SPLITS:
-        source = getattr(data, f"{split}_file") or data.dataset_name
-        if source is None:
-            raise ValueError(f"no {split} pairs are named: give --{split}_file or --dataset_name.")
-        parts[split] = load_pairs(
-            source,
-            split=split if getattr(data, f"{split}_file") is None else None,
-            columns=columns,
-            label_threshold=data.label_threshold,
-            skip_bad_rows=data.skip_bad_rows,
-            max_rows=data.max_train_pairs if split == "train" else None,
-            seed=max_rows_seed,
-        )
-    for overlap in shared_texts(**parts):
-        logger.info("%s", overlap)
-    return Splits(**parts)
 
 
 def run_comparison(
@@ -116,25 +90,33 @@ def run_comparison(
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
-    per_seed, runs = [], []
+    per_seed, runs, rankings = [], [], []
+    check: dict[str, Any] = {}
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
         splits = load_splits(data, seed)
+        of_teacher = teacher_split_scores(teacher, splits, config)
         results: dict[str, RunResult] = {}
         plain: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
         for system, weights in (("llm_sft", plain), ("llm_flipped", {})):
-            _say(config, f"[{2 * position + len(results) + 1}/{2 * len(seeds)}] seed {seed}: {system}")
+            say(config, f"[{2 * position + len(results) + 1}/{2 * len(seeds)}] seed {seed}: {system}")
             settings = dataclasses.replace(
                 config, **weights, seed=seed, output_dir=str(out / "runs" / f"seed-{seed}" / system), push_to_hub=False
             )
             keep_in = out if system == "llm_flipped" and position == 0 else None
-            results[system] = _run(student, data, settings, splits, teacher, keep_in)
+
+            def first_look(before: SplitScores, of_teacher: SplitScores = of_teacher, pairs: Any = splits) -> None:
+                if not check:
+                    check.update(_check_teacher(of_teacher, before, pairs, config))
+
+            results[system] = train_once(student, data, settings, splits, teacher, keep_in, first_look)
+        students = {system: (result.answer, result.similarity) for system, result in results.items()}
+        keep_seed(out / "runs" / f"seed-{seed}", splits, teacher, of_teacher, students, config)
         labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}
-        teacher_scores = _teacher_scores(teacher, splits, config)
         sft, flipped = results["llm_sft"], results["llm_flipped"]
         per_seed.append(
             judge_seed(
-                teacher_scores,
+                of_teacher,
                 sft.before,
                 (sft.answer, sft.similarity),
                 (flipped.answer, flipped.similarity),
@@ -143,6 +125,11 @@ def run_comparison(
             )
         )
         runs.append({"seed": seed, **{system: result.facts for system, result in results.items()}})
+        if all("retrieval" in result.facts for result in results.values()):
+            rankings.append(
+                rankings_of({system: result.facts for system, result in results.items()})
+                | {"teacher": teacher_retrieval(teacher, data, config)}
+            )
     report = {
         "format_version": REPORT_VERSION,
         "student": shown_name(student.student),
@@ -151,6 +138,8 @@ def run_comparison(
         "data": {split: len(part) for split, part in labels.items()}
         | {"positive_share": {split: float(part.mean()) for split, part in labels.items()}},
         **summarise(per_seed),
+        **({"retrieval": summarise_retrieval(rankings)} if rankings else {}),
+        "teacher_check": check,
         "runs": runs,
         "settings": _settings(student, data, config),
         "optimizer": {name: config.to_dict()[name] for name in OPTIMIZER},
@@ -161,32 +150,49 @@ def run_comparison(
     }
     if config.should_save:
         write_report(report, out)
-    _say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
+    say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
     if config.should_save:
         write_card(out)  # once more, now with the results
     return report
 
 
-def _run(
+def train_once(
     student: StudentArguments,
     data: DataArguments,
     config: FlippedDistillationConfig,
     splits: Splits,
     teacher: BiEncoderTeacher | CrossEncoderTeacher,
-    keep_in: Path | None,
+    keep_in: Path | None = None,
+    first_look: Callable[[SplitScores], None] | None = None,
 ) -> RunResult:
-    """One training run, or its result from disk where it has been finished with the same settings."""
+    """One training run in `config.output_dir`, or its result from there if it is finished with the same settings.
+
+    Args:
+        student: the LLM and its adapter.
+        data: where pairs and teacher come from.
+        config: settings; both teacher weights 0 for plain fine-tuning.
+        splits: the pairs, as `load_splits` gives them.
+        teacher: as `load_teacher` gives it.
+        keep_in: folder to save the adapter to as well.
+        first_look: of plain fine-tuning: is given the untrained student's answers before it is trained.
+
+    Raises:
+        ValueError: the folder holds a finished run with other settings, data or models.
+    """
     folder = Path(str(config.output_dir))
     fingerprint = _fingerprint(student, data, config, splits, teacher)
     finished = _finished(folder, fingerprint)
     if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
-        _say(config, f"  finished before: {folder}")
+        say(config, f"  finished before: {folder}")
+        if first_look is not None and not config.distils:
+            first_look(finished.before)
         return finished
     model = load_student(
         student.student or "",
         revision=student.student_revision,
         dtype=student.student_dtype,
         trust_remote_code=student.trust_remote_code,
+        load_in_4bit=student.load_in_4bit,
     )
     tokenizer = load_tokenizer(
         student.student or "", revision=student.student_revision, trust_remote_code=student.trust_remote_code
@@ -202,11 +208,17 @@ def _run(
     )
     # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
     before, _ = _both_splits(trainer, splits) if not config.distils else (SplitScores(*2 * (np.zeros(0),)), None)
+    if first_look is not None and not config.distils:
+        first_look(before)
+    by_answer = {} if config.distils else answer_retrieval(trainer, data, trained=False)
+    start = look(trainer, splits.test)
     started = time.time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
     seconds = time.time() - started
     answer, similarity = _both_splits(trainer, splits, trainer.fitted_scores)
+    by_answer |= answer_retrieval(trainer, data, trained=True)
     trainer.save_model(str(folder))
+    write_evidence(folder, start, look(trainer, splits.test))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -222,11 +234,26 @@ def _run(
         },
         "log_history": trainer.state.log_history,
     }
+    if data.questions_file is not None and config.should_save:
+        facts["retrieval"] = student_retrieval(folder, data)
+        facts["retrieval_by_answer"] = by_answer
     result = RunResult(answer, similarity, before, facts)
     if config.should_save:
         _write_result(folder, fingerprint, result)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _check_teacher(
+    of_teacher: SplitScores, before: SplitScores, splits: Splits, config: FlippedDistillationConfig
+) -> dict[str, Any]:
+    """Is there something to learn? Teacher against the untrained LLM on the validation pairs, said before training."""
+    labels = np.asarray(splits.validation["label"])
+    report = check_scores(of_teacher.validation, labels, student=(before.validation, None))
+    say(config, f"\nThe teacher on the validation pairs\n\n{check_table(report)}\n")
+    for warning in warnings_of(report):
+        say(config, f"WARNING: {warning}", lambda text: print(text, file=sys.stderr))
+    return report
 
 
 def _both_splits(
@@ -238,20 +265,15 @@ def _both_splits(
     return SplitScores(validation[0], test[0]), SplitScores(validation[1], test[1])
 
 
-def _teacher_scores(
+def teacher_split_scores(
     teacher: BiEncoderTeacher | CrossEncoderTeacher, splits: Splits, config: FlippedDistillationConfig
 ) -> SplitScores:
+    """The teacher's T of the validation and test pairs, cached."""
     cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
     scored = []
     for part in (splits.validation, splits.test):
-        texts_a, texts_b = list(part["text_a"]), list(part["text_b"])
         with config.main_process_first(local=False, desc="scoring with the teacher"):
-            table = (
-                teacher.score(texts_a, texts_b, **cache)
-                if isinstance(teacher, CrossEncoderTeacher)
-                else teacher.embed(texts_a + texts_b, **cache)
-            )
-        scored.append(table.similarity(*dataset_keys(part)).astype(np.float64))
+            scored.append(teacher_scores(teacher, part, **cache))
     return SplitScores(*scored)
 
 
@@ -264,7 +286,7 @@ def _fingerprint(
 ) -> str:
     """Names everything a run's result depends on: settings, pairs, teacher and student."""
     settings = _settings(student, data, config)
-    for name in ("train_file", "validation_file", "test_file", "seeds", "teacher"):
+    for name in ("train_file", "validation_file", "test_file", "seeds", "teacher", "max_answer_rankings"):
         settings["data"].pop(name)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for split in SPLITS:
@@ -278,7 +300,10 @@ def _fingerprint(
 
 def _settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:
     """Settings as plain JSON values: of training only our own and the changed ones; no local paths, no tokens."""
-    defaults = FlippedDistillationConfig(output_dir="-").to_dict()
+    # Settings decide anew what the processes are, for all settings there are: these must decide alike.
+    defaults = FlippedDistillationConfig(
+        output_dir="-", use_cpu=config.use_cpu, ddp_backend=config.ddp_backend
+    ).to_dict()
     own = {field.name for field in dataclasses.fields(FlippedDistillationConfig)} - {
         field.name for field in dataclasses.fields(TrainingArguments)
     }
@@ -329,48 +354,7 @@ def _finished(folder: Path, fingerprint: str) -> RunResult | None:
     return RunResult(kinds[0], kinds[1], kinds[2], facts)
 
 
-def _say(config: FlippedDistillationConfig, text: str, emit: Callable[[str], None] = print) -> None:
+def say(config: FlippedDistillationConfig, text: str, emit: Callable[[str], None] = print) -> None:
+    """Show a line, once for all processes."""
     if config.process_index == 0:
         emit(text)
-
-
-def run_recipe(
-    argv: Sequence[str],
-    *,
-    defaults: dict[str, Any],
-    mini_config: Path,
-    mini_data: Path,
-    build_teacher: Callable[..., Path],
-    build_student: Callable[..., Path],
-) -> dict[str, Any]:
-    """A recipe's whole command: read its settings, build the mini models where no data is named, run the comparison.
-
-    Args:
-        argv: flags.
-        defaults: the recipe's defaults by field name, for data and models of the user's own.
-        mini_config: YAML of the embedded setting, used where neither data nor --config is given.
-        mini_data: folder of its train, validation and test.jsonl.
-        build_teacher: (training pairs, folder, seed=) -> folder of the trained mini teacher.
-        build_student: (texts, folder, seed=) -> folder of the mini student.
-    """
-    classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
-    student, data, config = parse_settings(classes, argv, defaults)
-    if any((data.train_file, data.validation_file, data.test_file, data.dataset_name)):
-        return run_comparison(student, data, config)
-    if not any(flag.startswith("--config") for flag in argv):
-        student, data, config = parse_settings(classes, ["--config", str(mini_config), *argv], defaults)
-    files = {f"{split}_file": str(mini_data / f"{split}.jsonl") for split in SPLITS}
-    data = dataclasses.replace(data, **files)
-    out = Path(config.output_dir or "outputs") / "mini_models"
-    with config.main_process_first(local=False, desc="building the mini models"):
-        pairs = load_pairs(files["train_file"])
-        if data.teacher is None:
-            _say(config, f"[mini] teacher: {out / 'teacher'}")
-            data = dataclasses.replace(data, teacher=str(build_teacher(pairs, out / "teacher", seed=config.seed)))
-        if student.student is None:
-            _say(config, f"[mini] student: {out / 'student'}")
-            texts = [*pairs["text_a"], *pairs["text_b"]]
-            student = dataclasses.replace(
-                student, student=str(build_student(texts, out / "student", seed=config.seed))
-            )
-    return run_comparison(student, data, config)

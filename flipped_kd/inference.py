@@ -23,7 +23,8 @@ from .angles import wide
 from .encoder import LoraEncoder
 from .prefix_cache import FLOAT32_TOLERANCE, HALF_TOLERANCE, CachedPrefix, continues, read_prefix
 from .prompts import PROBE_PAIRS, PairPrompt, PairTokens, pad_batch
-from .student import accepts_logits_to_keep, input_device, position_logits, unwrapped
+from .student import accepts_logits_to_keep, position_logits
+from .trial import input_device, unwrapped
 
 logger = logging.getLogger(__name__)
 # Fewer tokens saved do not pay for the forward pass of the beginning (measured for 3 to 52 tokens and 2 to 40 rows).

@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BATCH = 10_000  # rows of a dataset read at a time
 _CELLS = 1 << 20  # cells of a batch compared at a time: bounds temporary memory to some 50 MB
 
@@ -45,11 +46,27 @@ def text_keys(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection of uint64 that spreads every bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _mix(values: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits that spreads every one."""
+    values = (values ^ _shifted(values, 30)) * _signed(0xBF58476D1CE4E5B9)
+    values = (values ^ _shifted(values, 27)) * _signed(0x94D049BB133111EB)
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """`values >> bits` of unsigned numbers: int64, the only 64-bit type that every device computes with, copies the
+    sign in from the left."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def pair_keys_of(keys_a: Tensor, keys_b: Tensor) -> Tensor:
+    """`pair_keys` of tensors on any device: int64, of the broadcast shape."""
+    low, high = torch.minimum(keys_a, keys_b), torch.maximum(keys_a, keys_b)
+    return _mix(_mix(low + _signed(0x9E3779B97F4A7C15)) + high)
 
 
 def pair_keys(keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
@@ -71,12 +88,7 @@ def pair_keys(keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
     for name, keys in (("keys_a", keys_a), ("keys_b", keys_b)):
         if np.asarray(keys).dtype != np.int64:
             raise TypeError(f"{name} has dtype {np.asarray(keys).dtype}; keys are int64: make them with text_keys")
-    low = np.minimum(keys_a, keys_b)
-    high = np.maximum(keys_a, keys_b)
-    # Views keep the bits; arrays (never scalars) wrap around silently in uint64, as intended.
-    low, high = np.atleast_1d(low).view(np.uint64), np.atleast_1d(high).view(np.uint64)
-    mixed = _mix(_mix(low + _GOLDEN) + high)
-    return mixed.view(np.int64).reshape(np.broadcast_shapes(np.shape(keys_a), np.shape(keys_b)))
+    return pair_keys_of(*(torch.from_numpy(np.array(keys)) for keys in (keys_a, keys_b))).numpy()
 
 
 def dataset_keys(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -100,16 +112,17 @@ class KnownMatches:
     """Which texts are known to match: the same text, or a positive pair of the dataset in either order.
 
     Off the diagonal of a batch such a cell is not a true negative, so the losses drop it. Matches are not inferred:
-    from (a, b) and (b, c) nothing follows for (a, c).
+    from (a, b) and (b, c) nothing follows for (a, c). Texts are told by their keys, never by their vectors: dropout
+    makes those of one text differ.
 
-    Holds one sorted int64 array (8 bytes a positive pair), so it pickles into data-loader workers cheaply.
+    Holds one sorted int64 tensor, 8 bytes a positive pair, which moves to the device of the keys it is asked about.
 
     Args:
-        positive_keys: int64 array of shape (p,), pair keys (see `pair_keys`) of the positive pairs, in any order.
+        positive_keys: int64 (p,), pair keys (see `pair_keys`) of the positive pairs, in any order.
     """
 
-    def __init__(self, positive_keys: np.ndarray) -> None:
-        self.positive_keys = np.unique(np.asarray(positive_keys, dtype=np.int64))
+    def __init__(self, positive_keys: np.ndarray | Tensor) -> None:
+        self.positive_keys = torch.as_tensor(positive_keys, dtype=torch.int64).sort().values
 
     @classmethod
     def from_pairs(cls, dataset: Dataset) -> "KnownMatches":
@@ -117,29 +130,35 @@ class KnownMatches:
         keys_a, keys_b = dataset_keys(dataset)
         labels = np.asarray(dataset.with_format("numpy")["label"][:])
         positive = labels == 1
-        return cls(pair_keys(keys_a[positive], keys_b[positive]))
+        return cls(np.unique(pair_keys(keys_a[positive], keys_b[positive])))
+
+    @classmethod
+    def of_batch(cls, keys_a: Tensor, keys_b: Tensor, labels: Tensor) -> "KnownMatches":
+        """The positive pairs of one batch of N pairs, where the whole set is not known (a stream): all (N,)."""
+        # The largest key stands for "no positive": a mask would give a shape that the host must wait for.
+        return cls(torch.where(labels == 1, pair_keys_of(keys_a, keys_b), torch.iinfo(torch.int64).max))
 
     def __len__(self) -> int:
         return len(self.positive_keys)
 
-    def __call__(self, keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
+    def __call__(self, keys_a: Tensor, keys_b: Tensor) -> Tensor:
         """Compare every text a_i with every text b_j.
 
         Args:
             keys_a: int64 text keys, shape (n,).
-            keys_b: int64 text keys, shape (m,).
+            keys_b: int64 text keys, shape (m,), on the same device.
 
         Returns:
-            bool array of shape (n, m), True where a_i and b_j are known to match.
+            bool tensor of shape (n, m), True where a_i and b_j are known to match.
         """
-        keys_a, keys_b = np.asarray(keys_a), np.asarray(keys_b)
         known = keys_a[:, None] == keys_b[None, :]
-        if len(self.positive_keys) == 0 or len(keys_b) == 0:
+        if len(self) == 0 or len(keys_b) == 0:
             return known
+        self.positive_keys = self.positive_keys.to(keys_a.device)
         rows = max(1, _CELLS // len(keys_b))
         for start in range(0, len(keys_a), rows):
-            pairs = pair_keys(keys_a[start : start + rows, None], keys_b[None, :])
-            places = np.minimum(np.searchsorted(self.positive_keys, pairs), len(self.positive_keys) - 1)
+            pairs = pair_keys_of(keys_a[start : start + rows, None], keys_b[None, :])
+            places = torch.searchsorted(self.positive_keys, pairs).clamp(max=len(self) - 1)
             known[start : start + rows] |= self.positive_keys[places] == pairs
         return known
 

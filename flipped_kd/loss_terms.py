@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .angles import extended_cosine, wide
 from .checks import check_choice, check_range, check_same_shape
+from .objective import Compared, SimilarityObjective
 from .selection import PairSelection
 
 Margin = Literal["teacher", "constant", "none"]
@@ -50,13 +51,13 @@ class AnswerLoss(nn.Module):
         return {}
 
 
-class SimilarityDistillationLoss(nn.Module):
+class SimilarityDistillationLoss(SimilarityObjective):
     """L_dist: aligns the student's similarities with the teacher's over the kept pairs (arXiv 2507.05617).
 
     - `mse`: `scale` * sum over kept (S - T)^2 / number of kept pairs. Zero if nothing is kept.
     - `kl`: `scale` * t^2 * [sum of KL(softmax(T/t) || softmax(S/t)) over the rows and the columns with at least two
       kept pairs, softmax over the kept pairs] / number of such rows and columns. Zero if there are none. t^2 keeps the
-      size of the gradient independent of t (Hinton et al., arXiv 1503.02531). Needs a matrix.
+      size of the gradient independent of t (Hinton et al., arXiv 1503.02531). Pairs alone are one row.
 
     Args:
         kind: "mse" or "kl".
@@ -79,22 +80,27 @@ class SimilarityDistillationLoss(nn.Module):
         self.scale = scale
 
     def forward(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-        """`student`, `teacher` cosines and the boolean `kept`, all (N, M) or, for mse, (N,) -> scalar.
+        """`student`, `teacher` cosines and the boolean `kept`, all (N, M) or (N,) -> scalar.
 
         Raises:
-            ValueError: the shapes differ, or `kl` is given pairs only.
+            ValueError: the shapes differ.
         """
         check_same_shape(student=student, teacher=teacher, kept=kept)
-        if self.kind == "kl" and student.ndim != 2:
-            raise ValueError(NEEDS_MATRIX.format(name="dist_loss", value="kl", other="mse"))
         with torch.autocast(student.device.type, enabled=False):
             student, teacher = wide(student), wide(teacher)
             if self.kind == "mse":
                 return self.scale * ((student - teacher).square() * kept).sum() / kept.sum().clamp(min=1)
+            if student.ndim == 1:
+                total, count = self._divergence(student[None], teacher[None], kept[None])
+                return self.scale * self.temperature**2 * total / count.clamp(min=1)
             row_sum, row_count = self._divergence(student, teacher, kept)
             column_sum, column_count = self._divergence(student.T, teacher.T, kept.T)
             lists = (row_count + column_count).clamp(min=1)
             return self.scale * self.temperature**2 * (row_sum + column_sum) / lists
+
+    def align(self, compared: Compared) -> Tensor:
+        """`forward` of what is compared."""
+        return self(compared.student, compared.teacher, compared.kept)
 
     def _divergence(self, student: Tensor, teacher: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the rows' KL divergences, and the number of rows with something to compare."""

@@ -22,11 +22,13 @@ from .loss_terms import (
     MarginAwareContrastiveLoss,
     SimilarityDistillationLoss,
 )
+from .objective import Compared, SimilarityObjective
 from .selection import DualThreshold, PairSelection
 
 __all__ = [
     "FLIPPED_CITATION",
     "AnswerLoss",
+    "Comparison",
     "DualThreshold",
     "FlippedDistillationLoss",
     "LossOutput",
@@ -43,13 +45,28 @@ __all__ = [
 
 
 @dataclass
+class Comparison:
+    """What a batch's representations give: L_dist, L_MCL and how many of its own pairs the thresholds dropped.
+
+    Attributes:
+        dist: L_dist, unweighted, a scalar with gradient.
+        mcl: L_MCL, the same.
+        dropped: counts of the batch's own pairs by class, "dropped_positive" and "dropped_negative".
+    """
+
+    dist: Tensor
+    mcl: Tensor
+    dropped: dict[str, Tensor]
+
+
+@dataclass
 class LossOutput:
     """What one batch gives: the weighted sum, the unweighted terms by name, and how many pairs the thresholds dropped.
 
     Attributes:
         total: weighted sum, a scalar with gradient.
         terms: "sup", "dist" and "mcl", unweighted scalars.
-        dropped: counts of the batch's own pairs by class, "dropped_positive" and "dropped_negative".
+        dropped: as in `Comparison`.
     """
 
     total: Tensor
@@ -64,7 +81,7 @@ class FlippedDistillationLoss(nn.Module):
     the log stays comparable.
 
     Args:
-        dist: L_dist.
+        dist: L_dist, or another objective in its place (see `rivals`).
         mcl: L_MCL.
         threshold: which pairs L_dist and L_MCL see.
         weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
@@ -77,7 +94,7 @@ class FlippedDistillationLoss(nn.Module):
 
     def __init__(
         self,
-        dist: SimilarityDistillationLoss | None = None,
+        dist: SimilarityObjective | None = None,
         mcl: MarginAwareContrastiveLoss | None = None,
         threshold: DualThreshold | None = None,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -105,15 +122,36 @@ class FlippedDistillationLoss(nn.Module):
         excluded: Tensor | None = None,
         joint_b: Tensor | None = None,
     ) -> LossOutput:
-        """Compute the three terms of a batch of N pairs.
+        """Compute the three terms of a batch of N pairs: `compose` of L_sup and `compare`.
+
+        Args:
+            logits: (N, V) at the answer position.
+            answers: (N,) token ids of the gold answers.
+            labels: as in `compare`, and so are all that follow.
+
+        Raises:
+            ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
+        """
+        comparison = self.compare(labels, vectors_a, vectors_b, similarity, probability, excluded, joint_b)
+        return self.compose(self.sup(logits, answers), comparison)
+
+    def compare(
+        self,
+        labels: Tensor,
+        vectors_a: Tensor,
+        vectors_b: Tensor,
+        similarity: Tensor,
+        probability: Tensor,
+        excluded: Tensor | None = None,
+        joint_b: Tensor | None = None,
+    ) -> Comparison:
+        """L_dist and L_MCL of N pairs' representations, which may come from several forwards and several ranks.
 
         With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
         as read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and
         L_MCL are then the sum of the two: with the mean the answer learned less (docs/choices.md).
 
         Args:
-            logits: (N, V) at the answer position.
-            answers: (N,) token ids of the gold answers.
             labels: (N,) gold labels 0/1.
             vectors_a: (N, D) unit representations of the first texts.
             vectors_b: (N, D) of the second.
@@ -133,18 +171,28 @@ class FlippedDistillationLoss(nn.Module):
         selection = self.threshold(torch.diag(labels), probability, excluded) if matrix else own
         cosines = (cosine_matrix if matrix else paired_cosines)(vectors_a, vectors_b)
         angles = (angle_matrix if matrix else paired_angles)(vectors_a, vectors_b)
-        dist = self.dist(cosines, similarity, selection.kept)
+        dist = self.dist.align(Compared(cosines, similarity, selection.kept, selection.positive, vectors_a, vectors_b))
         mcl = self.mcl(angles, probability, selection)
         if joint_b is not None:
-            dist = dist + self.dist(paired_cosines(vectors_a, joint_b), own_similarity, own.kept)
+            in_pair = Compared(
+                *(paired_cosines(vectors_a, joint_b), own_similarity, own.kept, own.positive, vectors_a, joint_b)
+            )
+            dist = dist + self.dist.align(in_pair)
             mcl = mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own)
-        terms = {"sup": self.sup(logits, answers), "dist": dist, "mcl": mcl}
-        total = sum((w * term for w, term in zip(self.weights, terms.values(), strict=True)), logits.new_zeros(()))
         dropped = {
             "dropped_positive": (~own.kept & (labels == 1)).sum(),
             "dropped_negative": (~own.kept & (labels == 0)).sum(),
         }
-        return LossOutput(total, terms, dropped)
+        return Comparison(dist, mcl, dropped)
+
+    def weighted(self, comparison: Comparison) -> Tensor:
+        """w_dist L_dist + w_mcl L_MCL: all that depends on the representations."""
+        return self.weights[1] * comparison.dist + self.weights[2] * comparison.mcl
+
+    def compose(self, sup: Tensor, comparison: Comparison) -> LossOutput:
+        """The total and its terms from L_sup (a scalar) and a comparison."""
+        terms = {"sup": sup, "dist": comparison.dist, "mcl": comparison.mcl}
+        return LossOutput(self.weights[0] * sup + self.weighted(comparison), terms, comparison.dropped)
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values; each part's are the arguments that rebuild it."""

@@ -31,7 +31,8 @@ from .encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from .prompts import PROMPT_FILE, PairPrompt
 from .redaction import redact
 from .scoring import SCORE_FILE, MatchScore
-from .student import load_student, load_tokenizer, unwrapped
+from .student import load_student, load_tokenizer
+from .trial import unwrapped
 
 logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"

@@ -346,7 +346,9 @@ def _losses(training: Mapping[str, Any]) -> tuple[list[LossTerm], dict[str, floa
     sources: dict[str, list[str]] = {}
     for term in terms:
         sources.setdefault(parts[term.term].citation, []).append(term.term)
-    return terms, loss.threshold.get_config_dict(), [Citation(bibtex, names) for bibtex, names in sources.items()]
+    # An objective of one's own need not have a source.
+    citations = [Citation(bibtex, names) for bibtex, names in sources.items() if bibtex]
+    return terms, loss.threshold.get_config_dict(), citations
 
 
 def _datasets(report: Mapping[str, Any] | None) -> list[str]:

@@ -3,6 +3,9 @@
 A row is `prefix text_a middle text_b suffix | text_b`. The branch's tokens see the prefix and themselves, at the
 positions they would have alone, so their hidden states are those of a second forward over `prefix text_b`, for the
 price of text_b's tokens only.
+
+After a short prefix there is little to share, and branches make every row longer. Then the texts are stacked: further
+rows below those of the pairs hold `prefix text_b` several times, each seeing itself only.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .prompts import PairTokens, pad_batch
+from .trial import attention_window, is_sharded
 
 # Decoders number positions from 0; RoBERTa-like ones from padding_idx + 1.
 CANDIDATE_OFFSETS = (0, 1, 2)
@@ -58,6 +62,51 @@ def pack_rows(
     }
 
 
+def stack_rows(
+    pairs: Sequence[PairTokens], alone: Sequence[PairTokens], pad_token_id: int, offset: int
+) -> dict[str, Tensor]:
+    """Put the texts alone into further rows below those of the pairs, as many into one as fit.
+
+    Takes what `pack_rows` takes.
+
+    Returns:
+        `input_ids`, `position_ids` (B + R, T), `attention_mask` (B + R, 1, T, T) bool, True where a query may look;
+        `alone_row` (B,), the row that each text stands in, and `alone_span` (B, T), its own tokens there.
+    """
+    width = max(len(tokens.input_ids) for tokens in (*pairs, *alone))
+    rows: list[list[int]] = [pair.input_ids for pair in pairs]
+    parts = [[0] * len(row) for row in rows]
+    positions = [list(range(len(row))) for row in rows]
+    alone_row = torch.zeros(len(alone), dtype=torch.long)
+    alone_span = torch.zeros(len(alone), width, dtype=torch.bool)
+    # The longest first, each into the first row that has room.
+    for number in sorted(range(len(alone)), key=lambda number: -len(alone[number].input_ids)):
+        text = alone[number]
+        length = len(text.input_ids)
+        fitting = (row for row in range(len(pairs), len(rows)) if len(rows[row]) + length <= width)
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            parts.append([])
+            positions.append([])
+        start = len(rows[row])
+        parts[row] += [parts[row][-1] + 1 if start else 0] * length
+        rows[row] += text.input_ids
+        positions[row] += range(length)
+        alone_row[number] = row
+        alone_span[number, start + text.text_a[0] : start + text.text_a[1]] = True
+    # Padding is a part of its own, or no softmax over it would have anything to look at.
+    part, position = (pad_batch(values, fill)[0] for values, fill in ((parts, -1), (positions, 0)))
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    return {
+        "input_ids": pad_batch(rows, pad_token_id)[0],
+        "position_ids": position + offset,
+        "attention_mask": (causal & (part[:, :, None] == part[:, None, :]))[:, None],
+        "alone_row": alone_row,
+        "alone_span": alone_span,
+    }
+
+
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a query may look and the lowest number of `dtype` elsewhere: what both eager and sdpa attention take."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
@@ -81,11 +130,13 @@ def packing_offset(model: PreTrainedModel, max_length: int) -> int | None:
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return None
-    window = config.to_dict().get("sliding_window")
-    if window is not None and window < max_length:
+    window = attention_window(model)
+    # GPT-Neo lays its own mask, by places in the row, over ours; a packed row has up to 1.5 times as many.
+    longest = 2 * max_length if config.model_type == "gpt_neo" else max_length
+    if window is not None and window < longest:
         return None  # a mask of one's own takes the window's place, in layers that should not see so far back
-    if any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters()):
-        return None  # sharded at load time
+    if is_sharded(model):
+        return None
     training = model.training
     model.eval()
     low = min(100, config.vocab_size // 4)
@@ -113,8 +164,8 @@ def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) 
                 attention_mask=additive_mask(packed["attention_mask"], model.dtype),
                 use_cache=False,
             ).logits[0]
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return None  # it takes no position numbers, or no mask of this shape
+        except Exception:  # whatever a model's code raises: it takes no position numbers, or no mask of this shape
+            return None
         scale = float(wanted.abs().max())
         if torch.allclose(found.float(), wanted, rtol=0, atol=PROBE_TOLERANCE * scale):
             return offset

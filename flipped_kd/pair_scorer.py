@@ -20,7 +20,8 @@ from .inference import WINDOW, Reader
 from .matcher_input import Embeddings, Pair, Pairs, Texts, check_count, pair_columns, text_list, unique
 from .prompts import PairPrompt
 from .scoring import KINDS, MatchScore, ScoreKind
-from .student import input_device, padding_id
+from .student import padding_id
+from .trial import input_device
 
 logger = logging.getLogger(__name__)
 

@@ -22,14 +22,21 @@ SYSTEMS_PLOT = "results.png"
 LOSSES_PLOT = "losses.png"
 # Okabe and Ito's palette, told apart in every common form of colour blindness (Wong, Nature Methods 8, 441, 2011);
 # markers differ too.
-BLACK, BLUE, ORANGE, GREY = "#000000", "#0072B2", "#D55E00", "#666666"
+BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#666666"
+GRID, WHITE = "#dddddd", "#ffffff"
 STYLES = (("llm_flipped", BLUE, "o"), ("llm_sft", ORANGE, "s"), ("llm", GREY, "D"), ("teacher", BLACK, "^"))
 TERMS = (
     ("loss_sup", "L_sup: answer", "cross-entropy (nats)"),
     ("loss_dist", "L_dist: similarities", ""),  # its unit depends on dist_loss
     ("loss_mcl", "L_MCL: contrast", "contrast (units of cosine)"),
 )
-DIST_UNITS = {"mse": "scaled squared error (no unit)", "kl": "scaled divergence (nats)"}
+RATES = {"f1": "F1", "auc": "AUC"}
+DIST_UNITS = {
+    **dict.fromkeys(("mse", "margin_mse"), "scaled squared error (no unit)"),
+    "kl": "scaled divergence (nats)",
+    "sinkhorn": "transport cost (no unit)",
+    **dict.fromkeys(("pairwise_logistic", "plackett_luce", "cosent", "angle"), "ranking loss (units of cosine)"),
+}
 DOTS_PER_INCH = 120
 
 
@@ -50,32 +57,39 @@ def plot_systems(report: Mapping[str, Any]) -> Figure:
         ImportError: matplotlib is not installed.
     """
     names = list(report["systems"])
-    figure = _figure(9.0, 1.4 + 0.36 * len(names))
+    figure = new_figure(9.0, 1.4 + 0.36 * len(names))
     panels = figure.subplots(1, 2, sharey=True)
     several = len(report["seeds"]) > 1
-    positive = report["data"]["positive_share"]["test"]
-    metrics = (("f1", "F1", 2 * positive / (1 + positive), "all match"), ("auc", "AUC", 0.5, "guessing"))
-    for panel, (metric, title, trivial, meaning) in zip(panels, metrics, strict=True):
-        for row, name in enumerate(names):
-            values = report["systems"][name]
-            color, marker = next((color, marker) for start, color, marker in STYLES if name.startswith(start))
-            by_seed = values["by_seed"][metric]
-            if several:
-                panel.plot(by_seed, [row + 0.3] * len(by_seed), "o", color=color, markersize=4, alpha=0.5, mew=0)
-            spread = values["std"][metric] if several else None
-            panel.errorbar(values[metric], row, xerr=spread, fmt=marker, color=color, markersize=7, capsize=3, mec="w")
-        panel.set_xlabel(f"{title} (0 to 1, higher is better)")
-        panel.grid(axis="x", color="#dddddd")
-        panel.set_axisbelow(True)
-        panel.axvline(trivial, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
-        panel.annotate(f" {meaning}", (trivial, -0.6), color=GREY, va="center", fontsize=8)
-        panel.margins(x=0.12)
-    panels[0].set_yticks(range(len(names)), [SYSTEMS.get(name, name) for name in names])
-    panels[0].set_ylim(len(names) - 0.4, -0.9)
+    for panel, metric in zip(panels, RATES, strict=True):
+        draw_systems(panel, report, metric)
     seeds = len(report["seeds"])
     shown = f"dots: {seeds} seeds, markers: mean ± sample standard deviation" if several else "one seed"
     figure.suptitle(f"{report['data']['test']:,} test pairs; {shown}", fontsize=10)
     return figure
+
+
+def draw_systems(panel: Axes, report: Mapping[str, Any], metric: str) -> None:
+    """One metric ("f1" or "auc") of every system into `panel`, a row each, as `plot_systems` shows it."""
+    names = list(report["systems"])
+    several = len(report["seeds"]) > 1
+    positive = report["data"]["positive_share"]["test"]
+    trivial, meaning = (2 * positive / (1 + positive), "all match") if metric == "f1" else (0.5, "guessing")
+    for row, name in enumerate(names):
+        values = report["systems"][name]
+        color, marker = next((color, marker) for start, color, marker in STYLES if name.startswith(start))
+        by_seed = values["by_seed"][metric]
+        if several:
+            panel.plot(by_seed, [row + 0.3] * len(by_seed), "o", color=color, markersize=4, alpha=0.5, mew=0)
+        spread = values["std"][metric] if several else None
+        panel.errorbar(values[metric], row, xerr=spread, fmt=marker, color=color, markersize=7, capsize=3, mec="w")
+    panel.set_xlabel(f"{RATES[metric]} (0 to 1, higher is better)")
+    panel.grid(axis="x", color=GRID)
+    panel.set_axisbelow(True)
+    panel.axvline(trivial, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+    panel.annotate(f" {meaning}", (trivial, -0.6), color=GREY, va="center", fontsize=8)
+    panel.margins(x=0.12)
+    panel.set_yticks(range(len(names)), [SYSTEMS.get(name, name) for name in names])
+    panel.set_ylim(len(names) - 0.4, -0.9)
 
 
 def plot_losses(report: Mapping[str, Any]) -> Figure | None:
@@ -86,31 +100,38 @@ def plot_losses(report: Mapping[str, Any]) -> Figure | None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    flipped = [_curves(run.get("llm_flipped", {}), [term for term, _, _ in TERMS]) for run in report["runs"]]
+    flipped = [curves_of(run.get("llm_flipped", {}), [term for term, _, _ in TERMS]) for run in report["runs"]]
     if not any("loss_sup" in curves for curves in flipped):
         return None
-    figure = _figure(10.5, 3.4)
+    figure = new_figure(10.5, 3.4)
     panels = figure.subplots(1, len(TERMS))
-    settings = report["settings"]["training"]
-    for panel, (term, title, unit) in zip(panels, TERMS, strict=True):
-        _draw([curves[term] for curves in flipped if term in curves], panel, BLUE, "-", "flipped")
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("optimizer step")
-        panel.set_ylabel(unit or DIST_UNITS[settings["dist_loss"]])
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.grid(color="#dddddd")
-    # Plain fine-tuning has no other term, so its loss is L_sup times its weight.
-    weight = settings["sup_weight"]
-    plain = [_curves(run.get("llm_sft", {}), ["loss"]) for run in report["runs"]]
-    if weight:
-        scaled = [(steps, values / weight) for steps, values in (curves["loss"] for curves in plain if curves)]
-        _draw(scaled, panels[0], ORANGE, "--", "plain fine-tuning")
-    for panel in panels:
-        panel.set_ylim(bottom=0)
+    for panel, (term, _, _) in zip(panels, TERMS, strict=True):
+        draw_term(panel, report, term)
     panels[0].legend(fontsize=8)
     several = "; thin lines: seeds, thick lines: their mean" if len(flipped) > 1 else ""
     figure.suptitle(f"Unweighted loss terms of the training batches{several}", fontsize=10)
     return figure
+
+
+def draw_term(panel: Axes, report: Mapping[str, Any], term: str) -> None:
+    """One loss term of the flipped runs into `panel`; for "loss_sup" that of plain fine-tuning too."""
+    _, title, unit = next(found for found in TERMS if found[0] == term)
+    settings = report["settings"]["training"]
+    flipped = [curves_of(run.get("llm_flipped", {}), [term]) for run in report["runs"]]
+    _draw([curves[term] for curves in flipped if curves], panel, BLUE, "-", "flipped")
+    # Plain fine-tuning has no other term, so its loss is L_sup times its weight.
+    weight = settings["sup_weight"]
+    if term == "loss_sup" and weight:
+        plain = [curves_of(run.get("llm_sft", {}), ["loss"]) for run in report["runs"]]
+        scaled = [(steps, values / weight) for steps, values in (curves["loss"] for curves in plain if curves)]
+        _draw(scaled, panel, ORANGE, "--", "plain fine-tuning")
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel("optimizer step")
+    panel.set_ylabel(unit or DIST_UNITS.get(settings["dist_loss"], "objective (no unit)"))
+    locator: Any = panel.xaxis.get_major_locator()
+    locator.set_params(integer=True)
+    panel.grid(color=GRID)
+    panel.set_ylim(bottom=0)
 
 
 def write_plots(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
@@ -141,7 +162,7 @@ def report_digest(report: Mapping[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, drawn by Agg whatever backend is set and without pyplot's global state."""
     if not have_matplotlib():
         raise ImportError("plots need matplotlib, which is not installed: pip install 'flipped_kd[plots]'.")
@@ -153,7 +174,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _curves(facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves_of(facts: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(steps, values) of each logged quantity of one run, both (points,)."""
     curves = {}
     for name in names:

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .prompts import pad_batch
-from .student import input_device, unwrapped
+from .trial import attention_window, input_device, unwrapped
 
 logger = logging.getLogger(__name__)
 # Relative to the largest logit: kernels of float32 differ by about 1e-6, those of half precision by about 1e-2.
@@ -95,13 +95,16 @@ def continues(model: nn.Module, prefix: Sequence[int], rests: Sequence[Sequence[
         max_length: tokens of the longest whole row.
     """
     base = unwrapped(model)
-    window = base.config.get_text_config().to_dict().get("sliding_window")
+    window = attention_window(model)
     if window is not None and window < max_length:
         return False  # the short rows tried here would not show what the window does
     device = input_device(model)
     whole = [torch.tensor([[*prefix, *rest]], device=device) for rest in rests]
     wanted = torch.cat(
-        [model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, len(prefix) :] for row in whole]
+        [
+            model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, len(prefix) :]
+            for row in whole
+        ]
     )
     ids, mask = (part.to(device) for part in pad_batch(rests, 0))
     try:

@@ -34,6 +34,8 @@ DIFFERENCES = (
     ("llm_flipped_both", "teacher"),
 )
 
+RETRIEVAL = {"accuracy@1": "accuracy@1", "accuracy@5": "accuracy@5", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+
 
 @dataclass(frozen=True)
 class SplitScores:
@@ -106,6 +108,12 @@ def summarise(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str
     return {"systems": systems, "differences": differences}
 
 
+def summarise_retrieval(per_seed: Sequence[Mapping[str, Mapping[str, float] | None]]) -> dict[str, Any]:
+    """Means, spreads and values by seed of the ranking metrics of each system that has them in every seed."""
+    of_systems = {name: [found for seed in per_seed if (found := seed.get(name))] for name in SYSTEMS}
+    return {name: _spread(found) for name, found in of_systems.items() if len(found) == len(per_seed)}
+
+
 def _spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Mean of each metric under its name, `std` and `by_seed` of all beside them."""
     by_seed = {metric: [float(seed[metric]) for seed in seeds] for metric in seeds[0]}
@@ -129,7 +137,19 @@ def markdown_table(report: Mapping[str, Any]) -> str:
         cells = [_cell(values, metric, several, sign="+") for metric in ("f1", "auc")]
         title = f"{SYSTEMS.get(first, first)} − {SYSTEMS.get(second, second)}"
         lines.append(f"| {title} | {cells[0]} | {cells[1]} | {wins} of {len(report['seeds'])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_retrieval_lines(report, several)])
+
+
+def _retrieval_lines(report: Mapping[str, Any], several: bool) -> list[str]:
+    """How all questions of an FAQ are ranked for the test queries; nothing of other data."""
+    if "retrieval" not in report:
+        return []
+    lines = ["", "| all questions ranked for each query | " + " | ".join(RETRIEVAL.values()) + " |"]
+    lines.append("|---|" + "---|" * len(RETRIEVAL))
+    for name, values in report["retrieval"].items():
+        cells = [_cell(values, metric, several) for metric in RETRIEVAL]
+        lines.append(f"| {SYSTEMS.get(name, name)} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _cell(values: Mapping[str, Any], metric: str, several: bool, sign: str = "") -> str:

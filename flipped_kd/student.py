@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import inspect
+import logging
 import os
 from collections.abc import Collection
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.other import TrainableTokensWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from .adapter_checks import check_adapter, check_lora_config
+from .angles import wide
+from .trial import calls, is_sharded, read_rows, unwrapped
+
+logger = logging.getLogger(__name__)
 REMEDY = "name a decoder-only causal language model (Qwen2, Llama, Mistral, GLM ...)."
 SOURCES = (
     "Give an existing folder or a Hub name whose weights are safetensors: pickles (pytorch_model.bin) are never "
@@ -27,6 +45,7 @@ def load_student(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors (never from a pickle).
 
@@ -35,9 +54,12 @@ def load_student(
         revision: branch, tag or commit.
         dtype: "auto" is float32 on a CPU and bfloat16 on a GPU that has it.
         trust_remote_code: run code from the repository.
+        load_in_4bit: keep the weights of linear layers in 4 bits (NF4, arXiv 2305.14314) and compute in bfloat16; the
+            adapter on them stays float32. Needs bitsandbytes (the extra `qlora`).
 
     Raises:
         ValueError: it is no causal language model, or cannot be loaded.
+        ImportError: `load_in_4bit` without bitsandbytes.
     """
     if dtype == "auto":
         dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
@@ -59,6 +81,7 @@ def load_student(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **(_in_4bit() if load_in_4bit else {}),
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"student {str(name)!r} cannot be loaded: {error} {SOURCES}") from error
@@ -69,8 +92,26 @@ def load_student(
             f"student {str(name)!r} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]!r}), "
             f"which would start random; it was saved as another kind of model ({config.architectures}): {REMEDY}"
         )
+    for module in model.modules() if load_in_4bit else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such a CPU bitsandbytes 0.50 repacks the weights at the first evaluation, for a kernel without
+            # gradients that training then goes through, too.
+            module.support_avx512bf16_for_cpu = False
     check_causal(model)
     return model
+
+
+def _in_4bit() -> dict[str, Any]:
+    """What from_pretrained is told for QLoRA: weights are quantised on the device where they are to stay."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("load_in_4bit needs bitsandbytes, which is not installed: pip install 'flipped_kd[qlora]'.")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantization, "device_map": {"": PartialState().device}}
 
 
 def load_tokenizer(
@@ -108,30 +149,29 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
-    """Refuse a model whose earlier positions see later ones, or that is an encoder-decoder.
+    """Refuse a model whose earlier positions see later ones, that is an encoder-decoder, or that cannot be adapted.
 
     BERT-like models load as causal language models and yet read both ways unless `config.is_decoder` is set, so it is
     tried, not looked up. A model of which no whole weight is here (sharded at load time) is not tried.
 
     Raises:
-        ValueError: the model is not causal.
+        ValueError: the model is not causal, or of no use as a student otherwise.
     """
     config = model.config
     if config.is_encoder_decoder:
         raise ValueError(f"student {type(model).__name__} is an encoder-decoder: {REMEDY}")
     if model.get_output_embeddings() is None:
         raise ValueError(f"student {type(model).__name__} has no language-model head: {REMEDY}")
-    if any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters()):
+    every = config.to_dict().get("rescale_every")
+    if every and every < config.num_hidden_layers:
+        raise ValueError(
+            f"student {type(model).__name__} divides the weights of its later layers in evaluation "
+            f"(rescale_every={every}), which an adapter on them does not follow: set rescale_every=0 in its "
+            "config.json."
+        )
+    if is_sharded(model):
         return
-    was_training = model.training
-    model.eval()
-    # Ids away from the special ones at the start of most vocabularies; the two texts share their first half.
-    size = config.get_text_config().vocab_size
-    ids = (torch.arange(8, device=model.device)[None] + min(100, size // 2)) % size
-    other = ids.clone()
-    other[:, 4:] = (other[:, 4:] + 4) % size
-    first, second = (model(input_ids=i, attention_mask=torch.ones_like(i)).logits[0].float() for i in (ids, other))
-    model.train(was_training)
+    first, second = read_rows(model).logits.float()
     change = (first - second).abs()
     # Of a causal model the first half does not change at all; kernels of half precision may round it differently.
     tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
@@ -161,39 +201,75 @@ def default_lora(
 def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Wrap `model` with a new LoRA adapter; PEFT's error for targets that match nothing is made to name the remedy.
 
+    "all-linear" means the linear layers by which text goes, see `_text_layers`.
+
     Raises:
-        ValueError: no module matches target_modules, or PEFT refuses another setting.
+        ValueError: no module matches target_modules, PEFT refuses another setting, or the adapter is none that can be
+            trained (see `adapter_checks`).
     """
+    check_lora_config(config, new=True)
+    head = model.get_output_embeddings()
+    linear: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    all_linear = config.target_modules == "all-linear"
+    shown = _shown(config.target_modules)
+    if all_linear and not config.target_parameters:
+        config = _text_layers(model, config, linear)
     try:
-        return get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config)
     except ValueError as error:
-        head = model.get_output_embeddings()
-        linear = {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
+        endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        remedy = f"some of {endings}"
+        remedy = f"Name {remedy} instead." if all_linear else f"Use target_modules='all-linear' or {remedy}."
         raise ValueError(
-            f"the student {type(model).__name__} cannot be adapted with {_shown(config.target_modules)}: {error} "
-            f"Use target_modules='all-linear' or some of {sorted(linear)}."
+            f"the student {type(model).__name__} cannot be adapted with {shown}: {error} {remedy}"
         ) from error
+    check_adapter(adapted)
+    return adapted
+
+
+def _text_layers(model: PreTrainedModel, config: LoraConfig, linear: dict[str, nn.Module]) -> LoraConfig:
+    """Settings that name the linear layers which "all-linear" is to mean for this model, if PEFT takes more.
+
+    Left out, since LoRA on them would never be trained or would break the model: layers that no text goes through
+    (a multimodal model's eyes, a decoder's attention to an encoder that is not there), those whose weight the model
+    takes past them, and routers that give more than one tensor. An expert may be missed by the two rows that are
+    tried: it stays.
+
+    PEFT also counts the weights of experts, stacked in one tensor, and their router among "all-linear", for the sake
+    of adapters made with transformers 4. That is a LoRA for each expert, billions of weights in a large model, and it
+    works without dropout only: who wants it names target_parameters. Dense layers named as an expert's parts
+    (gate_proj) are left out with them, for PEFT cannot tell them apart.
+    """
+    wanted = set(linear)
+    if not is_sharded(model):
+        found = calls(model, linear)
+        wanted = {name for name in linear if (None not in found[name] if name in found else ".experts." in name)}
+    converted = copy.deepcopy(config)
+    convert_peft_config_for_transformers(converted, model, None)
+    if converted.target_parameters:
+        endings = set(converted.target_modules or ())
+        wanted = {name for name in wanted if name.rsplit(".", 1)[-1] in endings}
+        logger.warning(
+            "the experts of %s and their router stay as they are, the adapter is on %s: to adapt them too, give a "
+            "LoraConfig with lora_dropout=0 and target_parameters=%s",
+            type(model).__name__,
+            sorted({name.rsplit(".", 1)[-1] for name in wanted}),
+            sorted(converted.target_parameters),
+        )
+    elif wanted == set(linear):
+        return config
+    named = copy.deepcopy(config)
+    named.target_modules = sorted(wanted)
+    return named
 
 
 def _shown(targets: str | Collection[str] | None) -> str:
     names = targets if targets is None or isinstance(targets, str) else sorted(targets)
     return f"target_modules={names!r}"
-
-
-def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The causal language model itself, without PEFT's wrapper (its layers stay adapted)."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base
-
-
-def input_device(model: nn.Module) -> torch.device:
-    """Where the model takes its token ids."""
-    embedding: Any = unwrapped(model).get_input_embeddings()
-    return embedding.weight.device
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
@@ -215,19 +291,21 @@ def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor,
 
 
 def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
-    """Let the output layer compute in its weights' precision under autocast.
+    """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
 
     bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same
-    log-odds. Only the rows that are read are computed, so the second product costs next to nothing.
+    log-odds. Only the rows that are read are computed, so the second product costs next to nothing; a head in half
+    precision is copied for it. The layers inside a head that PEFT has wrapped are treated the same.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    head = base.get_output_embeddings()
-    if type(head) is nn.Linear and _precise_output not in head._forward_hooks.values():
-        head.register_forward_hook(_precise_output)
+    for part in unwrapped(model).get_output_embeddings().modules():
+        plain = type(part) is nn.Linear or isinstance(part, TrainableTokensWrapper)
+        if plain and _precise_output not in part._forward_hooks.values():
+            part.register_forward_hook(_precise_output)
 
 
-def _precise_output(head: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    if output.dtype == head.weight.dtype:
+def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    if output.dtype not in (torch.bfloat16, torch.float16):
         return None
+    bias = getattr(part, "bias", None)
     with torch.autocast(output.device.type, enabled=False):
-        return nn.functional.linear(inputs[0].to(head.weight.dtype), head.weight, head.bias)
+        return nn.functional.linear(wide(inputs[0]), wide(part.weight), None if bias is None else wide(bias))

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from .data import text_keys
+from .pair_texts import ListedPairs, ListedTexts, TextItems
 from .teacher_cache import CacheIdentity, TeacherCache, fill_cache
 from .teacher_calibration import PlattCalibration, agreement_report
 from .teacher_files import (
     KIND_REMEDY,
     KIND_RULE,
     model_class_of,
-    model_fingerprint,
     name_of_model,
     refuse_pickles,
     resolve_model,
 )
-from .teacher_scores import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
+from .teacher_fingerprint import FingerprintMemory
+from .teacher_scores import TeacherEmbeddings, TeacherPairScores
 
 __all__ = [
     "BiEncoderTeacher",
@@ -123,6 +123,7 @@ class _Teacher:
         self.id = id
         self.revision = revision
         self._scratch: TemporaryDirectory | None = None
+        self._fingerprint = FingerprintMemory()
 
     def _cache_dir(self, cache_dir: str | Path | None) -> Path:
         if cache_dir is not None:
@@ -159,15 +160,12 @@ class BiEncoderTeacher(_Teacher):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over weights, tokenizer and settings, hexadecimal; see `model_fingerprint`.
-
-        Computed anew at each call, so that a model changed in between counts as another teacher.
-        """
-        return model_fingerprint(self.model)
+        """sha256 over weights, tokenizer and settings, hexadecimal; a model changed in place is another teacher."""
+        return self._fingerprint(self.model)
 
     def embed(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | TextItems,
         *,
         cache_dir: str | Path | None,
         batch_size: int = 64,
@@ -179,7 +177,8 @@ class BiEncoderTeacher(_Teacher):
         others after: they then find everything in the cache.
 
         Args:
-            texts: non-empty strings, repetitions allowed.
+            texts: non-empty strings, repetitions allowed; or the texts of data sets (`pair_texts.DatasetTexts`), which
+                are read from disk when it is their turn, so that millions fit.
             cache_dir: directory of teacher caches (each teacher gets its own folder). None keeps the vectors in a
                 temporary directory that lives as long as this teacher or the result.
             batch_size: texts per forward.
@@ -194,23 +193,27 @@ class BiEncoderTeacher(_Teacher):
             cache.
             OSError: if the cache cannot be written.
         """
-        texts = _checked_texts(texts, "texts")
+        items = texts if isinstance(texts, TextItems) else ListedTexts(texts)
+        _check_unit(items, "texts", "embed")
         _check_batch_size(batch_size)
-        cache = TeacherCache(
-            self._cache_dir(cache_dir), CacheIdentity("embeddings", self.id, self.fingerprint, self.dim)
-        )
         paths = fill_cache(
-            cache,
-            text_keys(texts),
-            np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)),
-            lambda positions: self._encode([texts[position] for position in positions], batch_size),
+            TeacherCache(self._cache_dir(cache_dir), self.identity),
+            items.keys,
+            items.lengths,
+            lambda positions: self.encode(items.take(positions), batch_size),
             block=batch_size * BATCHES_PER_BLOCK,
             description="texts",
             show_progress=show_progress,
         )
         return TeacherEmbeddings(paths, self.dim, keep_alive=self._scratch if cache_dir is None else None)
 
-    def _encode(self, texts: list[str], batch_size: int) -> np.ndarray:
+    @property
+    def identity(self) -> CacheIdentity:
+        """Whose vectors a cache of this teacher holds."""
+        return CacheIdentity("embeddings", self.id, self.fingerprint, self.dim)
+
+    def encode(self, texts: list[str], batch_size: int) -> np.ndarray:
+        """Unit vectors (n, dim) float32 of the texts, computed now."""
         raw = self.model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
         # Normalised here and in float64: a half-precision model's own normalisation is off by up to .4 %.
         vectors = np.asarray(raw, dtype=np.float64)
@@ -250,16 +253,13 @@ class CrossEncoderTeacher(_Teacher):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over weights, tokenizer and settings, hexadecimal; see `model_fingerprint`.
-
-        Computed anew at each call, so that a model changed in between counts as another teacher.
-        """
-        return model_fingerprint(self.model)
+        """sha256 over weights, tokenizer and settings, hexadecimal; a model changed in place is another teacher."""
+        return self._fingerprint(self.model)
 
     def score(
         self,
-        pairs_a: Iterable[str],
-        pairs_b: Iterable[str],
+        pairs_a: Iterable[str] | TextItems,
+        pairs_b: Iterable[str] | None = None,
         *,
         cache_dir: str | Path | None,
         batch_size: int = 64,
@@ -268,8 +268,8 @@ class CrossEncoderTeacher(_Teacher):
         """Match probabilities P = sigmoid(logit) of pairs, each distinct ordered pair scored once per cache.
 
         Args:
-            pairs_a: first texts, n non-empty strings.
-            pairs_b: second texts, n non-empty strings.
+            pairs_a: first texts, n non-empty strings; or the pairs of data sets (`pair_texts.DatasetPairs`).
+            pairs_b: second texts, n non-empty strings; None with the pairs of data sets.
             cache_dir: as in `BiEncoderTeacher.embed`.
             batch_size: pairs per forward.
             show_progress: whether to show a progress bar while scoring.
@@ -278,24 +278,22 @@ class CrossEncoderTeacher(_Teacher):
             The memory-mapped scores of at least these pairs.
 
         Raises:
-            TypeError, ValueError, OSError: as `BiEncoderTeacher.embed`; ValueError also for unequal numbers of texts.
+            TypeError, ValueError, OSError: as `BiEncoderTeacher.embed`; ValueError also for unequal numbers of texts,
+            TypeError for pairs_b beside the pairs of data sets.
         """
-        first, second = _checked_texts(pairs_a, "pairs_a"), _checked_texts(pairs_b, "pairs_b")
-        if len(first) != len(second):
-            raise ValueError(
-                f"pairs_a has {len(first)} texts and pairs_b {len(second)}: give one second text for each first one."
-            )
+        if isinstance(pairs_a, TextItems):
+            if pairs_b is not None:
+                raise TypeError(f"pairs_b must be left out with {type(pairs_a).__name__}, which has both texts.")
+            items = pairs_a
+        else:
+            items = ListedPairs(pairs_a, [] if pairs_b is None else pairs_b)
+        _check_unit(items, "pairs", "score")
         _check_batch_size(batch_size)
-        cache = TeacherCache(
-            self._cache_dir(cache_dir), CacheIdentity("pair_probabilities", self.id, self.fingerprint, 1)
-        )
         paths = fill_cache(
-            cache,
-            ordered_pair_keys(text_keys(first), text_keys(second)),
-            np.fromiter(
-                (len(a) + len(b) for a, b in zip(first, second, strict=True)), dtype=np.int64, count=len(first)
-            ),
-            lambda positions: self._predict([(first[i], second[i]) for i in positions], batch_size),
+            TeacherCache(self._cache_dir(cache_dir), self.identity),
+            items.keys,
+            items.lengths,
+            lambda positions: self.predict(items.take(positions), batch_size),
             block=batch_size * BATCHES_PER_BLOCK,
             description="pairs",
             show_progress=show_progress,
@@ -314,7 +312,13 @@ class CrossEncoderTeacher(_Teacher):
             "bi-encoder teacher."
         )
 
-    def _predict(self, pairs: list[tuple[str, str]], batch_size: int) -> np.ndarray:
+    @property
+    def identity(self) -> CacheIdentity:
+        """Whose scores a cache of this teacher holds."""
+        return CacheIdentity("pair_probabilities", self.id, self.fingerprint, 1)
+
+    def predict(self, pairs: list[tuple[str, str]], batch_size: int) -> np.ndarray:
+        """Match probabilities (n, 1) float32 of the pairs, computed now."""
         # The sigmoid is named, since a model's own activation may be none (raw logits) or another.
         scores = self.model.predict(
             pairs,
@@ -337,18 +341,12 @@ def _shown(teacher: Any) -> str:
     return repr(str(teacher)) if isinstance(teacher, str | Path) else f"a loaded {type(teacher).__name__}"
 
 
-def _checked_texts(texts: Iterable[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError(f"{name} is one string, {texts[:40]!r}; pass a list of strings.")
-    result = list(texts)
-    for index, text in enumerate(result):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] is {text!r} of type {type(text).__name__}; every text must be a string.")
-        if not text.strip():
-            raise ValueError(
-                f"{name}[{index}] is empty ({text!r}); remove such rows first (see flipped_kd.data.validate_pairs)."
-            )
-    return result
+def _check_unit(items: TextItems, wanted: str, method: str) -> None:
+    if items.unit != wanted:
+        raise TypeError(
+            f"{method}() takes {wanted}, got {type(items).__name__} of {items.unit}: pass "
+            f"Dataset{wanted.capitalize()} or Listed{wanted.capitalize()}."
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

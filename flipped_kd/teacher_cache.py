@@ -1,79 +1,55 @@
 """The teacher's vectors on disk: written once, memory-mapped ever after.
 
-A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of Arrow IPC files ("shards"), each a key
-column (int64) and a vector column (fixed_size_list<float32>), and one JSON file that says whose vectors they are.
+A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of shards (see `teacher_shards`) and one
+JSON file that says whose vectors they are.
 
-- A shard is written whole to a temporary name and renamed, so a kill loses at most the shard in the making.
-- A shard's file name carries a hash of its bytes; a file that does not match it is corrupt, is reported by name, and
-  its texts are scored anew.
-- Shard names start with the time of writing and the first writer of a key wins: vectors once read do not change,
-  although other batches would give other last bits.
-- Several processes may write at once: names are unique and renames atomic; keys written twice are harmless.
+- A shard is written whole to a temporary name and renamed, so a kill loses at most the shard in the making. Shards are
+  never changed and, unless corrupt, never removed: others may have them mapped.
+- A shard whose bytes do not match its name is corrupt, is reported, and its texts are scored anew.
+- Shard names are in the order of writing and the first writer of a key wins: vectors once read do not change, although
+  other batches would give other last bits.
+- The order does not hang on the clock: a shard's stamp is the time, but always above that of every shard before it.
+  (The exception: of two writers between stamp and rename in the same instant, the second to rename may come first.)
+- Several processes may write at once: names are unique and renames atomic; of keys written twice all read the same.
 - At load only the sorted keys and their row numbers are in memory (16 bytes a text); vectors stay in the memory map.
+
+What a kill, a full disk or a corrupt shard interrupts is made up for bit for bit, on the same machine with the same
+batch size: texts are scored in one fixed order, every shard's batches start afresh, and what is missing is whole
+shards. Only where other texts were added in between, or two runs wrote the same texts, do the batches differ, and with
+them the last bits of a vector.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
-import re
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .teacher_scores import VectorTable
+from .teacher_shards import (
+    SHARD_NAME,
+    CacheIdentity,
+    digest_of,
+    is_intact,
+    shard_bytes,
+    shard_name,
+    stored_identity,
+    write_durably,
+    write_named,
+)
+
+__all__ = ["CacheIdentity", "TeacherCache", "fill_cache", "scoring_order", "write_durably"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 METADATA_NAME = "teacher_cache.json"
-SHARD_METADATA_KEY = b"flipped_kd"
-MAX_SHARD_ROWS = 20_000
-MAX_SHARD_BYTES = 64 * 2**20
 STALE_TEMPORARY_SECONDS = 24 * 3600
-
-
-@dataclass(frozen=True)
-class CacheIdentity:
-    """Whose vectors a cache holds; written into the folder and into every shard.
-
-    Attributes:
-        kind: what a row is: "embeddings" (a text's L2-normalised vector) or "pair_probabilities" (one match
-            probability).
-        teacher: the teacher's name, for messages and the folder's name.
-        fingerprint: sha256 of the teacher's weights and settings, hexadecimal.
-        dim: length of a vector.
-    """
-
-    kind: str
-    teacher: str
-    fingerprint: str
-    dim: int
-
-    @property
-    def folder_name(self) -> str:
-        """Name of the cache folder inside the user's cache directory."""
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "--", self.teacher).strip("-.") or "teacher"
-        return f"{slug[:80]}-{self.fingerprint[:16]}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The metadata as stored: `FORMAT_VERSION`, kind, fingerprint, dim (the name is left out of comparisons)."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "kind": self.kind,
-            "fingerprint": self.fingerprint,
-            "dim": self.dim,
-            "normalised": self.kind == "embeddings",
-        }
 
 
 class TeacherCache:
@@ -101,16 +77,18 @@ class TeacherCache:
         """
         good = []
         for path in sorted(self.folder.glob("part-*.arrow")):
+            if not SHARD_NAME.fullmatch(path.name):
+                continue
             try:
-                intact = _file_digest(path) == path.stem.rpartition("-")[2]
-                stored = _shard_metadata(path) if intact else {}
+                intact = is_intact(path)
+                stored = stored_identity(path) if intact else {}
             except FileNotFoundError:
                 continue  # another process found it corrupt and removed it first
             if not intact:
                 logger.warning(
                     "Teacher cache: %s is corrupt (its bytes do not match its name); its texts are scored again.", path
                 )
-                self._remove(path)
+                self.remove(path)
             elif stored != self.identity.to_dict():
                 logger.warning(
                     "Teacher cache: %s belongs to another teacher or format (%s) and is ignored.", path, stored
@@ -129,9 +107,11 @@ class TeacherCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": self.identity.teacher, **self.identity.to_dict()}
             write_durably(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
+            # By the clock that dates the files, which on a network drive is not this machine's.
+            now = (self.folder / METADATA_NAME).stat().st_mtime
             for path in self.folder.glob(".tmp-*"):
                 with suppress(FileNotFoundError):  # its writer may be renaming it just now
-                    if time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS:
+                    if now - path.stat().st_mtime > STALE_TEMPORARY_SECONDS:
                         path.unlink()
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> Path:
@@ -147,11 +127,15 @@ class TeacherCache:
         Raises:
             OSError: naming the folder and the remedy.
         """
-        data = _serialise(keys, vectors, self.identity)
-        path = self.folder / f"part-{time.time_ns():020d}-{_digest([data])}.arrow"
+        data = shard_bytes(keys, vectors, self.identity)
+        digest = digest_of([data])
         with _clear_write_error(self.folder):
-            write_durably(path, data)
-        return path
+            return write_named(self.folder, data, lambda: shard_name(self._next_stamp(), digest))
+
+    def _next_stamp(self) -> int:
+        """Nanoseconds since 1970, or one more than the newest shard's stamp where the clock has been set back."""
+        found = filter(None, map(SHARD_NAME.fullmatch, os.listdir(self.folder)))
+        return max(time.time_ns(), 1 + max((int(name["stamp"]) for name in found), default=0))
 
     def _check_owner(self) -> None:
         path = self.folder / METADATA_NAME
@@ -172,7 +156,8 @@ class TeacherCache:
             )
 
     @staticmethod
-    def _remove(path: Path) -> None:
+    def remove(path: Path) -> None:
+        """Remove a file that is of no use any more, if that can be done."""
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -181,17 +166,19 @@ class TeacherCache:
             logger.warning("Teacher cache: %s could not be removed (%s) and is ignored.", path, error)
 
 
-def write_durably(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write `data` beside `path`, flush it to the disk, then rename: `path` is whole even after a power cut."""
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def scoring_order(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Longest first, so that a batch holds items of like length; equal lengths by key.
+
+    The batches, and with them the last bits of the vectors, so do not depend on the order of the texts.
+
+    Args:
+        keys: int64 (n,).
+        lengths: int (n,).
+
+    Returns:
+        int64 (n,), positions.
+    """
+    return np.lexsort((keys, -lengths))
 
 
 def fill_cache(
@@ -222,19 +209,16 @@ def fill_cache(
         OSError: if the folder cannot be written, naming it and the remedy.
     """
     paths = cache.shard_paths()
-    distinct, first = np.unique(keys, return_index=True)
-    missing = first[~VectorTable(paths, cache.identity.dim).contains(distinct)]
+    missing, total = _missing(VectorTable(paths, cache.identity.dim), keys)
     logger.info(
         "Teacher cache %s: %d distinct %s, %d found, %d to score.",
-        cache.folder, len(distinct), description, len(distinct) - len(missing), len(missing),
+        cache.folder, total, description, total - len(missing), len(missing),
     )  # fmt: skip
     if len(missing) == 0:
         return paths
     cache.prepare()
-    # Equal lengths are ordered by key, so that the batches, and with them the last bits, do not depend on the order of
-    # the texts.
-    missing = missing[np.lexsort((keys[missing], -lengths[missing]))]
-    shard_rows = max(1, min(MAX_SHARD_ROWS, MAX_SHARD_BYTES // (4 * cache.identity.dim)))
+    missing = missing[scoring_order(keys[missing], lengths[missing])]
+    shard_rows = cache.identity.shard_rows
     with tqdm(total=len(missing), desc="teacher", unit=" " + description, disable=not show_progress) as bar:
         for start in range(0, len(missing), shard_rows):
             chunk = missing[start : start + shard_rows]
@@ -243,38 +227,15 @@ def fill_cache(
                 part = chunk[offset : offset + block]
                 vectors[offset : offset + block] = compute(part)
                 bar.update(len(part))
-            paths.append(cache.write(keys[chunk], vectors))
-    return paths
+            cache.write(keys[chunk], vectors)
+    # Listed again: where another run has written some of these keys first, its vectors are the ones that all read.
+    return cache.shard_paths()
 
 
-def _digest(parts: Iterable[bytes | pa.Buffer]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return _digest(iter(lambda: file.read(2**20), b""))
-
-
-def _serialise(keys: np.ndarray, vectors: np.ndarray, identity: CacheIdentity) -> pa.Buffer:
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), type=pa.float32()), identity.dim)
-    schema = pa.schema(
-        [pa.field("key", pa.int64(), nullable=False), pa.field("vector", column.type, nullable=False)],
-        metadata={SHARD_METADATA_KEY: json.dumps(identity.to_dict())},
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([pa.array(keys, type=pa.int64()), column], schema=schema))
-    return sink.getvalue()
-
-
-def _shard_metadata(path: Path) -> dict[str, Any]:
-    with pa.memory_map(str(path)) as source:
-        metadata = pa.ipc.open_file(source).schema.metadata or {}
-    return json.loads(metadata.get(SHARD_METADATA_KEY, b"{}"))
+def _missing(table: VectorTable, keys: np.ndarray) -> tuple[np.ndarray, int]:
+    """The first position of each key that the table lacks, int64 (m,), and how many distinct keys there are."""
+    distinct, first = np.unique(keys, return_index=True)
+    return first[~table.contains(distinct)], len(distinct)
 
 
 @contextmanager

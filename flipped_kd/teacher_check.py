@@ -10,12 +10,13 @@ import numpy as np
 
 from .keys import dataset_keys
 from .metrics import best_f1_threshold, matching_metrics
+from .pair_texts import DatasetPairs, DatasetTexts
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
 from .teacher_calibration import PlattCalibration, agreement_report
 
 REPORT_VERSION = 1
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Above this share of either class dropped, the trainer warns too (`trainer.DROPPED_SHARE_LIMIT`).
+# Above this share of either class dropped, the trainer warns too (`teacher_signal.DROPPED_SHARE_LIMIT`).
 DROPPED_LIMIT = 0.3
 # Below it a teacher orders pairs hardly better than chance.
 WEAK_AUC = 0.65
@@ -35,11 +36,10 @@ def teacher_scores(
         pairs: columns text_a, text_b.
         **cache: options of `BiEncoderTeacher.embed`: cache_dir, batch_size, show_progress.
     """
-    first, second = list(pairs["text_a"]), list(pairs["text_b"])
     table = (
-        teacher.score(first, second, **cache)
+        teacher.score(DatasetPairs([pairs]), **cache)
         if isinstance(teacher, CrossEncoderTeacher)
-        else teacher.embed(first + second, **cache)
+        else teacher.embed(DatasetTexts([pairs]), **cache)
     )
     return table.similarity(*dataset_keys(pairs)).astype(np.float64)
 
@@ -125,10 +125,23 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         )
     if not said or (len(said) == 1 and student is not None and auc > student["roc_auc"] + MARGIN):
         said.insert(0, f"Usable: AUC {auc:.3f}, and the thresholds .5 keep most pairs of both classes.")
-    if not report["calibrated_on"]["held_out"]:
+    return said
+
+
+def warnings_of(report: Mapping[str, Any]) -> list[str]:
+    """What must not be overlooked: a teacher that is wrong, no better than the LLM, or dropped too often."""
+    agreement, student = report["agreement"], report.get("student")
+    said = []
+    if report["calibration"]["scale"] <= 0:
+        return list(report["advice"])
+    if student is not None and student["roc_auc"] > agreement["roc_auc"]:
         said.append(
-            "Calibrated and judged on the same pairs; if the teacher was trained on them, give others by --validation."
+            f"the teacher (AUC {agreement['roc_auc']:.3f}) is worse than the LLM as it is ({student['roc_auc']:.3f})."
         )
+    for label, name in (("positive", "matches"), ("negative", "others")):
+        share = agreement[f"dropped_{label}_share"]
+        if share > DROPPED_LIMIT:
+            said.append(f"the thresholds drop {share:.0%} of the {name}, more than {DROPPED_LIMIT:.0%}.")
     return said
 
 

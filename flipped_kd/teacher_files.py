@@ -1,25 +1,18 @@
-"""A teacher's model files: where they are, which kind they are, whether they are safe to read, their fingerprint."""
+"""A teacher's model files: where they are, which kind they are, whether they are safe to read."""
 
-import hashlib
 import json
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Module
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # What is fetched from the Hub: no pickle is ever downloaded.
 SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin", "*.ckpt", "*.pkl", "*.pickle", "*.pt", "*.pth")
-# Fields of a model's config that do not change what it computes.
-VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "architectures", "use_cache"}
 KIND_RULE = (
     "A teacher is a sentence-transformers bi-encoder (modules.json), a cross-encoder (config.json with a "
     "...ForSequenceClassification architecture and one label, or a sentence-transformers CrossEncoder) or a plain "
@@ -140,58 +133,3 @@ def refuse_pickles(folder: Path, name: str) -> None:
                 "loaded. Convert it once, where you trust it, with save_pretrained(safe_serialization=True), or "
                 "choose a model that has .safetensors files."
             )
-
-
-def model_fingerprint(model: SentenceTransformer | CrossEncoder) -> str:
-    """sha256 of all that decides a model's scores: weights by name, modules with their settings, tokenizer, prompts.
-
-    The length limit and the dtype count too; the device does not.
-
-    Args:
-        model: the model.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    settings: dict[str, Any] = {
-        "type": type(model).__name__,
-        "modules": [
-            (name, type(module).__name__, module.get_config_dict() if isinstance(module, Module) else {})
-            for name, module in model.named_children()
-        ],
-        "max_seq_length": model.max_seq_length,
-        "prompts": model.prompts,
-        "default_prompt_name": model.default_prompt_name,
-        "tokenizer": _tokenizer_settings(model.tokenizer),
-    }
-    if isinstance(model, SentenceTransformer):
-        settings["truncate_dim"] = model.truncate_dim
-    if model.config is not None:
-        settings["config"] = {
-            key: value for key, value in model.config.to_dict().items() if key not in VOLATILE_CONFIG
-        }
-    # Objects that JSON does not know are named by their type: their repr may hold an address.
-    digest.update(json.dumps(settings, sort_keys=True, default=lambda value: type(value).__qualname__).encode())
-    hash_weights(digest, model)
-    return digest.hexdigest()
-
-
-def hash_weights(digest: Any, model: torch.nn.Module) -> None:
-    """Feed every weight of `model`, by name, into a digest of hashlib; where they lie does not matter."""
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-
-
-def _tokenizer_settings(tokenizer: Any) -> Any:
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [_tokenizer_settings(tokenizer.backend_tokenizer), tokenizer.chat_template]
-    if isinstance(tokenizer, Tokenizer):
-        # Truncation and padding are set anew at every call; what they leave behind is not a setting.
-        return {
-            key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in ("truncation", "padding")
-        }
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
-    return type(tokenizer).__qualname__

@@ -6,9 +6,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from .data import pair_keys
+from .keys import pair_keys
+from .teacher_shards import map_shard
 
 SIMILARITY_CHUNK_BYTES = 32 * 2**20
 # Any fixed odd number does: it makes the first text of a pair differ from the second, so that the symmetric pair key
@@ -47,12 +47,25 @@ class VectorTable:
         self._keep_alive = keep_alive
         keys, self._vectors = [np.empty(0, dtype=np.int64)], []
         for path in self.paths:
-            shard_keys, vectors = _map_shard(path)
+            shard_keys, vectors = map_shard(path)
             keys.append(shard_keys)
             self._vectors.append(vectors)
         self._offsets = np.cumsum([0] + [len(vectors) for vectors in self._vectors])
         # np.unique returns first occurrences, so the oldest shard wins.
         self._keys, self._rows = np.unique(np.concatenate(keys), return_index=True)
+
+    def add(self, path: Path) -> None:
+        """Take up one more shard; keys that are known keep their vectors. Copies the index once."""
+        shard_keys, vectors = map_shard(path)
+        new_keys, rows = np.unique(shard_keys, return_index=True)
+        unknown = ~self.contains(new_keys)
+        new_keys, rows = new_keys[unknown], rows[unknown]
+        places = np.searchsorted(self._keys, new_keys)
+        self._keys = np.insert(self._keys, places, new_keys)
+        self._rows = np.insert(self._rows, places, rows + self._offsets[-1])
+        self._vectors.append(vectors)
+        self._offsets = np.append(self._offsets, self._offsets[-1] + len(vectors))
+        self.paths = (*self.paths, Path(path))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self.paths, "dim": self.dim}
@@ -163,11 +176,3 @@ def _paired(keys_a: np.ndarray, keys_b: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"keys_a and keys_b must be two rows of equal length, got shapes {keys_a.shape} and {keys_b.shape}."
         )
     return keys_a, keys_b
-
-
-def _map_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (copied) and vectors (a view of the memory map) of a shard that `TeacherCache.shard_paths` has verified."""
-    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-    keys = np.array(batch.column(0).to_numpy(zero_copy_only=True))
-    vectors = batch.column(1).flatten().to_numpy(zero_copy_only=True)
-    return keys, vectors.reshape(len(keys), -1)

@@ -3,11 +3,9 @@ margin-aware contrast."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, cast
+from dataclasses import replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,51 +13,43 @@ import torch
 from peft import LoraConfig, PeftModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from .checkpoint_push import PublishingTrainer
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
-from .data import PAIR_FEATURES, PairColumns, validate_pairs
+from .cpu_dropout import speed_up_dropout
+from .data import PairColumns, validate_pairs
+from .distributed import RowGather
 from .encoder import LoraEncoder
-from .keys import KnownMatches, dataset_keys
+from .gradient_cache import Part, cached_backward
+from .keys import KnownMatches
 from .loss_log import LossLog
-from .losses import paired_cosines
-from .metrics import PairMatching
-from .packing import additive_mask, packing_offset
+from .losses import Comparison, paired_cosines
+from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
+from .pair_stream import validate_stream
+from .parallel import check_distributed
 from .prompts import PairPrompt
-from .scoring import MatchScore, ScoreKind
-from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id, position_logits
-from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
+from .readings import PairReader, PairVectors
+from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id
+from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration
+from .teacher_signal import TeacherSignal, TeacherTargets
 from .trainer_setup import (
+    MIN_PACKED_PREFIX,
     build_loss,
     check_args,
     check_batches,
+    check_cached,
+    check_streamed,
     name_of,
+    packed_from,
     prepare_student,
     prepare_teacher,
     resolve_clipping,
 )
 
-logger = logging.getLogger(__name__)
-PairDatasets: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset] | None
-DROPPED_SHARE_LIMIT = 0.3
-MIN_PACKED_PREFIX = 8  # tokens; measured with benchmarks/step_cost.py
 
-
-@dataclass
-class PairVectors:
-    """Representations (B, D) of a batch of pairs: the first texts, the second ones as they are compared, and the
-    second ones as read in the pair."""
-
-    text_a: Tensor
-    text_b: Tensor
-    joint_b: Tensor
-
-
-class FlippedDistillationTrainer(PublishingTrainer):
+class FlippedDistillationTrainer(PairScoringTrainer):
     """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
 
     Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies,
@@ -72,7 +62,8 @@ class FlippedDistillationTrainer(PublishingTrainer):
         teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None with dist_weight = mcl_weight = 0
             (plain fine-tuning).
         args: settings.
-        train_dataset: pairs with text_a, text_b, label.
+        train_dataset: pairs with text_a, text_b, label. A stream (`datasets.IterableDataset`) needs max_steps and an
+            eval_dataset; the teacher scores its texts as they come, and of known matches only a batch's own are known.
         eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the
             first of) them; without them the teacher is calibrated on the training pairs and no match score is fitted.
         processing_class: the student's tokenizer; loaded by `model`'s name if not given.
@@ -105,7 +96,7 @@ class FlippedDistillationTrainer(PublishingTrainer):
         model: str | PreTrainedModel | PeftModel,
         teacher: str | SentenceTransformer | CrossEncoder | BiEncoderTeacher | CrossEncoderTeacher | None = None,
         args: FlippedDistillationConfig | None = None,
-        train_dataset: datasets.Dataset | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: PairDatasets = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: LoraConfig | None = None,
@@ -128,21 +119,25 @@ class FlippedDistillationTrainer(PublishingTrainer):
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config)
+        speed_up_dropout(student)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
         self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
-        self.keeps_logits = accepts_logits_to_keep(student)
-        if self.keeps_logits:
+        keeps_logits = accepts_logits_to_keep(student)
+        if keeps_logits:
             keep_head_precision(student)
-        self.student_dtype = student.dtype
+        self.reader = PairReader(self.encoder, args.representation, keeps_logits, student.dtype)
         self.teacher = prepare_teacher(teacher, args)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
-        self.matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
+        matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
+        streamed = isinstance(train_dataset, datasets.IterableDataset)
+        if streamed:
+            check_streamed(args, eval_dataset is not None and self.teacher is not None)
+        known = KnownMatches.from_pairs(train_dataset) if isinstance(train_dataset, datasets.Dataset) else None
+        self.signal = None if self.teacher is None else TeacherSignal(self.teacher, args, matrix, known)
         self.loss = build_loss(args)
-        self.calibration: PlattCalibration | None = None
-        self.teacher_report: dict[str, float | int] = {}
         self.match_score = None
         self.scored_step = None
         self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
@@ -153,10 +148,10 @@ class FlippedDistillationTrainer(PublishingTrainer):
             data_collator=TeacherScoringCollator(
                 self.prompt,
                 padding_id(tokenizer),
-                known_matches=KnownMatches.from_pairs(train_dataset) if train_dataset is not None else None,
                 encode_alone=args.representation != "joint",
-                matrix=self.matrix,
-                position_offset=self._packing_offset(student, args.representation),
+                matrix=matrix,
+                position_offset=packed_from(self.prompt, student, args.representation),
+                share_prefix=len(self.prompt.prefix_ids) >= MIN_PACKED_PREFIX,
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -165,16 +160,22 @@ class FlippedDistillationTrainer(PublishingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if train_dataset is not None:
+        check_distributed(args, self.accelerator)
+        scored = [part for part in (train_dataset, *self._eval_parts()) if isinstance(part, datasets.Dataset)]
+        if isinstance(train_dataset, datasets.Dataset):
             check_batches(len(train_dataset), args)
         self.clip_value = resolve_clipping(args, self.accelerator)
-        if self.teacher is not None:
-            self._score_with_teacher([part for part in (train_dataset, *self._eval_parts()) if part is not None])
-            self._calibrate()
+        check_cached(args, self.accelerator)
+        if self.signal is not None and scored:
+            self._score_with_teacher(scored)
+            # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
+            self.signal.calibrate((self._eval_parts() or scored)[0], scored[0])
 
     # ---- Construction ----
 
     def _checked(self, dataset: Any, name: str, numbered: bool = False) -> Any:
+        if numbered and isinstance(dataset, datasets.IterableDataset):
+            return validate_stream(dataset, self.columns, name)
         if not isinstance(dataset, datasets.Dataset):
             if dataset is None:
                 return None
@@ -189,86 +190,29 @@ class FlippedDistillationTrainer(PublishingTrainer):
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         return dataset.add_column("row", np.arange(len(dataset))).add_column("length", lengths)
 
-    def _to_score(self, dataset: datasets.Dataset, name: str) -> datasets.Dataset:
-        """A checked pair set for evaluation or prediction, where one class will do."""
-        if any(dataset is part for part in self._eval_parts()):
-            return dataset  # checked at construction
-        wanted = set(dataclasses.astuple(PairColumns.of(self.columns)))
-        # A part of a set that this trainer has checked before bears the library's own column names.
-        renamed = not wanted <= set(dataset.column_names) and set(PAIR_FEATURES) <= set(dataset.column_names)
-        return validate_pairs(
-            dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
-        )
-
-    def _packing_offset(self, student: PeftModel, representation: str) -> int | None:
-        """Packing saves reading a long prefix twice; after a short one a second forward of short rows is cheaper."""
-        if representation == "joint" or len(self.prompt.prefix_ids) < MIN_PACKED_PREFIX:
-            return None
-        return packing_offset(cast(PreTrainedModel, student.get_base_model()), self.prompt.max_length)
-
     # ---- Teacher ----
 
-    def _eval_parts(self) -> list[datasets.Dataset]:
-        if self.eval_dataset is None:
-            return []
-        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+    @property
+    def calibration(self) -> PlattCalibration | None:
+        """From the teacher's T to its match probability P."""
+        return self.signal.calibration if self.signal is not None else None
+
+    @property
+    def teacher_report(self) -> dict[str, float | int]:
+        """How the teacher agrees with the labels of the training pairs."""
+        return self.signal.report if self.signal is not None else {}
 
     def _score_with_teacher(self, parts: list[datasets.Dataset]) -> None:
-        """Put every text (pair) of `parts` into the teacher's cache; the main process first, the others then read."""
-        assert self.teacher is not None
-        options: dict[str, Any] = {
-            "cache_dir": self.args.teacher_cache_dir
-            or f"{self.args.output_dir}/_teacher_cache",  # "_...": never pushed
-            "batch_size": self.args.teacher_batch_size,
-            "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
-        }
-        texts_a = [text for part in parts for text in part["text_a"]]
-        texts_b = [text for part in parts for text in part["text_b"]]
-        with self.args.main_process_first(local=False, desc="scoring with the teacher"):
-            if isinstance(self.teacher, CrossEncoderTeacher):
-                self.data_collator.teacher_scores = self.teacher.score(texts_a, texts_b, **options)
-            else:
-                self.data_collator.teacher_scores = self.teacher.embed(texts_a + texts_b, **options)
+        assert self.signal is not None
+        self.data_collator.teacher_scores = self.signal.score(parts)
 
     def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
         """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
-        if self.teacher is None:
+        if self.signal is None:
             raise ValueError("this trainer has no teacher (dist_weight = mcl_weight = 0).")
         dataset = self._to_score(dataset, "teacher_similarity")
         self._score_with_teacher([dataset])
-        return self._cached_similarity(dataset)
-
-    def _cached_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
-        scores = self.data_collator.teacher_scores
-        assert scores is not None, "the teacher has scored every data set by now"
-        return scores.similarity(*dataset_keys(dataset))
-
-    def _calibrate(self) -> None:
-        """Fit P on held-out pairs where there are any: the teacher may have been trained on the training pairs."""
-        parts = self._eval_parts()
-        held_out = parts[0] if parts else self.train_dataset
-        if held_out is None:
-            return
-        labels = np.asarray(held_out["label"])
-        self.calibration = PlattCalibration.fit(self._cached_similarity(held_out), labels)
-        checked = held_out if self.train_dataset is None else self.train_dataset
-        self.teacher_report = agreement_report(
-            self._cached_similarity(checked),
-            np.asarray(checked["label"]),
-            self.calibration,
-            tau_pos=self.args.positive_threshold,
-            tau_neg=self.args.negative_threshold,
-        )
-        for label in ("positive", "negative"):
-            share = self.teacher_report[f"dropped_{label}_share"]
-            if share > DROPPED_SHARE_LIMIT:
-                logger.warning(
-                    "the thresholds drop %.0f %% of the %s pairs from L_dist and L_MCL: the teacher disagrees too "
-                    "often with the labels; "
-                    "use a teacher that knows this domain, or check the labels",
-                    100 * share,
-                    label,
-                )
+        return self.signal.similarity(dataset)
 
     # ---- Loss ----
 
@@ -276,60 +220,111 @@ class FlippedDistillationTrainer(PublishingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean loss of one micro-batch; with `return_outputs` also (answer log-odds (B,), similarity (B,))."""
-        labels = inputs["labels"]
-        no_id, yes_id = self.prompt.answer_ids
-        answers = torch.where(labels.bool(), yes_id, no_id)
-        logits, vectors = self._forward(model, inputs, self.teacher is not None or return_outputs)
-        teacher_similarity = inputs.get("teacher_similarity")
-        if teacher_similarity is None or self.calibration is None:
-            loss = self.loss.weights[0] * self.loss.sup(logits, answers)
+        logits, vectors = self.reader(model, inputs, self.signal is not None or return_outputs)
+        sup = self._answer_loss(logits, inputs["labels"])
+        gather = self._gather(model, inputs)
+        targets = self._targets(inputs, gather)
+        if targets is None:
+            loss = self.loss.weights[0] * sup
         else:
             assert vectors is not None
-            output = self.loss(
-                logits,
-                answers,
-                labels,
-                vectors.text_a,
-                vectors.text_b,
-                teacher_similarity,
-                self.calibration.probability(teacher_similarity),
-                inputs.get("excluded"),
-                vectors.joint_b if self.args.representation == "both" else None,
-            )
+            if gather is not None:
+                # The average over the ranks is then the mean over all pairs, as of the two other terms.
+                sup = sup * gather.local_share
+                vectors = PairVectors.of(gather(vectors.stacked()))
+            output = self.loss.compose(sup, self._compare(vectors, targets))
             loss = output.total
-            self.loss_log.add(output, labels)
-        if model.training and not torch.isfinite(loss):
-            self._stop_on(loss, inputs)
+            self.loss_log.add(output, targets.labels)
+        if model.training:
+            self._check_finite(loss, inputs)
         if not return_outputs:
             return loss
         assert vectors is not None
-        return loss, (_log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
+        return loss, (log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
 
-    def _forward(
-        self, model: nn.Module, inputs: dict[str, Any], vectors: bool = True
-    ) -> tuple[Tensor, PairVectors | None]:
-        """Answer logits (B, V) and, if asked for, the representations of both texts."""
-        packed = "position_ids" in inputs
-        pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        if packed:
-            pair["attention_mask"] = additive_mask(inputs["attention_mask"], self.student_dtype)
-            pair["position_ids"] = inputs["position_ids"]
-        with self.encoder.capture() as captured:
-            logits = position_logits(model, pair, inputs["answer_position"], self.keeps_logits)
-        if not vectors:
-            return logits, None
-        first, joint = (self.encoder.pool(captured, inputs[span]) for span in ("span_a", "span_b"))
-        if self.args.representation == "joint":
-            return logits, PairVectors(first, joint, joint)
-        if packed:
-            return logits, PairVectors(first, self.encoder.pool(captured, inputs["alone_span"]), joint)
-        alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
-        with self.encoder.capture() as captured:
-            # One position's logits, unread: the head costs next to nothing, and the model is called as it was given.
-            position_logits(model, alone, torch.zeros_like(inputs["answer_position"]), self.keeps_logits)
-        return logits, PairVectors(first, self.encoder.pool(captured, inputs["alone_span"]), joint)
+    def _answer_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        no_id, yes_id = self.prompt.answer_ids
+        return self.loss.sup(logits, torch.where(labels.bool(), yes_id, no_id))
 
-    def _stop_on(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+    def _gather(self, model: nn.Module, inputs: dict[str, Any]) -> RowGather | None:
+        """Joins the ranks' rows in training, where that is wanted and there are several."""
+        if not (model.training and self.args.gather_across_devices and self.args.world_size > 1):
+            return None
+        return RowGather(len(inputs["labels"]), inputs["labels"].device)
+
+    def _targets(self, inputs: dict[str, Any], gather: RowGather | None) -> TeacherTargets | None:
+        return self.signal.targets(inputs, gather) if self.signal is not None else None
+
+    def _compare(self, vectors: PairVectors, targets: TeacherTargets) -> Comparison:
+        return self.loss.compare(
+            targets.labels,
+            vectors.text_a,
+            vectors.text_b,
+            targets.similarity,
+            targets.probability,
+            targets.excluded,
+            vectors.joint_b,
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in Trainer; a batch in mini-batches is read in parts by the gradient cache."""
+        if "mini_batches" not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        into_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
+        if callable(into_training):
+            into_training()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            return self._cached_step(model, inputs) / self.current_gradient_accumulation_steps
+
+    def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Backward through the same loss as `compute_loss`, a mini-batch's graph at a time; returns its value."""
+        gather = self._gather(model, inputs)
+        targets = self._targets(inputs, gather)
+        pairs = len(inputs["labels"])
+        share = 1.0 if gather is None or targets is None else gather.local_share
+        sup = torch.zeros((), device=inputs["labels"].device)
+        comparison: Comparison | None = None
+
+        def compared(stacked: Tensor) -> Tensor:
+            nonlocal comparison
+            assert targets is not None
+            vectors = PairVectors.of(stacked if gather is None else gather(stacked))
+            comparison = self._compare(vectors, targets)
+            self._check_finite(self.loss.weighted(comparison), inputs)
+            return self.loss.weighted(comparison)
+
+        def answered(logits: Tensor, part: Part) -> Tensor:
+            nonlocal sup
+            loss = self._answer_loss(logits, part["labels"]) * (share * len(part["labels"]) / pairs)
+            sup = sup + loss.detach()
+            self._check_finite(loss, part)
+            return self.loss.weights[0] * loss
+
+        cached_backward(
+            inputs["mini_batches"],
+            read=lambda part: self.reader(model, part, targets is not None),
+            compared=None if targets is None else compared,
+            answered=answered,
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            no_sync=lambda: self.accelerator.no_sync(model),
+            devices=sorted({p.device for p in model.parameters() if p.device.type != "cpu"}, key=str),
+        )
+        if targets is None or comparison is None:
+            return self.loss.weights[0] * sup
+        output = self.loss.compose(sup, comparison)
+        self.loss_log.add(output, targets.labels)
+        return output.total.detach()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in Trainer; mini-batches count one by one."""
+        count = super().floating_point_ops
+        return sum(count(part) for part in inputs.get("mini_batches", [inputs]))
+
+    def _check_finite(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        if torch.isfinite(loss):
+            return
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
         raise FloatingPointError(
             f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training "
@@ -376,102 +371,32 @@ class FlippedDistillationTrainer(PublishingTrainer):
         keep = self.args.dataloader_drop_last, self.data_collator
         if not training:
             dataset = self._to_score(dataset, description)
-            if self.teacher is not None:
+            if self.signal is not None:
                 self._score_with_teacher([dataset])
-        elif self.teacher is None:  # the answer alone is trained; evaluation still reports the similarity
-            self.data_collator = replace(self.data_collator, encode_alone=False)
+        else:
+            # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
+            alone = self.data_collator.encode_alone and self.signal is not None
+            size = self.args.mini_batch_size
+            size = size if size is not None and size < self.args.per_device_train_batch_size else None
+            self.data_collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
+            if isinstance(dataset, datasets.IterableDataset):
+                guided = self.signal is not None
+                self.data_collator = replace(self.data_collator, teacher_scores=None, hand_on_texts=guided)
         self.args.dataloader_drop_last = training
         try:
             return super()._get_dataloader(dataset, description, batch_size, **options)
         finally:
             self.args.dataloader_drop_last, self.data_collator = keep
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
-        return SequentialSampler(eval_dataset)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; texts of a streamed set are scored here, in the main process."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            if self.signal is not None and "texts_a" in batch:
+                self.signal.complete(batch)
+        return batches, items
 
-    # ---- Evaluation ----
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """(loss, (answer log-odds (B,), similarity (B,)), labels (B,)): never the logits of the vocabulary."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, scores = self.compute_loss(model, inputs, return_outputs=True)
-        return (loss.detach(), None, None) if prediction_loss_only else (loss.detach(), scores, inputs["labels"])
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As in Trainer, with the mean of each loss term among the metrics."""
-        training, self.loss_log = self.loss_log, LossLog()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        terms = self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_")
-        self.loss_log = training
-        parts = self._eval_parts()
-        if self.is_in_train and parts and dataloader.dataset is parts[0] and output.predictions is not None:
-            scores: Any = output.predictions
-            if np.isfinite(scores).all():
-                self._fit(scores[0], scores[1], parts[0])  # so that a checkpoint of this step carries its score
-        return output._replace(metrics={**(output.metrics or {}), **terms})
-
-    def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch."""
-        dataset = self._to_score(dataset, "score_pairs")
-        lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
-        order = np.argsort(lengths, kind="stable")
-        loader = self.get_test_dataloader(dataset.select(order))
-        # Not predict(), which gives no scores under prediction_loss_only.
-        predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
-        scores = np.empty((2, len(order)))
-        scores[:, order] = np.stack(predictions)
-        return scores[0], scores[1]
-
-    def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
-        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
-        if dataset is None and not self._eval_parts():
-            raise ValueError(
-                "a match score is fitted on held-out pairs: give a data set here, or the trainer an eval_dataset."
-            )
-        dataset = self._eval_parts()[0] if dataset is None else self._to_score(dataset, "fit_match_score")
-        return self._fit(*self.score_pairs(dataset), dataset)
-
-    def _fit(self, answer: np.ndarray, similarity: np.ndarray, dataset: datasets.Dataset) -> MatchScore:
-        self.fitted_scores = (answer, similarity)
-        self.match_score = MatchScore.fit(
-            answer, similarity, np.asarray(dataset["label"]), cast(ScoreKind, self.args.score)
-        )
-        self.scored_step = self.state.global_step
-        return self.match_score
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does, then fit the match score on the evaluation set, if there is one."""
-        result = super().train(*args, **kwargs)
-        if self._eval_parts():
-            self.fit_match_score()
-        return result
-
-
-def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of the answer at its natural threshold; AUC and average precision of the similarity, prefixed."""
-    predictions: Any = prediction.predictions
-    answer, similarity = predictions
-    metric = PairMatching()
-    result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
-    ranked = metric.compute(predictions=similarity, references=prediction.label_ids, threshold=None)
-    return result | {f"similarity_{name}": ranked[name] for name in ("roc_auc", "average_precision")}
-
-
-def _log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
-    no_id, yes_id = answer_ids
-    return logits[:, yes_id].float() - logits[:, no_id].float()
+    def before_checkpoint(self) -> None:
+        """A resumed run reads the scores that this one has read so far."""
+        if self.signal is not None:
+            self.signal.flush()

@@ -11,17 +11,22 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
+from .adapter_checks import check_adapter
 from .config import FlippedDistillationConfig
 from .losses import (
     DualThreshold,
     FlippedDistillationLoss,
     MarginAwareContrastiveLoss,
-    SimilarityDistillationLoss,
 )
+from .packing import packing_offset
+from .prompts import PairPrompt
+from .rivals import build_objective
 from .student import add_adapter, check_causal, default_lora, load_student
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
 
 logger = logging.getLogger(__name__)
+# Tokens; below, text_b alone is stacked, not packed into its pair's row (measured, benchmarks/NOTES.md).
+MIN_PACKED_PREFIX = 8
 Teacher = BiEncoderTeacher | CrossEncoderTeacher
 
 
@@ -37,15 +42,15 @@ def check_args(args: FlippedDistillationConfig) -> None:
 
 
 def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
-    """The student with a trainable LoRA adapter: a new one, unless it brings its own."""
+    """The student with a trainable LoRA adapter: a new one, unless it brings its own.
+
+    Raises:
+        ValueError: the student or its adapter is none that can be trained (see `adapter_checks`).
+    """
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ValueError(
-                "every weight of the PeftModel is frozen: load it with PeftModel.from_pretrained(..., "
-                "is_trainable=True)."
-            )
+        check_adapter(model)
         check_causal(cast(PreTrainedModel, model.get_base_model()))
         return model
     if isinstance(model, str):
@@ -75,22 +80,18 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
         )
     prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
     if isinstance(prepared, CrossEncoderTeacher):
-        for name, value, instead in (
-            ("contrast", args.contrast, "pairwise"),
-            ("dist_loss", args.dist_loss, "mse"),
-        ):
-            if value != instead:
-                raise ValueError(
-                    f"{name}={value!r} compares every two texts of a batch, which the cross-encoder teacher "
-                    f"{prepared.id!r} cannot score: use {name}={instead!r} or a bi-encoder teacher."
-                )
+        if args.contrast != "pairwise":
+            raise ValueError(
+                f"contrast={args.contrast!r} compares every two texts of a batch, which the cross-encoder teacher "
+                f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
+            )
     return prepared
 
 
 def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
     """The loss that the settings describe."""
     return FlippedDistillationLoss(
-        SimilarityDistillationLoss(args.dist_loss, args.temperature),  # type: ignore[arg-type]
+        build_objective(args.dist_loss, args.temperature),
         MarginAwareContrastiveLoss(
             args.contrast,  # type: ignore[arg-type]
             args.margin,
@@ -125,6 +126,41 @@ def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) 
         logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
     default = 0.0 if sharded else 1.0
     return default if args.max_grad_value is None else args.max_grad_value
+
+
+def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
+    """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
+    if args.max_steps < 1:
+        raise ValueError(f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps.")
+    if args.distils and not calibrates:
+        raise ValueError(
+            "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "
+            "set."
+        )
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' sorts a whole data set, which a stream is not: leave it out."
+        )
+    accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches is None:
+        # The main process would read for all and join batches of different widths, which cannot be joined.
+        accelerator_config.dispatch_batches = False
+
+
+def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> None:
+    """Refuse the gradient cache where a step's gradients cannot be added up over several backwards."""
+    if args.mini_batch_size is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"mini_batch_size={args.mini_batch_size} runs backward several times a step, which DeepSpeed takes for "
+            "several steps: use DDP or FSDP2 (recipes/accelerate), or leave mini_batch_size unset."
+        )
+
+
+def packed_from(prompt: PairPrompt, student: PeftModel, representation: str) -> int | None:
+    """Where positions of packed rows begin, None where text_b alone is not read or cannot be packed."""
+    if representation == "joint":
+        return None
+    return packing_offset(cast(PreTrainedModel, student.get_base_model()), prompt.max_length)
 
 
 def name_of(model: Any) -> str:

@@ -15,13 +15,17 @@ from pathlib import Path
 
 import torch
 from mini_folder import build_folder
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-INSTRUCTION = "Do these two texts mean the same? Answer yes or no."
-ANSWERS = ("yes", "no")
-PROMPT_HEAD = f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
+# Instruction and answers by language: those of the prompt presets.
+INSTRUCTIONS = {
+    "en": "Do these two texts mean the same? Answer yes or no.",
+    "zh": "这两段文本的意思相同吗？请回答是或否。",
+}
+ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}
+HEADS = {language: f"<|im_start|>system\n{words}<|im_end|>\n" for language, words in INSTRUCTIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,13 @@ def build_mini_student(
 def text_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """Return the perplexity per token (> 1) of single texts, each as the first turn after the instruction."""
     total, count = 0.0, 0
-    head = len(tokenizer(PROMPT_HEAD + "<|im_start|>")["input_ids"])
+    opening = HEADS[language_of(texts)]
+    head = len(tokenizer(opening + "<|im_start|>")["input_ids"])
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for start in range(0, len(texts), 64):
-            batch = _tensors(tokenizer, [f"{PROMPT_HEAD}<|im_start|>{t}<|im_end|>" for t in texts[start : start + 64]])
+            batch = _tensors(tokenizer, [f"{opening}<|im_start|>{t}<|im_end|>" for t in texts[start : start + 64]])
             batch["labels"][:, :head] = -100
             predicted = int((batch["labels"][:, 1:] != -100).sum())
             total += float(model(**batch).loss) * predicted
@@ -144,26 +149,36 @@ def _train_student(texts: Sequence[str], folder: Path, seed: int, settings: Mini
     return {"perplexity_before": before, "perplexity_after": text_perplexity(model, tokenizer, probe)}
 
 
+def language_of(texts: Sequence[str]) -> str:
+    """ "zh" if most texts hold a Chinese character, else "en"."""
+    chinese = sum(any("\u4e00" <= character <= "\u9fff" for character in text) for text in texts)
+    return "zh" if 2 * chinese > len(texts) else "en"
+
+
 def _documents(texts: Sequence[str], settings: MiniStudentSettings, rng: random.Random) -> list[str]:
     """One conversation for each text: it and the same text said again ("yes"), or it and another one ("no")."""
     shuffled = rng.sample(list(texts), len(texts))
+    language = language_of(texts)
+    yes, no = ANSWERS[language]
     documents = []
     for text, other in zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True):
         again = rng.random() < 0.5
         turns = [text, _said_again(text, settings.dropped_words, rng) if again else other]
         rng.shuffle(turns)
-        head = PROMPT_HEAD if rng.random() < settings.instructed else ""
+        head = HEADS[language] if rng.random() < settings.instructed else ""
         body = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns)
-        documents.append(f"{head}{body}<|im_start|>assistant\n{ANSWERS[0 if again else 1]}<|im_end|>")
+        documents.append(f"{head}{body}<|im_start|>assistant\n{yes if again else no}<|im_end|>")
     return documents
 
 
 def _said_again(text: str, dropped: float, rng: random.Random) -> str:
     """The text with words left out at random and, half the time, in another order; never empty."""
-    words = [word for word in text.split() if rng.random() >= dropped] or text.split()
+    space = " " if language_of([text]) == "en" else ""  # Chinese has characters for words
+    parts = text.split() if space else list(text)
+    words = [word for word in parts if rng.random() >= dropped] or parts
     if rng.random() < 0.5:
         rng.shuffle(words)
-    return " ".join(words)
+    return space.join(words)
 
 
 def _tensors(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -177,7 +192,10 @@ def _train_byte_level_bpe(texts: Sequence[str], settings: MiniStudentSettings) -
     """Learn a byte-level BPE with Qwen2's own pre-tokenisation, so that the saved tokenizer reloads as Qwen2's."""
     qwen = Qwen2Tokenizer().backend_tokenizer
     bpe = Tokenizer(models.BPE())
-    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, qwen.pre_tokenizer
+    # Chinese has no spaces: whole sentences would become tokens, and new ones would be read as other tokens. Merges
+    # are learned within characters; none can apply across two, as a first byte follows no other within one.
+    apart = pre_tokenizers.Split(Regex("[\u4e00-\u9fff]"), "isolated")
+    bpe.normalizer, bpe.pre_tokenizer = qwen.normalizer, pre_tokenizers.Sequence([apart, qwen.pre_tokenizer])
     markers = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size - len(markers),
@@ -186,7 +204,11 @@ def _train_byte_level_bpe(texts: Sequence[str], settings: MiniStudentSettings) -
         show_progress=False,
     )
     # As often as there are texts, so that every word of the prompt's fixed parts becomes one token.
-    fixed = "\n".join(["system", INSTRUCTION, "assistant", *ANSWERS, *(f"{answer} {answer}" for answer in ANSWERS)])
+    language = language_of(texts)
+    answers = ANSWERS[language]
+    fixed = "\n".join(
+        ["system", INSTRUCTIONS[language], "assistant", *answers, *(f"{answer} {answer}" for answer in answers)]
+    )
     bpe.train_from_iterator([*texts, *[fixed] * len(texts)], trainer)
     learned = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in learned["merges"]]

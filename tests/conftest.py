@@ -17,7 +17,14 @@ import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from tests.invariants.training import trainer_factory
 
@@ -120,6 +127,25 @@ def teacher_dir(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     model = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension()), Normalize()], device="cpu")
     model.save_pretrained(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def cross_encoder_dir(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer cross-encoder with one output, as transformers saves it."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("cross_encoder")
+    config = BertConfig(  # type: ignore[call-arg]
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        initializer_range=0.5,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

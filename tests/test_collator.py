@@ -6,7 +6,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from flipped_kd.collator import TeacherScoringCollator
-from flipped_kd.keys import KnownMatches, text_keys
+from flipped_kd.keys import text_keys
 from flipped_kd.prompts import PairPrompt
 from flipped_kd.teacher_cache import CacheIdentity, TeacherCache, fill_cache
 from flipped_kd.teacher_scores import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
@@ -150,35 +149,64 @@ def test_optional_columns_and_parts_come_only_where_given(prompt: PairPrompt) ->
 # ---- The teacher -----------------------------------------------------------------------------------------
 
 
-def test_the_teacher_matrix_holds_every_cosine_and_the_pairs_on_its_diagonal(
+def test_the_teacher_gives_vectors_for_a_matrix_and_their_cosines_for_pairs_alone(
     prompt: PairPrompt, embeddings: TeacherEmbeddings, vectors: dict[str, np.ndarray]
 ) -> None:
-    matrix = TeacherScoringCollator(prompt, PAD, embeddings)(ROWS)["teacher_similarity"]
+    batch = TeacherScoringCollator(prompt, PAD, embeddings)(ROWS)
     paired = TeacherScoringCollator(prompt, PAD, embeddings, matrix=False)(ROWS)
-    assert matrix.dtype == paired["teacher_similarity"].dtype == torch.float32
-    torch.testing.assert_close(matrix.diagonal(), paired["teacher_similarity"], rtol=0, atol=1e-6)
-    assert "excluded" not in paired
-    for i, first in enumerate(ROWS):
-        for j, second in enumerate(ROWS):
-            dot = float(vectors[str(first["text_a"])].astype(np.float64) @ vectors[str(second["text_b"])])
-            assert matrix[i, j].item() == pytest.approx(dot, abs=1e-6)
-    assert matrix.abs().max() <= 1
+    for side in ("a", "b"):
+        texts = [str(row[f"text_{side}"]) for row in ROWS]
+        assert np.array_equal(batch[f"teacher_{side}"].numpy(), np.stack([vectors[text] for text in texts]))
+        assert np.array_equal(batch[f"keys_{side}"].numpy(), text_keys(texts))
+    assert "teacher_a" not in paired
+    cosines = (batch["teacher_a"] * batch["teacher_b"]).sum(1)
+    assert paired["teacher_similarity"].dtype == torch.float32
+    torch.testing.assert_close(paired["teacher_similarity"], cosines, rtol=0, atol=1e-6)
 
 
-def test_equal_texts_and_known_pairs_are_excluded_off_the_diagonal_only(
-    prompt: PairPrompt, embeddings: TeacherEmbeddings
+def test_texts_handed_on_are_those_of_the_rows_with_their_keys(prompt: PairPrompt) -> None:
+    batch = TeacherScoringCollator(prompt, PAD, hand_on_texts=True, mini_batch_size=2)(ROWS)
+    for side in ("a", "b"):
+        texts = batch[f"texts_{side}"]
+        assert sorted(texts) == sorted(str(row[f"text_{side}"]) for row in ROWS)
+        assert np.array_equal(batch[f"keys_{side}"].numpy(), text_keys(texts))
+    by_text = {(row["text_a"], row["text_b"]): row["row"] for row in ROWS}
+    assert [by_text[pair] for pair in zip(batch["texts_a"], batch["texts_b"], strict=True)] == batch["rows"].tolist()
+
+
+# ---- Mini-batches ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [None, 0])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_mini_batches_are_batches_of_their_rows_longest_first(
+    size: int, offset: int | None, prompt: PairPrompt, embeddings: TeacherEmbeddings
 ) -> None:
-    known = KnownMatches.from_pairs(datasets.Dataset.from_list(ROWS))
-    without = TeacherScoringCollator(prompt, PAD, embeddings)(ROWS)["excluded"]
-    found = TeacherScoringCollator(prompt, PAD, embeddings, known)(ROWS)["excluded"]
-    positives = {frozenset((row["text_a"], row["text_b"])) for row in ROWS if row["label"] == 1}
-    for i, first in enumerate(ROWS):
-        for j, second in enumerate(ROWS):
-            same = first["text_a"] == second["text_b"]
-            match = frozenset((first["text_a"], second["text_b"])) in positives
-            assert found[i, j].item() == (i != j and (same or match))
-            assert without[i, j].item() == (i != j and same)
-    assert found.sum() > without.sum() > 0
+    whole = TeacherScoringCollator(prompt, PAD, embeddings, position_offset=offset)
+    batch = TeacherScoringCollator(prompt, PAD, embeddings, position_offset=offset, mini_batch_size=size)(ROWS)
+    rows = [next(row for row in ROWS if row["row"] == number) for number in batch["rows"].tolist()]
+    parts = batch.pop("mini_batches")
+    assert [len(part["labels"]) for part in parts] == {1: [1, 1, 1, 1], 2: [2, 2], 3: [3, 1]}[size]
+    of_teacher = ("keys_a", "keys_b", "teacher_a", "teacher_b", "rows")
+    for start, part in zip(range(0, len(ROWS), size), parts, strict=True):
+        alone = whole(rows[start : start + size])
+        assert_same(part, {name: value for name, value in alone.items() if name not in of_teacher})
+    expected = whole(rows)
+    assert_same(batch, {name: expected[name] for name in (*of_teacher, "labels")})
+    lengths = [len(tokens.input_ids) for tokens in prompt.encode_pairs(*zip(*texts_of(rows), strict=True))]  # type: ignore[arg-type]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_short_batch_is_one_mini_batch(prompt: PairPrompt, embeddings: TeacherEmbeddings) -> None:
+    """Its rank has to step as the others do."""
+    batch = TeacherScoringCollator(prompt, PAD, embeddings, mini_batch_size=9)(ROWS)
+    assert [len(part["labels"]) for part in batch["mini_batches"]] == [4]
+    with pytest.raises(ValueError, match="mini_batch_size=0.*at least one pair"):
+        TeacherScoringCollator(prompt, PAD, mini_batch_size=0)
+
+
+def texts_of(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(str(row["text_a"]), str(row["text_b"])) for row in rows]
 
 
 def test_a_cross_encoder_gives_pairs_and_no_matrix(
@@ -203,9 +231,7 @@ def test_a_text_the_teacher_has_not_scored_is_an_error(prompt: PairPrompt, embed
 
 
 def test_a_pickled_copy_gives_the_same_batch(prompt: PairPrompt, embeddings: TeacherEmbeddings) -> None:
-    collator = TeacherScoringCollator(
-        prompt, PAD, embeddings, KnownMatches.from_pairs(datasets.Dataset.from_list(ROWS))
-    )
+    collator = TeacherScoringCollator(prompt, PAD, embeddings)
     copied = pickle.loads(pickle.dumps(collator))
     assert_same(copied(ROWS), collator(ROWS))
 

@@ -31,7 +31,7 @@ INDEPENDENT = {"representation": "independent"}
     [
         ({"representation": "alone"}, r"representation='alone': choose one of \['independent', 'joint'"),
         ({"contrast": "triplet"}, r"contrast='triplet': choose one of \['pairwise', 'infonce'\]"),
-        ({"dist_loss": "l1"}, r"dist_loss='l1': choose one of \['mse', 'kl'\]"),
+        ({"dist_loss": "l1"}, r"dist_loss='l1': choose one of \['mse', 'kl', 'margin_mse'"),
         ({"positive_margin": "some"}, "positive_margin='some': choose one of"),
         ({"negative_margin": "some"}, "negative_margin='some': choose one of"),
         ({"score": "mean"}, r"score='mean': choose one of \['answer', 'similarity', 'both'\]"),
@@ -47,7 +47,6 @@ INDEPENDENT = {"representation": "independent"}
         ({"positive_threshold": 1.1}, r"positive_threshold=1.1: .*probability in \[0, 1\]"),
         ({"negative_threshold": -0.1}, "negative_threshold=-0.1: "),
         ({"representation": "joint", "contrast": "infonce"}, "contrast='infonce': .*'joint'.*use contrast='pairwise'"),
-        ({"representation": "joint", "dist_loss": "kl"}, "dist_loss='kl': .*'joint'.*use dist_loss='mse'"),
         ({"max_length": 15}, "max_length=15: give an integer of at least 16"),
         ({"max_length": 64.5}, "max_length=64.5: give an integer"),
         ({"teacher_batch_size": 0}, "teacher_batch_size=0: give an integer of at least 1"),

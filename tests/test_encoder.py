@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from flipped_kd.collator import TeacherScoringCollator
-from flipped_kd.encoder import ENCODER_FILE, EncoderModule, LoraEncoder, _resolve_layers, adapted_modules
+from flipped_kd.encoder import ENCODER_FILE, LoraEncoder
+from flipped_kd.encoder_modules import EncoderModule, adapted_modules, resolve_layers
 from flipped_kd.packing import additive_mask, packing_offset
 from flipped_kd.prompts import PairPrompt
 
@@ -208,7 +209,7 @@ def test_a_choice_that_matches_nothing_is_refused(model: PeftModel, choice: dict
 @given(st.text(st.sampled_from("0123456789,:-lastfirn ²"), max_size=8) | st.lists(st.integers(-5, 5), max_size=3))
 def test_any_layers_give_adapted_ones_or_a_clear_refusal(layers: str | list[int]) -> None:
     try:
-        chosen = _resolve_layers(layers, [0, 2, 3])
+        chosen = resolve_layers(layers, [0, 2, 3])
     except ValueError as error:
         assert str(error).startswith(f"encoder_layers={layers!r} ") or "the adapted layers are [0, 2, 3]" in str(error)
     else:

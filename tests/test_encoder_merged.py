@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from flipped_kd.encoder import MATRICES_FILE, EncoderModule, LoraEncoder
+from flipped_kd.encoder import MATRICES_FILE, LoraEncoder
+from flipped_kd.encoder_modules import EncoderModule
 from flipped_kd.student import load_student
 from tests.adapters import LINEAR, make_adapter, make_base
 

@@ -14,8 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
-from flipped_kd.experiment import load_splits, run_comparison
+from flipped_kd.experiment import run_comparison
 from flipped_kd.report import SYSTEMS, markdown_table
+from flipped_kd.splits import load_splits
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [

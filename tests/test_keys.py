@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,10 @@ def test_pair_keys_refuse_other_types():
         pair_keys(np.zeros(1, np.int64), np.zeros(1))
 
 
+def tensor_keys(texts):
+    return torch.from_numpy(text_keys(texts))
+
+
 SMALL_PAIRS = st.lists(
     st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"), st.integers(0, 1)), min_size=1, max_size=12
 )
@@ -101,27 +106,35 @@ def test_known_matches_equal_a_set_of_pairs(rows, left, right):
     known = KnownMatches.from_pairs(pairs_of(rows))
     positives = {frozenset((a, b)) for a, b, label in rows if label == 1}
     expected = np.array([[a == b or frozenset((a, b)) in positives for b in right] for a in left], dtype=bool)
-    table = known(text_keys(left), text_keys(right))
-    assert table.dtype == bool and table.shape == (len(left), len(right))
-    assert np.array_equal(table, expected.reshape(table.shape))
+    table = known(tensor_keys(left), tensor_keys(right))
+    assert table.dtype == torch.bool and table.shape == (len(left), len(right))
+    assert np.array_equal(table.numpy(), expected.reshape(table.shape))
+
+
+@settings(deadline=None, max_examples=40)
+@given(SMALL_PAIRS)
+def test_known_matches_of_a_batch_are_those_of_its_pairs(rows):
+    keys_a, keys_b = (tensor_keys([row[side] for row in rows]) for side in (0, 1))
+    batch = KnownMatches.of_batch(keys_a, keys_b, torch.tensor([row[2] for row in rows]))
+    assert torch.equal(batch(keys_a, keys_b), KnownMatches.from_pairs(pairs_of(rows))(keys_a, keys_b))
 
 
 def test_known_matches_by_parts_equal_the_whole(monkeypatch):
-    keys = text_keys([str(number) for number in range(50)])
-    known = KnownMatches(pair_keys(keys[:40], keys[10:]))
+    keys = tensor_keys([str(number) for number in range(50)])
+    known = KnownMatches(pair_keys(keys[:40].numpy(), keys[10:].numpy()))
     whole = known(keys, keys)
     monkeypatch.setattr("flipped_kd.keys._CELLS", 120)
-    assert np.array_equal(known(keys, keys), whole)
+    assert torch.equal(known(keys, keys), whole)
     assert whole.sum() == 50 + 2 * 40
 
 
 def test_known_matches_pickle_small():
     rows = [("a", "b", 1), ("b", "c", 0), ("c", "d", 1)]
-    known, keys = KnownMatches.from_pairs(pairs_of(rows)), text_keys(list("abcd"))
+    known, keys = KnownMatches.from_pairs(pairs_of(rows)), tensor_keys(list("abcd"))
     assert len(known) == 2
     pickled = pickle.dumps(known)
-    assert len(pickled) < 500
-    assert np.array_equal(pickle.loads(pickled)(keys, keys), known(keys, keys))
+    assert len(pickled) < 800
+    assert torch.equal(pickle.loads(pickled)(keys, keys), known(keys, keys))
 
 
 def test_dataset_keys_follow_the_rows_of_a_selection():

@@ -197,7 +197,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: MarginAwareContrastiveLoss(negative_margin="some"), "negative_margin='some'"),  # type: ignore[arg-type]
     (lambda: MarginAwareContrastiveLoss(temperature=101), "temperature=101 "),
     (lambda: MarginAwareContrastiveLoss.preset("cosent"), "preset='cosent'.*arccse"),  # type: ignore[arg-type]
-    (lambda: SimilarityDistillationLoss("kl")(torch.ones(2), torch.ones(2), torch.ones(2).bool()), "dist_loss='mse'"),
     (lambda: SimilarityDistillationLoss()(torch.ones(2, 2), torch.ones(2), torch.ones(2, 2).bool()), "one shape"),
     (
         lambda: MarginAwareContrastiveLoss()(torch.ones(2), torch.ones(1), PairSelection(ALL[0, :2], ALL[0, :2])),

@@ -73,7 +73,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 def test_instruction_is_that_of_the_pair_prompt() -> None:
-    assert mini_student.INSTRUCTION == INSTRUCTIONS["en"]
+    assert mini_student.INSTRUCTIONS == INSTRUCTIONS
 
 
 def test_student_reloads_with_the_auto_classes(student: Path) -> None:
@@ -89,7 +89,7 @@ def test_student_reloads_with_the_auto_classes(student: Path) -> None:
 
 def test_student_tokenizer_keeps_any_text_and_has_the_words_of_the_prompt(student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(student)
-    text = f"{mini_student.PROMPT_HEAD}<|im_start|>Déjà vu  你好 \t\n 🙂<|im_end|>\n<|im_start|>assistant\nyes"
+    text = f"{mini_student.HEADS['en']}<|im_start|>Déjà vu  你好 \t\n 🙂<|im_end|>\n<|im_start|>assistant\nyes"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
@@ -123,7 +123,7 @@ def test_warm_up_answers_yes_to_a_text_said_again_and_no_to_another() -> None:
     assert len(documents) == len(texts)
     answers = []
     for document in documents:
-        turns = document.removeprefix(mini_student.PROMPT_HEAD).split("<|im_start|>")[1:]
+        turns = document.removeprefix(mini_student.HEADS["en"]).split("<|im_start|>")[1:]
         first, second = (set(turn.removesuffix("<|im_end|>\n").split()) for turn in turns[:2])
         answers.append(turns[2].removeprefix("assistant\n").removesuffix("<|im_end|>"))
         assert answers[-1] == ("yes" if first & second else "no")
@@ -135,10 +135,10 @@ def test_perplexity_counts_the_text_and_nothing_else(student: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(student)
     tokenizer = AutoTokenizer.from_pretrained(student)
     alone = [mini_student.text_perplexity(model, tokenizer, [text]) for text in ("Card", "I lost my card in Spain.")]
-    ids = tokenizer(f"{mini_student.PROMPT_HEAD}<|im_start|>Card<|im_end|>", return_tensors="pt")["input_ids"]
+    ids = tokenizer(f"{mini_student.HEADS['en']}<|im_start|>Card<|im_end|>", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         log_probs = model(ids).logits[0].log_softmax(-1)
-    start = len(tokenizer(f"{mini_student.PROMPT_HEAD}<|im_start|>")["input_ids"])
+    start = len(tokenizer(f"{mini_student.HEADS['en']}<|im_start|>")["input_ids"])
     expected = -sum(float(log_probs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1])) / (ids.shape[1] - start)
     assert alone[0] == pytest.approx(torch.tensor(expected).exp().item(), rel=1e-4)
     together = mini_student.text_perplexity(model, tokenizer, ["Card", "I lost my card in Spain."])
@@ -208,3 +208,11 @@ def test_bad_input_is_refused(rows: list[Row], tmp_path: Path) -> None:
         build_mini_teacher(negatives, tmp_path / "t", settings=TEACHER)
     with pytest.raises(ValueError, match="lacks \\['label'\\]"):
         build_mini_teacher(negatives.remove_columns("label"), tmp_path / "t", settings=TEACHER)
+
+
+def test_chinese_is_read_by_characters(tmp_path: Path) -> None:
+    texts = ["怎么提前还款", "可以提前还款吗", "退款什么时候到账", "退款多久到账"] * 3
+    folder = build_mini_student(texts, tmp_path / "student", settings=replace(STUDENT, max_steps=1))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("提前到账")["input_ids"]  # a new sentence of known characters
+    assert [tokenizer.decode([token]) for token in ids] == list("提前到账")

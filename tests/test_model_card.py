@@ -18,12 +18,13 @@ from huggingface_hub import ModelCard, metadata_load
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import DIST_LOSSES, DataArguments, FlippedDistillationConfig, StudentArguments
 from flipped_kd.experiment import run_comparison
 from flipped_kd.model_card import card_data, render_card, write_card
 from flipped_kd.plots import LOSSES_PLOT, SYSTEMS_PLOT
 from flipped_kd.push import check_card
 from flipped_kd.report import markdown_table
+from flipped_kd.rivals import build_objective
 from flipped_kd.trainer_setup import build_loss
 
 ROOT = Path(__file__).parents[1]
@@ -158,6 +159,18 @@ def test_losses_are_those_of_the_settings(folder: Path) -> None:
     card = render_card(data)
     assert all(f"`{name}={value}`" in card for name, value in loss.dist.get_config_dict().items())
     assert "**L_MCL**" not in card and loss.dist.citation in card
+
+
+@pytest.mark.parametrize("name", DIST_LOSSES)
+def test_every_objective_is_named_and_cited(name: str, folder: Path) -> None:
+    """A card that fails would end a run after its training."""
+    report = report_of(folder)
+    report["settings"]["training"] |= {"dist_loss": name, "mcl_weight": 0.0}
+    change(folder / "report.json", settings=report["settings"])
+    card = render_card(card_data(folder))
+    objective = build_objective(name, 0.05)
+    assert objective.citation and objective.citation in card
+    assert (f"by the objective `{name}`" in card) == (name not in ("mse", "kl"))
 
 
 def test_dropped_share_is_the_mean_over_seeds(folder: Path) -> None:

@@ -24,8 +24,9 @@ from transformers import (
 
 from flipped_kd.collator import TeacherScoringCollator
 from flipped_kd.encoder import LoraEncoder
-from flipped_kd.packing import additive_mask, pack_rows, packing_offset
+from flipped_kd.packing import pack_rows, packing_offset, stack_rows
 from flipped_kd.prompts import PairPrompt, PairTokens
+from flipped_kd.readings import PairReader
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -77,8 +78,25 @@ def test_visibility_and_positions() -> None:
     assert visible.any(-1).all() and packed["attention_mask"][0].any(-1).all()
 
 
+def test_stacked_texts_see_themselves_only() -> None:
+    pairs = [PairTokens([5, 6, 7, 8, 9], (1, 2), (3, 4), False), PairTokens([5, 6, 9], (1, 2), (1, 2), False)]
+    alone = [PairTokens([5, 8], (1, 2), None, False), PairTokens([5, 6, 7], (1, 3), None, False)]
+    stacked = stack_rows(pairs, [*alone, alone[0]], pad_token_id=0, offset=2)
+    # The longest first; the last one has no room beside the others.
+    assert stacked["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 6, 9, 0, 0], [5, 6, 7, 5, 8], [5, 8, 0, 0, 0]]
+    assert (stacked["position_ids"][2] - 2).tolist() == [0, 1, 2, 0, 1]
+    assert stacked["alone_row"].tolist() == [2, 2, 3]
+    assert [span.nonzero().flatten().tolist() for span in stacked["alone_span"]] == [[4], [1, 2], [1]]
+    visible = stacked["attention_mask"][:, 0]
+    assert torch.equal(visible[0], torch.ones(5, 5).tril().bool())
+    assert [row.nonzero().flatten().tolist() for row in visible[2]] == [[0], [0, 1], [0, 1, 2], [3], [3, 4]]
+    assert visible.any(-1).all()
+    assert not visible[1, 3:, :3].any() and not visible[1, :3, 3:].any()
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: str) -> None:
+def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: str, share_prefix: bool) -> None:
     """Logits at the answer, representations and gradients are those of separate rows."""
     student.set_attn_implementation(attention)
     model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)).eval()
@@ -87,22 +105,19 @@ def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: 
             torch.nn.init.normal_(weight, std=0.1)
     prompt = PairPrompt.from_preset(tokenizer, max_length=40)  # short enough to cut some texts
     encoder = LoraEncoder.from_model(model, layers="last:1")
-    packed = TeacherScoringCollator(prompt, tokenizer.pad_token_id, position_offset=packing_offset(student, 40))
+    packed = TeacherScoringCollator(
+        prompt, tokenizer.pad_token_id, position_offset=packing_offset(student, 40), share_prefix=share_prefix
+    )
     separate = dataclasses.replace(packed, position_offset=None)
     rows = [pairs[i] for i in range(8)]
 
+    reader = PairReader(encoder, "independent", True, model.dtype)
+
     def run(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        mask = batch["attention_mask"]
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
-        if mask.ndim == 4:
-            inputs |= {"attention_mask": additive_mask(mask, model.dtype), "position_ids": batch["position_ids"]}
-        with encoder.capture() as captured:
-            logits = model(**inputs).logits[range(8), batch["answer_position"]]
-        first = encoder.pool(captured, batch["span_a"])
-        if mask.ndim == 2:
-            with encoder.capture() as captured:
-                model(input_ids=batch["alone_input_ids"], attention_mask=batch["alone_attention_mask"])
-        second = encoder.pool(captured, batch["alone_span"])
+        assert ("alone_row" in batch) is (batch["attention_mask"].ndim == 4 and not share_prefix)
+        logits, vectors = reader(model, batch)
+        assert vectors is not None
+        first, second = vectors.text_a, vectors.text_b
         model.zero_grad()
         (logits.logsumexp(-1).sum() + (first * second.roll(1, 0)).sum()).backward()
         gradient = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])

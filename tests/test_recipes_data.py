@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import mini_texts
 import pytest
 
 from recipes.data import build_fin_mini as builder
@@ -45,7 +46,7 @@ def find_templates(text: str, patterns: list[tuple[str, re.Pattern[str], str]]) 
 @pytest.fixture(scope="module")
 def parsed(splits: Splits) -> Parsed:
     """Of each row the templates found in text_a and in text_b, and the label."""
-    phrasings, slots = builder.load_intents()
+    phrasings, slots = mini_texts.load_intents(builder.INTENTS_FILE)
     patterns = []
     for phrasing in phrasings:
         pieces = re.split(r"\{(\w+)\}", phrasing.template.lower())
@@ -64,7 +65,7 @@ def parsed(splits: Splits) -> Parsed:
 def test_committed_files_equal_a_rebuild(splits: Splits, rebuilt: Splits) -> None:
     assert splits == rebuilt
     for name, rows in rebuilt.items():
-        assert (DATA / "fin_mini" / f"{name}.jsonl").read_text("utf-8") == builder.to_jsonl(rows)
+        assert (DATA / "fin_mini" / f"{name}.jsonl").read_text("utf-8") == mini_texts.to_jsonl(rows)
 
 
 def test_check_option_finds_a_changed_file(
@@ -104,7 +105,7 @@ def test_no_phrasing_is_shared_between_splits(parsed: Parsed) -> None:
 
 
 def test_labels_say_whether_the_intents_are_equal(parsed: Parsed) -> None:
-    intent_of = {p.template: p.intent for p in builder.load_intents()[0]}
+    intent_of = {p.template: p.intent for p in mini_texts.load_intents(builder.INTENTS_FILE)[0]}
     for rows in parsed.values():
         for templates_a, templates_b, label in rows:
             intents_a, intents_b = ({intent_of[t] for t in ts} for ts in (templates_a, templates_b))
@@ -114,7 +115,7 @@ def test_labels_say_whether_the_intents_are_equal(parsed: Parsed) -> None:
 
 
 def test_every_intent_is_in_every_split(parsed: Parsed) -> None:
-    phrasings, _ = builder.load_intents()
+    phrasings, _ = mini_texts.load_intents(builder.INTENTS_FILE)
     intent_of = {p.template: p.intent for p in phrasings}
     counts = Counter(p.intent for p in phrasings)
     assert len(counts) >= 48 and min(counts.values()) >= 16
@@ -133,7 +134,7 @@ def test_hard_negatives_share_more_words_than_positives(splits: Splits) -> None:
     for rows in splits.values():
         overlap = {
             label: sorted(
-                builder.word_overlap(str(r["text_a"]), str(r["text_b"])) for r in rows if r["label"] == label
+                mini_texts.word_overlap(str(r["text_a"]), str(r["text_b"])) for r in rows if r["label"] == label
             )
             for label in (0, 1)
         }
@@ -143,7 +144,7 @@ def test_hard_negatives_share_more_words_than_positives(splits: Splits) -> None:
 
 def test_slot_values_of_a_pair_differ() -> None:
     slots = {"amount": ["1 euro", "2 euros"]}
-    phrasings = [builder.Phrasing("f", "i", f"{word} {{amount}}") for word in ("pay", "send")]
+    phrasings = [mini_texts.Phrasing("f", "i", f"{word} {{amount}}") for word in ("pay", "send")]
     for seed in range(50):
         pair = builder.render_pair(((phrasings[0],), (phrasings[1],)), slots, random.Random(seed))
         assert sum("1 euro" in text.lower() for text in pair) == 1
@@ -163,10 +164,10 @@ def test_faulty_intents_are_refused(tmp_path: Path, intents: str, message: str) 
         "slots: {amount: [1 euro]}\nfamilies:\n  f: " + intents.replace("Pay {sum}", '"Pay {sum}"'), "utf-8"
     )
     with pytest.raises(ValueError, match=message):
-        builder.load_intents(file)
+        mini_texts.load_intents(file)
 
 
 def test_too_few_phrasings_are_refused() -> None:
-    phrasings = [builder.Phrasing("f", "only", text) for text in ("one", "two")]
+    phrasings = [mini_texts.Phrasing("f", "only", text) for text in ("one", "two")]
     with pytest.raises(ValueError, match="Intent 'only' yields 1 positive pairs but 5 are asked for"):
         builder.choose_positives(phrasings, 5, random.Random(0))

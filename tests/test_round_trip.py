@@ -152,12 +152,12 @@ def test_a_fresh_process_gives_the_same_scores(world: World, tmp_path: Path) -> 
     crossed, causal, old, old_merged, new, new_merged = found
 
     answer, similarity = world.trainer.score_pairs(world.pairs)
-    close(old["answer"], answer, 1e-6)
+    close(old["answer"], answer, 5e-6)  # log-odds of size 3, read in other batches
     close(old["similarity"], similarity, 1e-6)
     assert crossed["alone"] and np.std(crossed["answer"]) > 0.01
     close(crossed["answer"], answer, 1e-5)
     local = FlippedMatcher.from_pretrained(later)
-    close([new["answer"], new["similarity"]], scores(local, world), 1e-6)
+    close([new["answer"], new["similarity"]], scores(local, world), 5e-6)
     assert np.abs(np.subtract(new["answer"], old["answer"])).max() > 1e-2
     for adapter, merged in ((old, old_merged), (new, new_merged)):
         for name in ("answer", "similarity", "vectors"):
@@ -187,7 +187,7 @@ def test_tokens_of_this_process(world: World, repo_id: str, tmp_path: Path) -> N
     push_folder(world.adapter, repo_id, private=True, token=hub.token)
     expected = scores(FlippedMatcher.from_pretrained(world.adapter), world)
     with connected(hub, tmp_path / "stranger"):
-        close(scores(FlippedMatcher.from_pretrained(repo_id, token=hub.token), world), expected, 1e-6)
+        close(scores(FlippedMatcher.from_pretrained(repo_id, token=hub.token), world), expected, 5e-6)
     other = hub.add_user("other")
     for number, token in enumerate((None, WRONG_TOKEN, other)):
         with connected(hub, tmp_path / str(number), token):
@@ -209,7 +209,7 @@ def test_revisions(world: World, repo_id: str, tmp_path: Path) -> None:
     commit = world.api.model_info(repo_id, revision="try-two").sha
     for revision, folder in ((None, world.adapter), ("try-two", later), (commit, later)):
         matcher = FlippedMatcher.from_pretrained(repo_id, revision=revision)
-        close(scores(matcher, world), scores(FlippedMatcher.from_pretrained(folder), world), 1e-6)
+        close(scores(matcher, world), scores(FlippedMatcher.from_pretrained(folder), world), 5e-6)
     with pytest.raises(ValueError, match="no-such-revision"):
         FlippedMatcher.from_pretrained(repo_id, revision="no-such-revision")
 

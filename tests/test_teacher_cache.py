@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipped_kd import teacher_cache, teacher_scores
+from flipped_kd import teacher_scores, teacher_shards
 from flipped_kd.teacher_cache import METADATA_NAME, CacheIdentity, TeacherCache, fill_cache
 from flipped_kd.teacher_scores import TeacherEmbeddings, TeacherPairScores, VectorTable, ordered_pair_keys
 
@@ -60,7 +60,7 @@ def shards(directory: Path) -> list[Path]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "MAX_SHARD_ROWS", 8)
+    monkeypatch.setattr(teacher_shards, "MAX_SHARD_ROWS", 8)
 
 
 KEYS = np.arange(100, 130, dtype=np.int64)

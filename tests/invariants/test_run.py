@@ -24,6 +24,7 @@ from tests.invariants.training import assert_equal, logged, lora, new_trainer, s
 WEIGHTS = {"sup_weight": 1.0, "dist_weight": 0.5, "mcl_weight": 2.0}
 CHECKPOINT = {
     "README.md",
+    "_manifest.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "lora_encoder.json",
@@ -173,7 +174,7 @@ def test_checkpoints_hold_the_contracts_and_no_pickled_settings(run: Run) -> Non
     for folder in folders:
         assert {path.name for path in folder.iterdir()} == CHECKPOINT
     final = {path.name for path in run.folder.iterdir() if path.is_file()}
-    resumable = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+    resumable = {"_manifest.json", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
     assert final == CHECKPOINT - resumable
 
 

@@ -112,15 +112,19 @@ def test_packing_changes_no_loss_and_no_gradient(
     trainer.train()
     rows = [trainer.train_dataset[row] for row in range(8)]  # type: ignore[index]
     results = []
-    for collator in (trainer.data_collator, replace(trainer.data_collator, position_offset=None)):
+    own = trainer.data_collator
+    others = [replace(own, share_prefix=not own.share_prefix), replace(own, position_offset=None)]
+    for collator in (own, *others):
         batch = collator(rows)
-        assert ("position_ids" in batch) is (collator is trainer.data_collator)
+        assert ("position_ids" in batch) is (collator is not others[1])
+        assert ("alone_row" in batch) is (collator is not others[1] and not collator.share_prefix)
         loss = trainer.compute_loss(trainer.model, batch)
         results.append((float(loss.detach()), gradients_of(loss, trainer.model)))
-    (packed, found), (separate, expected) = results
-    assert packed == pytest.approx(separate, abs=1e-5)
+    separate, expected = results.pop()
     assert all(value.any() for value in expected.values())
-    assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for packed, found in results:
+        assert packed == pytest.approx(separate, abs=1e-5)
+        assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_loader_workers_change_nothing(

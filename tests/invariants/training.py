@@ -163,19 +163,17 @@ class Gradients(TrainerCallback):
 
 
 class RecordingTrainer(FlippedDistillationTrainer):
-    """Keeps the inputs and the loss of each training micro-batch."""
+    """Keeps the inputs of each training micro-batch, the numbers of its rows and its loss."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batches: list[dict[str, Tensor]] = []
+        self.rows: list[list[int]] = []
         self.losses: list[float] = []
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if model.training:
-            self.batches.append(inputs)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if model.training:
-            self.losses.append(float(result.detach()))
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        self.batches.append(inputs)
+        self.rows.append(inputs["rows"].tolist())
+        result = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(float(result) * self.current_gradient_accumulation_steps)
         return result

@@ -1,0 +1,93 @@
+"""Search in 100,000 texts with a finished index, then rank the nearest 20 again by the answer.
+
+Peer: a SentenceTransformer of the student's size, semantic_search and a CrossEncoder on the same merged model. Both
+indexes hold the same random unit vectors: how long a search takes does not depend on what they say, and encoding the
+texts is no part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.util import semantic_search
+
+from flipped_kd import FlippedMatcher
+from flipped_kd.search_index import SearchIndex
+
+from .harness import SHARED, STUDENT, TEACHER, Row, missing, ratios, take_turns
+from .inference import merged_model
+
+TEXTS = 100_000
+RERANK = 20
+FAQ = SHARED / "data" / "banking77_faq"
+
+
+def main(quick: bool = False) -> list[Row]:
+    """Seconds of a search with and without ranking again, one query at a time and many at once."""
+    if missing(STUDENT, TEACHER, FAQ):
+        return []
+    queries = _queries("test.jsonl")[: 10 if quick else 40]
+    texts = _corpus()
+    with tempfile.TemporaryDirectory() as folder:
+        merged = merged_model(Path(folder))
+        matcher = FlippedMatcher.from_pretrained(merged, device="cpu")
+        ranker = CrossEncoder(str(merged), device="cpu")
+    encoder = SentenceTransformer(str(TEACHER), device="cpu")
+    torch.manual_seed(0)
+    dimensions = {"ours": matcher.encoder.dimension, "peer": int(encoder.get_embedding_dimension() or 0)}
+    indexes = {name: torch.nn.functional.normalize(torch.randn(TEXTS, d), dim=-1) for name, d in dimensions.items()}
+    index = SearchIndex(texts, indexes["ours"], {})
+    index.known_to.add(matcher)
+
+    def ours(rerank: int, single: bool) -> float:
+        start = time.perf_counter()
+        options: dict[str, Any] = {"top_k": RERANK, "rerank": rerank} | ({"score": "answer"} if rerank else {})
+        for part in [[query] for query in queries] if single else [queries]:
+            matcher.search(part, index, **options)
+        return time.perf_counter() - start
+
+    def peer(rerank: int, single: bool) -> float:
+        start = time.perf_counter()
+        for part in [[query] for query in queries] if single else [queries]:
+            vectors = encoder.encode(part, convert_to_tensor=True, show_progress_bar=False)
+            found = semantic_search(vectors, indexes["peer"], top_k=RERANK)
+            if rerank:
+                for query, hits in zip(part, found, strict=True):
+                    ranker.rank(query, [texts[int(hit["corpus_id"])] for hit in hits])
+        return time.perf_counter() - start
+
+    rows: list[Row] = []
+    for work, rerank, single, reach in (
+        (f"search in {TEXTS:,} texts, then rank {RERANK} again, a query at a time", RERANK, True, ">= 1.5"),
+        (f"search in {TEXTS:,} texts, then rank {RERANK} again, {len(queries)} queries", RERANK, False, ""),
+        (f"search in {TEXTS:,} texts alone, a query at a time", 0, True, ""),
+    ):
+        seconds = take_turns(
+            {"ours": partial(ours, rerank, single), "peer": partial(peer, rerank, single)},
+            3 if quick else 7,
+        )
+        speed, each = ratios(seconds["peer"], seconds["ours"])
+        first, second = (
+            f"{1000 * statistics.median(seconds[name]) / len(queries):.0f} ms a query" for name in ("ours", "peer")
+        )
+        theirs = "semantic_search + CrossEncoder" if rerank else "semantic_search"
+        rows.append(Row(work, f"matcher.search {first}", f"{theirs} {second}", speed, reach, each))
+    return rows
+
+
+def _queries(name: str) -> list[str]:
+    return [json.loads(line)["query"] for line in (FAQ / name).read_text("utf-8").splitlines()]
+
+
+def _corpus() -> list[str]:
+    """So many distinct texts of a customer's length: real queries, numbered."""
+    real = _queries("train.jsonl")
+    return [f"{real[number % len(real)]} ({number // len(real)})" for number in range(TEXTS)]

@@ -1,0 +1,308 @@
+"""A training step of the three objectives, against what users would pick instead, on the same pairs.
+
+Peers: sentence-transformers' CrossEncoderTrainer with binary cross-entropy, and a straightforward loop. Every system
+trains the same student with the same LoRA over the same pairs in bf16 autocast; the clock runs from the first batch to
+the last update, and each peak of memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import datasets
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from torch.utils.data import BatchSampler
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, PairPrompt, load_pairs
+from flipped_kd.crossencoder_layout import trainable_cross_encoder
+from flipped_kd.student import add_adapter, default_lora, load_student, load_tokenizer
+
+from .harness import BANKING, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
+
+BATCH = 16  # the default of FlippedDistillationConfig
+MAX_LENGTH = 128
+VOCABULARY = 150_000
+OURS = ("independent", "joint", "both")
+LEARNING_RATE = 1e-4
+
+
+class Clock(TrainerCallback):
+    """Seconds from the beginning of the latest training to its end."""
+
+    seconds = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds = -time.perf_counter()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds += time.perf_counter()
+
+
+def common(folder: str) -> dict[str, Any]:
+    """Settings that ours and the peers share."""
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "num_train_epochs": 1,
+        "bf16": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def student(vocabulary: int | None) -> Any:
+    """The stand-in, with more words if asked: speed does not depend on what it knows."""
+    torch.manual_seed(0)
+    model = load_student(str(STUDENT), dtype="float32")
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model
+
+
+def ours(
+    folder: str, rows: int, representation: str, grouped: bool = True, vocabulary: int | None = None
+) -> Callable[[], float]:
+    """One epoch of FlippedDistillationTrainer; "plain" is fine-tuning by the answer alone."""
+    plain = representation == "plain"
+    settings: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0} if plain else {"representation": representation}
+    args = FlippedDistillationConfig(
+        teacher_cache_dir=f"{folder}/cache",
+        max_length=MAX_LENGTH,
+        train_sampling_strategy="group_by_length" if grouped else "random",
+        **common(folder),
+        **settings,
+    )
+    clock = Clock()
+    trainer = FlippedDistillationTrainer(
+        student(vocabulary),
+        None if plain else str(TEACHER),
+        args,
+        pairs(rows),
+        load_pairs(BANKING / "validation.jsonl", max_rows=64),
+        load_tokenizer(str(STUDENT)),
+        callbacks=[clock],
+    )
+    return partial(_trained, trainer, clock)
+
+
+def cross_encoder(folder: str, rows: int, grouped: bool = True, vocabulary: int | None = None) -> Callable[[], float]:
+    """One epoch of CrossEncoderTrainer over the same prompt, student and LoRA, labels as they are."""
+    tokenizer = load_tokenizer(str(STUDENT))
+    prompt = PairPrompt.from_preset(tokenizer, max_length=MAX_LENGTH)
+    model = trainable_cross_encoder(student(vocabulary), tokenizer, prompt, default_lora(), device="cpu")
+    labelled = pairs(rows)
+    table = labelled.cast_column("label", datasets.Value("float32"))
+    sampler: dict[str, Any] = {"batch_sampler": _length_grouped} if grouped else {}
+    args = CrossEncoderTrainingArguments(**common(folder), **sampler, dataloader_drop_last=True)
+    clock = Clock()
+    trainer = _WithoutCard(model, args, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[clock])
+    return partial(_trained, trainer, clock)
+
+
+class _WithoutCard(CrossEncoderTrainer):
+    """Its automatic card would render single texts, which the template of a pair refuses; it costs no step."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        pass
+
+
+def _length_grouped(dataset: datasets.Dataset, batch_size: int, drop_last: bool, **options: Any) -> BatchSampler:
+    """For the peer's `batch_sampler`: transformers' own grouping, by the lengths that ours goes by."""
+    lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
+    sampler = LengthGroupedSampler(batch_size, lengths=lengths, generator=options.get("generator"))
+    return BatchSampler(sampler, batch_size, drop_last)
+
+
+def loop(folder: str, rows: int, one_by_one: bool = False, vocabulary: int | None = None) -> Callable[[], float]:
+    """A straightforward loop: the teacher runs beside it, full logits, forwards over pairs, texts a and texts b.
+
+    `one_by_one` makes a forward of every pair and every text, which needs no padding.
+    """
+    tokenizer = load_tokenizer(str(STUDENT))
+    prompt = PairPrompt.from_preset(tokenizer, max_length=MAX_LENGTH)
+    model: Any = add_adapter(student(vocabulary), default_lora())
+    teacher = SentenceTransformer(str(TEACHER), device="cpu")
+    table = pairs(rows)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+    no_id, yes_id = prompt.answer_ids
+
+    def read(texts: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits at the last token, and the mean of the last layer's states over the row."""
+        longest = max(len(text.input_ids) for text in texts)
+        ids = torch.tensor([text.input_ids + [0] * (longest - len(text.input_ids)) for text in texts])
+        lengths = torch.tensor([len(text.input_ids) for text in texts])
+        real = (torch.arange(longest) < lengths[:, None]).long()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(input_ids=ids, attention_mask=real, output_hidden_states=True)
+        states = out.hidden_states[-1].float() * real[:, :, None]
+        last = out.logits[torch.arange(len(texts)), lengths - 1].float()
+        return last, torch.nn.functional.normalize(states.sum(1) / lengths[:, None], dim=-1)
+
+    def read_all(texts: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        if not one_by_one:
+            return read(texts)
+        logits, vectors = zip(*[read([text]) for text in texts], strict=True)
+        return torch.cat(logits), torch.cat(vectors)
+
+    def epoch() -> float:
+        model.train()
+        start = time.perf_counter()
+        for first in range(0, rows, BATCH):
+            batch = table[first : first + BATCH]
+            labels = torch.tensor(batch["label"])
+            logits, _ = read_all(prompt.encode_pairs(batch["text_a"], batch["text_b"]))
+            a, b = (read_all(prompt.encode_texts(batch[side]))[1] for side in ("text_a", "text_b"))
+            wanted_a, wanted_b = (
+                teacher.encode(batch[side], convert_to_tensor=True, show_progress_bar=False).clone()
+                for side in ("text_a", "text_b")
+            )
+            cosines = a @ b.T
+            answer = torch.nn.functional.cross_entropy(logits, torch.where(labels.bool(), yes_id, no_id))
+            alignment = torch.nn.functional.mse_loss(cosines, wanted_a @ wanted_b.T)
+            contrast = torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(len(labels)))
+            (answer + 10 * alignment + 0.05 * contrast).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return time.perf_counter() - start
+
+    return epoch
+
+
+def full_logits(folder: str, rows: int, vocabulary: int | None = None) -> Callable[[], float]:
+    """transformers' Trainer as for any language model: labels at every position, all but the answer ignored."""
+    from transformers import Trainer, TrainingArguments
+
+    tokenizer = load_tokenizer(str(STUDENT))
+    prompt = PairPrompt.from_preset(tokenizer, max_length=MAX_LENGTH)
+    no_id, yes_id = prompt.answer_ids
+    examples = []
+    for row in pairs(rows):
+        ids = prompt.encode_pairs([row["text_a"]], [row["text_b"]])[0].input_ids
+        ids = [*ids, yes_id if row["label"] else no_id]
+        examples.append({"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "length": len(ids)})
+
+    def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        filled = {
+            "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch],
+            "labels": [row["labels"] + [-100] * (longest - len(row["labels"])) for row in batch],
+            "attention_mask": [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in batch],
+        }
+        return {name: torch.tensor(values) for name, values in filled.items()}
+
+    clock = Clock()
+    args = TrainingArguments(
+        **common(folder),
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    model = add_adapter(student(vocabulary), default_lora())
+    trainer = Trainer(
+        model, args, train_dataset=datasets.Dataset.from_list(examples), data_collator=collate, callbacks=[clock]
+    )
+    return partial(_trained, trainer, clock)
+
+
+SYSTEMS: dict[str, Callable[..., Callable[[], float]]] = {
+    **{name: partial(ours, representation=name) for name in (*OURS, "plain")},
+    "both, ungrouped": partial(ours, representation="both", grouped=False),
+    "CrossEncoderTrainer": cross_encoder,
+    "CrossEncoderTrainer, ungrouped": partial(cross_encoder, grouped=False),
+    "loop": loop,
+    "loop, one by one": partial(loop, one_by_one=True),
+    "Trainer, full logits": full_logits,
+}
+
+
+def pairs(rows: int) -> datasets.Dataset:
+    """The first pairs of banking77."""
+    return load_pairs(BANKING / "train.jsonl", max_rows=rows)
+
+
+def _trained(trainer: Any, clock: Clock) -> float:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        trainer.train()
+    return clock.seconds
+
+
+def peak(name: str, rows: int, vocabulary: int | None = None) -> float:
+    """MiB that one epoch adds to what is held before it, in a process of its own."""
+    return float(elsewhere("training_step", name, rows, vocabulary or 0))
+
+
+def main(quick: bool = False) -> list[Row]:
+    """Samples a second of each system, and their peaks of memory."""
+    if missing(BANKING, STUDENT, TEACHER):
+        return []
+    rows, rounds = (6 * BATCH, 2) if quick else (20 * BATCH, 7)
+    large_rows = rows // 3
+    with tempfile.TemporaryDirectory() as folder:
+        names = [name for name in SYSTEMS if name != "Trainer, full logits"]
+        seconds = take_turns({name: SYSTEMS[name](f"{folder}/{name}", rows) for name in names}, rounds)
+        large_names = ("both", "Trainer, full logits")
+        large = take_turns(
+            {name: SYSTEMS[name](f"{folder}/large {name}", large_rows, vocabulary=VOCABULARY) for name in large_names},
+            rounds,
+        )
+    peaks = {name: peak(name, rows) for name in (*OURS, "CrossEncoderTrainer")}
+    large_peaks = {name: peak(name, large_rows, VOCABULARY) for name in large_names}
+
+    def compared(work: str, name: str, other: str, reach: str, times: dict[str, list[float]]) -> Row:
+        ratio, each = ratios(times[other], times[name])
+        pairs = large_rows if times is large else rows
+        speeds = [f"{pairs / sorted(times[n])[len(times[n]) // 2]:.1f} pairs/s" for n in (name, other)]
+        return Row(work, f"{name} {speeds[0]}", f"{other} {speeds[1]}", ratio, reach, each)
+
+    def held(work: str, name: str, other: str, reach: str, peaks: dict[str, float]) -> Row:
+        values = (f"{n} {peaks[n]:.0f} MiB" for n in (name, other))
+        return Row(work, next(values), next(values), peaks[name] / peaks[other], reach)
+
+    reaches = {"independent": ">= 1.0", "joint": ">= 1.2", "both": ""}
+    peer = "CrossEncoderTrainer"
+    table = [compared(f"training step, {name}", name, peer, reaches[name], seconds) for name in OURS]
+    table.append(compared("training step, answer alone", "plain", peer, "", seconds))
+    table.append(compared("grouping by length, both", "both", "both, ungrouped", "", seconds))
+    table.append(compared(f"grouping by length, {peer}", peer, f"{peer}, ungrouped", "", seconds))
+    table += [held(f"peak memory, {name}", name, peer, "<= 1.1", peaks) for name in OURS]
+    table.append(compared("against a loop, batches of pairs and of texts", "both", "loop", "", seconds))
+    table.append(compared("against a loop, a forward per text and pair", "both", "loop, one by one", ">= 4", seconds))
+    name, other = large_names
+    table.append(compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large))
+    table.append(held("the same, peak memory", name, other, "<= 0.3", large_peaks))
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=peak.__doc__)
+    parser.add_argument("name", choices=list(SYSTEMS))
+    parser.add_argument("rows", type=int)
+    parser.add_argument("vocabulary", type=int, help="0 for the student's own")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
+        run = SYSTEMS[options.name](scratch, options.rows, vocabulary=options.vocabulary or None)
+        with growth() as grown:
+            run()
+    print(json.dumps(grown["peak"] / 2**20))

@@ -1,0 +1,138 @@
+"""Tables of an ablation: means and spreads over seeds, and paired differences with their significance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .ablation_plan import Group
+
+Row = Mapping[str, Any]
+COLUMNS = (
+    ("answer", "f1", "F1 answer"),
+    ("answer", "auc", "AUC answer"),
+    ("similarity", "auc", "AUC similarity"),
+    ("both", "f1", "F1 both"),
+    ("both", "auc", "AUC both"),
+)
+# Like with like: answer with answer, both with both.
+COMPARED = (("answer", "f1"), ("answer", "auc"), ("both", "f1"), ("both", "auc"))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference over seeds.
+
+    Attributes:
+        mean: mean of first - second.
+        std: sample standard deviation; 0 for a single seed.
+        p: two-sided p-value of the paired t-test; None below two seeds or without any spread.
+        wins: seeds with first > second.
+        seeds: how many there are.
+    """
+
+    mean: float
+    std: float
+    p: float | None
+    wins: int
+    seeds: int
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> Difference:
+        """Compare two systems seed by seed.
+
+        Args:
+            first: (seeds,) values of the one.
+            second: (seeds,) of the other, same seeds in the same order.
+
+        Raises:
+            ValueError: there is no seed, or not as many of both.
+        """
+        if not first or len(first) != len(second):
+            raise ValueError(f"{len(first)} and {len(second)} seeds: give the same seeds of both, at least one.")
+        gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+        std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+        p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if std > 0 else None
+        return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps))
+
+    def __str__(self) -> str:
+        p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
+        spread = f" ± {self.std:.4f}" if self.seeds > 1 else ""
+        return f"{self.mean:+.4f}{spread} ({self.wins} of {self.seeds}{p})"
+
+
+def values(rows: Sequence[Row], system: str, metric: str) -> dict[int, float]:
+    """A metric of a system by seed, of the rows that have it."""
+    return {row["seed"]: row["metrics"][system][metric] for row in rows if system in row["metrics"]}
+
+
+def of_run(rows: Sequence[Row], set_name: str, name: str) -> list[Row]:
+    """The rows of one run, by seed."""
+    return sorted((row for row in rows if (row["set"], row["name"]) == (set_name, name)), key=lambda row: row["seed"])
+
+
+def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str], metric: str) -> Difference | None:
+    """Difference of a metric over the seeds that both have; None if they share none."""
+    first, second = values(rows, systems[0], metric), values(other, systems[1], metric)
+    shared = sorted(first.keys() & second.keys())
+    return Difference.of([first[seed] for seed in shared], [second[seed] for seed in shared]) if shared else None
+
+
+def group_tables(rows: Sequence[Row], group: Group) -> str:
+    """Markdown of a group: for each of its sets a table of means and one of paired differences."""
+    parts = [f"## {group.title}"]
+    for name in group.sets:
+        found = {run: of_run(rows, name, run) for run in group.runs}
+        found = {run: part for run, part in found.items() if part}
+        if not found:
+            continue
+        parts += [f"### {name}", means_table(found), differences_table(found, group.reference)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def means_table(found: Mapping[str, Sequence[Row]]) -> str:
+    """Mean ± sample standard deviation of each run, the teacher first."""
+    lines = ["| run | seeds | " + " | ".join(title for _, _, title in COLUMNS) + " |", "|---" * 7 + "|"]
+    first = next(iter(found.values()))
+    lines.append(f"| teacher | | | | | {_cell(first, 'teacher', 'f1')} | {_cell(first, 'teacher', 'auc')} |")
+    bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
+    if bare is not None:
+        lines.append(f"| LLM, not trained | | {_cell(bare, 'llm', 'f1')} | {_cell(bare, 'llm', 'auc')} | | | |")
+    for run, rows in found.items():
+        cells = [_cell(rows, system, metric) for system, metric, _ in COLUMNS]
+        lines.append(f"| {run} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str:
+    """The reference minus each other run, like with like, and minus its teacher; empty without the reference."""
+    mine = found.get(reference)
+    if mine is None:
+        return ""
+    heads = " | ".join(f"Δ{'F1' if metric == 'f1' else 'AUC'} {system}" for system, metric in COMPARED)
+    lines = [f"| {reference} minus | {heads} |", "|---" * (len(COMPARED) + 1) + "|"]
+    for run, rows in found.items():
+        if run == reference:
+            continue
+        cells = [compare(mine, rows, (system, system), metric) for system, metric in COMPARED]
+        lines.append(f"| {run} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+    for system, title in (("teacher", "its teacher"), ("answer_plus_teacher", "its answer + teacher")):
+        cells = [compare(mine, mine, (own, system), metric) for own, metric in COMPARED]
+        lines.append(f"| {title} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+    plain = found.get("plain")
+    if plain is not None and reference != "plain":
+        cells = [compare(mine, plain, (own, "answer_plus_teacher"), metric) for own, metric in COMPARED]
+        lines.append("| plain: answer + teacher | " + " | ".join("" if c is None else str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(rows: Sequence[Row], system: str, metric: str) -> str:
+    found = np.array(list(values(rows, system, metric).values()))
+    if not len(found):
+        return ""
+    spread = f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else ""
+    return f"{found.mean():.4f}{spread}"

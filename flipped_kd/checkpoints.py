@@ -1,0 +1,97 @@
+"""The part of the trainer that saves checkpoints: each is whole or absent, whenever the process is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from .checkpoint_files import STAGING_FOLDER, name_checkpoint, rotate, write_manifest
+from .resume import ResumingTrainer
+
+
+class CheckpointingTrainer(ResumingTrainer):
+    """A Trainer that can be killed at any moment, while it saves too, and goes on as if it had not been.
+
+    A checkpoint is written into `_saving/` beside its place and renamed when every file is on the disk, so a folder
+    `checkpoint-N` is whole or absent. Pushes and rotation see it under its name.
+    """
+
+    _saving = False
+
+    def before_checkpoint(self) -> None:
+        """Called on every process right before a checkpoint is written; does nothing unless overridden."""
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log before each checkpoint: sums of losses that straddle one would be lost when it is resumed."""
+        control = self.control
+        saves = control.should_save or (self.args.save_strategy == SaveStrategy.BEST and control.should_evaluate)
+        if saves and self.args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The run's folder; while a checkpoint is written, the staging folder in it."""
+        run = super()._get_output_dir(trial)
+        return os.path.join(run, STAGING_FOLDER) if self._saving else run
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint into the staging folder, give it its name when it is whole, then push and rotate."""
+        self.before_checkpoint()
+        run = Path(self._get_output_dir(trial))
+        final = run / f"checkpoint-{self.state.global_step}"
+        staged = run / STAGING_FOLDER / final.name
+        writes, wait = self.args.should_save, self.accelerator.wait_for_everyone
+        self._clear_leftovers(run)
+        try:
+            with self._staged():
+                super()._save_checkpoint(model, trial)
+            best = self._record_best(final, staged)
+            wait()  # every process has written its random state
+            if writes:
+                write_manifest(staged, self.args.world_size)
+        except Exception as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            free = shutil.disk_usage(str(self.args.output_dir)).free / 1e9
+            error.add_note(f"{final} was not saved ({free:.2f} GB are free); earlier checkpoints are whole.")
+            raise
+        wait()  # on nodes with disks of their own, no checkpoint gets its name before each node has it whole
+        if writes:
+            name_checkpoint(staged, run)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if writes:
+            rotate(final, self.args.save_total_limit, best)
+        wait()
+        if self.args.local_process_index == 0 and staged.exists():
+            # A node with a disk of its own, without save_on_each_node: it holds the random states of its processes.
+            with contextlib.suppress(OSError):
+                name_checkpoint(staged, run)
+
+    @contextmanager
+    def _staged(self) -> Iterator[None]:
+        """Within it Trainer saves into the staging folder; pushing waits until the checkpoint has its name."""
+        push = self.args.push_to_hub
+        self._saving, self.args.push_to_hub = True, False
+        try:
+            yield
+        finally:
+            self._saving, self.args.push_to_hub = False, push
+
+    def _record_best(self, final: Path, staged: Path) -> Path | None:
+        """Name the best checkpoint by its place; Trainer has looked for it in the staging folder only."""
+        if not self.state.best_global_step:
+            return None
+        best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+        if best == final or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        return best

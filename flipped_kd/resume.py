@@ -1,0 +1,230 @@
+"""The part of the trainer that goes on where a killed run stopped, to the trajectory of a run that never was."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
+
+from .checkpoint_files import (
+    checkpoints_in,
+    complete_checkpoints,
+    finish_interrupted,
+    missing_from,
+    read_manifest,
+    step_of,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ResumingTrainer(Trainer):
+    """A Trainer whose `train(resume_from_checkpoint=True)` serves the first start and every other.
+
+    It goes on from the newest complete checkpoint, or starts at step 0 where there is none. On a CPU the weights and
+    the log are then those of a run that was never stopped, bit for bit.
+    """
+
+    _resumed = False
+    _ended_early = False
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as Trainer does.
+
+        Args:
+            resume_from_checkpoint: True for the newest complete checkpoint in the output folder, or a start from step
+                0 where there is none; incomplete ones are named in the log. A path for just that one.
+            *args: as in Trainer.
+            **kwargs: as in Trainer.
+
+        Raises:
+            ValueError: the checkpoint at the path is incomplete, or the processes see different checkpoints.
+        """
+        run = Path(str(self.args.output_dir))
+        self._clear_leftovers(run)
+        checkpoint = self._find_checkpoint(run, resume_from_checkpoint)
+        self._resumed = checkpoint is not None
+        self._ended_early = checkpoint is not None and self._stopped_at(checkpoint)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def _find_checkpoint(self, run: Path, wanted: str | Path | bool | None) -> Path | None:
+        if not wanted:
+            self._warn_of_later(run, 0)
+            return None
+        if wanted is True:
+            checkpoint = self._newest_of_all(run)
+            if checkpoint is None:
+                logger.info("no complete checkpoint in %s: training starts at step 0", run)
+                return None
+        else:
+            checkpoint = Path(wanted)
+            lacks = missing_from(checkpoint, self._rng_file(checkpoint))
+            if lacks:
+                raise ValueError(
+                    f"resume_from_checkpoint={str(wanted)!r} is no complete checkpoint, it lacks {', '.join(lacks)}: "
+                    "give another one, or True for the newest complete one in the output folder."
+                )
+            self._warn_of_later(run, _state_of(checkpoint).global_step)
+        logger.info("resuming from %s", checkpoint)
+        manifest = read_manifest(checkpoint)
+        if manifest and manifest["processes"] != self.args.world_size:
+            logger.warning(
+                "%s was written by %d processes and is resumed by %d: batches and random numbers will be others",
+                checkpoint,
+                manifest["processes"],
+                self.args.world_size,
+            )
+        return checkpoint
+
+    def _warn_of_later(self, run: Path, start: int) -> None:
+        later = [path.name for path in checkpoints_in(run) if step_of(path) > start]
+        if later and self.args.should_save:
+            logger.warning(
+                "%s holds %s of an earlier run, while this one starts at step %d: resume_from_checkpoint=True would "
+                "take them for its own; use another output_dir, or remove them",
+                run,
+                ", ".join(later),
+                start,
+            )
+
+    def _newest_of_all(self, run: Path) -> Path | None:
+        """The newest checkpoint that is complete for every process: their nodes may have disks of their own."""
+        warn = self.args.local_process_index == 0
+        own = [
+            step_of(path)
+            for path in complete_checkpoints(run, warn=warn)
+            if not missing_from(path, self._rng_file(path))
+        ]
+        seen = gather_object([own])
+        common = set.intersection(*map(set, seen))
+        if not common and any(seen):
+            raise ValueError(
+                f"the processes see different checkpoints in {run}: steps by process {seen}. Nodes without a shared "
+                "disk need save_on_each_node=True; copy a complete checkpoint to every node, or remove them all to "
+                "start at step 0."
+            )
+        return run / f"checkpoint-{max(common)}" if common else None
+
+    def _rng_file(self, checkpoint: Path) -> str | None:
+        """The file of this process's random state, where as many processes wrote the checkpoint as run now."""
+        manifest = read_manifest(checkpoint)
+        if manifest is None or manifest["processes"] != self.args.world_size:
+            return None
+        return "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+
+    def _stopped_at(self, checkpoint: Path) -> bool:
+        """Whether a restored callback, such as early stopping, had ended the run at this checkpoint."""
+        if not self.args.restore_callback_states_from_checkpoint:
+            return False
+        state = _state_of(checkpoint)
+        callbacks: Any = state.stateful_callbacks or {}  # names and values in a file, where transformers says a list
+        control = callbacks.get("TrainerControl", {}).get("args", {})
+        return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
+
+    # ---- Going on ----
+
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        self._evaluate_if_missed(kwargs["trial"])
+        if self._nothing_left():  # Trainer would make a step before it looks
+            self.control.should_training_stop = True
+            return
+        # Trainer sets the epoch after it has wrapped the loader to skip batches, and then does not reach the sampler
+        # where several processes share it: they would repeat the first epoch's order.
+        loader = kwargs["train_dataloader"]
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> TrainOutput:
+        self._evaluate_if_missed(trial)  # no epoch is run where the last one was whole
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+    def _nothing_left(self) -> bool:
+        """Whether the run was killed between its last checkpoint and its end."""
+        return self.state.global_step >= self.state.max_steps or self._ended_early
+
+    def _evaluate_if_missed(self, trial: Any) -> None:
+        """Evaluate once more as the killed run was about to, or had: at an epoch's end, after its last checkpoint."""
+        if not self._resumed:
+            return
+        self._resumed = False
+        args, state = self.args, self.state
+        epoch = state.epoch or 0.0
+        at_end = epoch == int(epoch) or self._nothing_left()
+        lines = [line for line in state.log_history if line["step"] == state.global_step]
+        done = any(name.startswith("eval_") for line in lines for name in line)
+        if args.eval_strategy == IntervalStrategy.EPOCH and at_end and not done and args.eval_delay <= epoch:
+            self._determine_best_metric(metrics=self._evaluate(trial, None), trial=trial)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochLengthGroupedSampler(sampler.batch_size, sampler.lengths, seed)
+        return sampler
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without drawing from training's random numbers: how often a run looks does not change it."""
+        with _random_states_kept():
+            return super()._evaluate(*args, **kwargs)
+
+    def _clear_leftovers(self, run: Path) -> None:
+        """Finish or remove what a killed process left: first on the writer's disk, then on nodes with their own."""
+        for mine in (self.args.should_save, self.args.local_process_index == 0):
+            if mine:
+                finish_interrupted(run)
+            self.accelerator.wait_for_everyone()
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """Batches of like length in an order that seed and epoch decide.
+
+    transformers' own draws it from the global random state, which another process has spent differently: a resumed run
+    would see other batches, and the ranks of one run different orders from the second epoch on.
+
+    Args:
+        batch_size: rows of one step of one process.
+        lengths: of every row of the data set.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch; the data loader calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Give the global random states of the CPU back as they were."""
+    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(tensors)

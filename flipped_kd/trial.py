@@ -1,0 +1,103 @@
+"""Trying a student on two short rows before anything is built on it: what runs, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+ROWS, TOKENS = 2, 8
+# Shape of what a module has given in each of its calls; None where that was no tensor.
+Calls = dict[str, list[tuple[int, ...] | None]]
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, without PEFT's wrapper (its layers stay adapted)."""
+    from peft import PeftModel  # here: data-loader workers import this file by way of the collator, and need no PEFT
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where the model takes its token ids."""
+    embedding: Any = unwrapped(model).get_input_embeddings()
+    return embedding.weight.device
+
+
+def attention_window(model: nn.Module) -> int | None:
+    """How many tokens back a layer of the model sees at the least; None if all layers see all."""
+    config = unwrapped(model).config.get_text_config()
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    # Models that could have a window and do not say so by None, 0 or -1.
+    return min((size for size in sizes if size is not None and size > 0), default=None)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether some weight is not whole here (ZeRO-3, the meta device), so that the model cannot be tried."""
+    return any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters())
+
+
+@torch.no_grad()
+def read_rows(model: nn.Module, *, training: bool = False) -> Any:
+    """Run `model` on two rows of token ids (2, 8) that are alike in their first half; modes and RNG stay as they were.
+
+    Args:
+        model: with or without adapter.
+        training: read as in training, or as in evaluation.
+
+    Returns:
+        What the model gives.
+
+    Raises:
+        ValueError: it cannot read token ids alone.
+    """
+    base = unwrapped(model)
+    size = base.config.get_text_config().vocab_size
+    # Away from the special ones at the start of most vocabularies.
+    ids = (torch.arange(TOKENS) + min(100, size // 2)) % size
+    other = torch.where(torch.arange(TOKENS) < TOKENS // 2, ids, (ids + 4) % size)
+    rows = torch.stack([ids, other]).to(input_device(model))
+    was_training = model.training
+    devices = [rows.device] if rows.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            return model.train(training)(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
+    except Exception as error:  # whatever a model's code raises
+        mode = "training" if training else "evaluation"
+        raise ValueError(
+            f"student {type(base).__name__} cannot read rows of token ids in {mode} ({error!r}): name a decoder-only "
+            "causal language model that can (Qwen2, Llama, Mistral, GLM ...)."
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def calls(model: nn.Module, modules: Mapping[str, nn.Module]) -> Calls:
+    """What each of `modules` gives while two rows are read in evaluation and in training.
+
+    One that does not run in both is absent: a model may take its weight past it, or use it for images only.
+    """
+    found = [_calls(model, modules, training) for training in (False, True)]
+    return {name: found[0][name] + found[1][name] for name in modules if all(name in once for once in found)}
+
+
+def _calls(model: nn.Module, modules: Mapping[str, nn.Module], training: bool) -> Calls:
+    shapes: Calls = {}
+
+    def recorder(name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            shapes.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else None)
+
+        return record
+
+    handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
+    try:
+        read_rows(model, training=training)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes

@@ -1,0 +1,91 @@
+"""Ablations and rivals: many training runs from one YAML file, side by side, resumable, one row for each.
+
+    python recipes/ablation.py --quick                       # mini set, plain and full, 2 seeds
+    python recipes/ablation.py --config recipes/configs/ablation_main.yaml --root FOLDER --workers 2
+    python recipes/ablation.py --config ... --tables         # only print the tables of the rows there are
+
+FOLDER holds the data and models that the file names. A command that was interrupted goes on when it is given again:
+finished runs are not repeated, unfinished ones go on from their last checkpoint. --max_minutes stops in good time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mini_student import MiniStudentSettings, build_mini_student
+from mini_teacher import build_mini_teacher
+from peers import PEERS
+
+from flipped_kd.ablation import ROWS_FILE, read_rows, run_plan
+from flipped_kd.ablation_plan import Plan, read_plan, with_settings
+from flipped_kd.ablation_tables import group_tables
+from flipped_kd.data import load_pairs
+from flipped_kd.report import write_atomically
+
+HERE = Path(__file__).parent
+QUICK = HERE / "configs" / "ablation_quick.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="plan of the ablation (YAML)")
+    parser.add_argument("--quick", action="store_true", help=f"the plan {QUICK.name}")
+    parser.add_argument("--root", type=Path, help="where relative paths in the plan start; by default here")
+    parser.add_argument("--output_dir", type=Path, help="replaces the plan's")
+    parser.add_argument(
+        "--rows", type=Path, help=f"file of finished rows; by default {ROWS_FILE} in the output folder"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; by default one a core")
+    parser.add_argument("--max_minutes", type=float, help="start no run after so many minutes")
+    parser.add_argument("--tables", action="store_true", help="run nothing, show the tables of the finished rows")
+    options = parser.parse_args(argv)
+    if (options.config is None) != options.quick:
+        parser.error("give --config or --quick")
+    try:
+        plan = read_plan(options.config or QUICK, options.root or HERE.parent, output_dir=options.output_dir)
+        rows_file = options.rows or plan.output_dir / ROWS_FILE
+        if options.tables:
+            rows = read_rows(rows_file)
+        else:
+            plan = with_mini_models(plan)
+            rows = run_plan(plan, rows_file, workers=options.workers, max_minutes=options.max_minutes, peers=PEERS)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    tables = "\n\n".join(group_tables(rows, group) for group in plan.groups)
+    print(f"\n{tables}")
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan.output_dir / "tables.md", f"# Ablation\n\n{tables}\n")
+
+
+def with_mini_models(plan: Plan) -> Plan:
+    """The plan with models built for the sets that name none or mini ones, as the recipes do.
+
+    `student: mini-64` is a mini student of width 64, `teacher: mini-med_mini` a mini teacher of another embedded set.
+    """
+    built: dict[str, dict[str, str]] = {}
+    for job in plan.jobs:
+        student, teacher = (str(job.settings.get(name, "mini")) for name in ("student", "teacher"))
+        if job.set in built or not (student.startswith("mini") or teacher.startswith("mini")):
+            continue
+        folder = plan.output_dir / "mini_models" / job.set
+        pairs = load_pairs(job.settings["train_file"])
+        built[job.set] = {}
+        if teacher.startswith("mini"):
+            other = teacher.removeprefix("mini").removeprefix("-")
+            known = load_pairs(HERE / "data" / other / "train.jsonl") if other else pairs
+            built[job.set]["teacher"] = str(build_mini_teacher(known, folder / teacher, seed=0))
+        if student.startswith("mini"):
+            width = int(student.removeprefix("mini").removeprefix("-") or MiniStudentSettings.hidden_size)
+            size = MiniStudentSettings(hidden_size=width, intermediate_size=3 * width)
+            texts = [*pairs["text_a"], *pairs["text_b"]]
+            built[job.set]["student"] = str(build_mini_student(texts, folder / student, seed=0, settings=size))
+    return with_settings(plan, built)
+
+
+if __name__ == "__main__":
+    main()

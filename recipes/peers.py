@@ -1,0 +1,174 @@
+"""The outside peer of the ablation: sentence-transformers' own CrossEncoderTrainer on the same student and pairs.
+
+The student is the same language model with the same LoRA and the same prompt, in sentence-transformers' layout for
+causal models (yes minus no at the last token); losses and training loop are theirs. Budget and optimizer are those of
+the run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder import losses as cross_encoder_losses
+from torch import nn
+from transformers import set_seed
+
+from flipped_kd.ablation import Peer, judge_run
+from flipped_kd.ablation_plan import Job, settings_of
+from flipped_kd.config import FlippedDistillationConfig, StudentArguments
+from flipped_kd.crossencoder_layout import trainable_cross_encoder
+from flipped_kd.experiment import teacher_split_scores
+from flipped_kd.prompts import PairPrompt
+from flipped_kd.report import SplitScores
+from flipped_kd.splits import load_splits
+from flipped_kd.student import default_lora, load_student, load_tokenizer
+from flipped_kd.teacher import BiEncoderTeacher, load_teacher
+from flipped_kd.teacher_calibration import PlattCalibration
+from flipped_kd.teacher_check import teacher_scores
+
+# (pairs, teacher's log-odds of any texts a and b, seed) -> columns that the loss reads.
+Columns = Callable[[datasets.Dataset, Callable[..., np.ndarray], int], dict[str, Sequence[Any]]]
+
+
+def gold_labels(pairs: datasets.Dataset, log_odds: Callable[..., np.ndarray], seed: int) -> dict[str, Sequence[Any]]:
+    """For BinaryCrossEntropyLoss: plain fine-tuning."""
+    return {"text_a": pairs["text_a"], "text_b": pairs["text_b"], "label": [float(label) for label in pairs["label"]]}
+
+
+def teacher_labels(
+    pairs: datasets.Dataset, log_odds: Callable[..., np.ndarray], seed: int
+) -> dict[str, Sequence[Any]]:
+    """For MSELoss: the student's log-odds of a pair are to be the teacher's."""
+    return {
+        "text_a": pairs["text_a"],
+        "text_b": pairs["text_b"],
+        "label": log_odds(pairs["text_a"], pairs["text_b"]).tolist(),
+    }
+
+
+def teacher_margins(
+    pairs: datasets.Dataset, log_odds: Callable[..., np.ndarray], seed: int
+) -> dict[str, Sequence[Any]]:
+    """For MarginMSELoss: a matching text_b against one of another pair, two forwards as for two pairs."""
+    matches = [row for row in range(len(pairs)) if pairs["label"][row] == 1]
+    rng = random.Random(seed)
+    text_a, text_b = list(pairs["text_a"]), list(pairs["text_b"])
+    first = [text_a[row] for row in matches]
+    second = [text_b[row] for row in matches]
+    others = [rng.randrange(len(pairs) - 1) for _ in matches]
+    third = [text_b[other + (other >= row)] for other, row in zip(others, matches, strict=True)]
+    margins = log_odds(first, second) - log_odds(first, third)
+    return {"query": first, "passage_one": second, "passage_two": third, "label": margins.tolist()}
+
+
+@dataclass(frozen=True)
+class CrossEncoderPeer:
+    """Makes a run of the ablation by a loss of sentence-transformers. It pickles: runs are made in other processes.
+
+    Attributes:
+        loss: name of the loss in sentence_transformers.cross_encoder.losses.
+        columns: what the loss reads.
+    """
+
+    loss: str
+    columns: Columns
+
+    def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
+        student, data, config = settings_of(job, folder, cache)
+        splits = load_splits(data, job.seed)
+        teacher = load_teacher(data.teacher or "", revision=data.teacher_revision)
+        if not isinstance(teacher, BiEncoderTeacher):
+            raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
+        labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
+        of_teacher = teacher_split_scores(teacher, splits, config)
+        calibration = PlattCalibration.fit(of_teacher.validation, labels[0])
+
+        def log_odds(text_a: Sequence[str], text_b: Sequence[str]) -> np.ndarray:
+            table = datasets.Dataset.from_dict({"text_a": list(text_a), "text_b": list(text_b)})
+            scores = teacher_scores(teacher, table, cache_dir=str(cache), batch_size=config.teacher_batch_size)
+            return calibration.scale * scores + calibration.offset
+
+        set_seed(job.seed)  # A's random start belongs to the seed
+        model = _as_cross_encoder(student, config)
+        rows = datasets.Dataset.from_dict(self.columns(splits.train, log_odds, job.seed))
+        _train(model, rows, self.loss, config, folder)
+        found = [_scores(model, part, config) for part in (splits.validation, splits.test)]
+        return judge_run(SplitScores(*found), None, of_teacher, *labels)
+
+
+def _as_cross_encoder(student: StudentArguments, config: FlippedDistillationConfig) -> CrossEncoder:
+    """The bare student in sentence-transformers' layout, with a new LoRA adapter."""
+    name = student.student or ""
+    tokenizer = load_tokenizer(name, revision=student.student_revision)
+    prompt = PairPrompt.from_preset(
+        tokenizer, config.prompt, max_length=config.max_length, instruction=config.instruction
+    )
+    return trainable_cross_encoder(
+        load_student(name, revision=student.student_revision, dtype="float32"),
+        tokenizer,
+        prompt,
+        default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
+        device="cpu" if config.use_cpu else None,
+    )
+
+
+def _train(
+    model: CrossEncoder, rows: datasets.Dataset, loss: str, config: FlippedDistillationConfig, folder: Path
+) -> None:
+    options: dict[str, Any] = {"activation_fn": nn.Identity()} if loss != "BinaryCrossEntropyLoss" else {}
+    # A triple is read twice: half as many a step make the same number of forwards.
+    size = config.per_device_train_batch_size // (2 if "passage_two" in rows.column_names else 1)
+    args = CrossEncoderTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=size,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        lr_scheduler_type=config.lr_scheduler_type,
+        bf16=config.bf16,
+        use_cpu=config.use_cpu,
+        seed=config.seed,
+        dataloader_drop_last=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    objective = getattr(cross_encoder_losses, loss)(model, **options)
+    _Trainer(model, args, train_dataset=rows, loss=objective).train()
+
+
+class _Trainer(CrossEncoderTrainer):
+    """Without a card: its statistics would render single texts, which the template of a pair refuses."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        pass
+
+
+def _scores(model: CrossEncoder, pairs: datasets.Dataset, config: FlippedDistillationConfig) -> np.ndarray:
+    texts = list(zip(pairs["text_a"], pairs["text_b"], strict=True))
+    found = model.predict(
+        texts,
+        batch_size=config.per_device_eval_batch_size,
+        activation_fn=nn.Identity(),
+        show_progress_bar=False,
+    )
+    return np.asarray(found, np.float64)
+
+
+PEERS: dict[str, Peer] = {
+    "cross_encoder_bce": CrossEncoderPeer("BinaryCrossEntropyLoss", gold_labels),
+    "cross_encoder_mse": CrossEncoderPeer("MSELoss", teacher_labels),
+    "cross_encoder_margin_mse": CrossEncoderPeer("MarginMSELoss", teacher_margins),
+}

@@ -1,0 +1,83 @@
+"""Two ranks save one checkpoint, and go on from it as if they had not stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from safetensors.torch import load_file
+
+from flipped_kd.checkpoint_files import missing_from, read_manifest
+from tests.distributed.checkpoint_run import SAMPLING, SAVED, STEPS
+from tests.distributed.launching import launch
+from tests.invariants.training import assert_equal
+
+RANKS = (0, 1)
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def folder(
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What the ranks of checkpoint_run.py have left behind."""
+    folder = tmp_path_factory.mktemp("ddp")
+    (folder / "student").symlink_to(student_dir)
+    (folder / "teacher").symlink_to(teacher_dir)
+    pairs.save_to_disk(str(folder / "pairs"))
+    held_out.save_to_disk(str(folder / "held_out"))
+    launch("tests.distributed.checkpoint_run", folder)
+    return folder
+
+
+def facts(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{name}_{rank}.json").read_text("utf-8")) for rank in RANKS]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_resumed_in_the_second_epoch(folder: Path, sampling: str) -> None:
+    for rank in RANKS:
+        expected, found = (
+            load_file(folder / f"{name}_{sampling}_{rank}.safetensors") for name in ("whole", "resumed")
+        )
+        assert_equal(found, expected)
+    for whole, resumed in zip(facts(folder, f"whole_{sampling}"), facts(folder, f"resumed_{sampling}"), strict=True):
+        assert resumed["rows"] == whole["rows"][SAVED:]
+        assert resumed["log"] == whole["log"]
+        assert resumed["held"] == [f"checkpoint-{SAVED}"]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_every_row_comes_once_an_epoch(folder: Path, sampling: str) -> None:
+    ranks = [whole["rows"] for whole in facts(folder, f"whole_{sampling}")]
+    for epoch in (slice(0, 8), slice(8, STEPS)):
+        rows = [row for rank in ranks for batch in rank[epoch] for row in batch]
+        assert len(rows) == len(set(rows))
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_one_checkpoint_of_both_ranks(folder: Path, sampling: str) -> None:
+    checkpoint = folder / f"whole_{sampling}" / f"checkpoint-{STEPS}"
+    assert [path for path in checkpoint.parent.iterdir() if path.name != "_teacher_cache"] == [checkpoint]
+    for rank in RANKS:
+        assert missing_from(checkpoint, f"rng_state_{rank}.pth") == []
+    manifest = read_manifest(checkpoint)
+    assert manifest is not None and manifest["processes"] == len(RANKS)
+    assert {f"rng_state_{rank}.pth" for rank in RANKS} < manifest["files"].keys()
+
+
+def test_the_hook_is_called_on_every_rank(folder: Path) -> None:
+    assert [fact["hooked"] for fact in facts(folder, "whole_random")] == [3, 3]  # steps 5, 10 and 12
+
+
+def test_ranks_with_disks_of_their_own_agree_or_stop(folder: Path) -> None:
+    for fact in facts(folder, "own"):
+        assert fact["common"] == "checkpoint-5"
+        assert "[[10], [12]]" in fact["error"] and "save_on_each_node=True" in fact["error"]
