@@ -44,10 +44,15 @@ class Bar(Protocol):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of token ids with a common beginning: row i is `shared` + `rests[i]`; no rest is empty."""
+    """Rows of token ids with a common beginning: row i is `shared` + `rests[i]`; no rest is empty.
+
+    Attributes:
+        read: the keys and values of `shared`, where it has been read already.
+    """
 
     shared: list[int]
     rests: list[list[int]]
+    read: CachedPrefix | None = None
 
 
 class Reader:
@@ -66,8 +71,13 @@ class Reader:
         self._lock = threading.RLock()
         self._told_of_cut = False
 
-    def answers(self, pairs: list[tuple[str, str]], batch_size: int, bar: Bar) -> np.ndarray:
-        """Answer log-odds (n,) of distinct pairs; a first text that all have in common is read once."""
+    def answers(
+        self, pairs: list[tuple[str, str]], batch_size: int, bar: Bar, read: CachedPrefix | None = None
+    ) -> np.ndarray:
+        """Answer log-odds (n,) of distinct pairs; a first text that all have in common is read once.
+
+        `read` is what `query` gave for it, if it has been read already.
+        """
         answers = np.empty(len(pairs))
         for start in range(0, len(pairs), WINDOW):
             part = pairs[start : start + WINDOW]
@@ -76,9 +86,29 @@ class Reader:
             end = len(self.prompt.prefix_ids)
             if len({a for a, _ in part}) == 1:
                 end = self._start_of_b(tokens[0])
-            rows = TokenRows(tokens[0].input_ids[:end], [pair.input_ids[end:] for pair in tokens])
+            rows = TokenRows(tokens[0].input_ids[:end], [pair.input_ids[end:] for pair in tokens], read)
             answers[start : start + WINDOW] = self._row_answers(rows, batch_size, bar)
         return answers
+
+    def query(self, text: str) -> tuple[Tensor, CachedPrefix | None]:
+        """The unit vector (D,) of a text, and its pairs' common beginning for `answers`, from one forward pass.
+
+        A decoder's states up to the text's end are the same whatever follows. The beginning is None where the model
+        cannot go on from a cache.
+        """
+        (tokens,) = self.prompt.encode_texts([text])
+        self._tell_of_cut([tokens])
+        beginning = tokens.input_ids + self.prompt.middle_ids
+        spans = torch.zeros(1, len(beginning), device=input_device(self.model))
+        spans[0, slice(*tokens.text_a)] = 1
+        with self._lock, torch.inference_mode(), self._answers_only():
+            self.model.eval()
+            usable = self.caches
+            with self.encoder.capture() as captured:
+                read = read_prefix(self.model, beginning, self.keeps_logits)
+            vector = self.encoder.pool(captured, spans)[0].float().cpu()
+        self._check_finite(vector.isfinite().all())
+        return vector, read if usable else None
 
     def vectors(self, texts: list[str], batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors (n, D) float32 of texts, in main memory."""
@@ -149,6 +179,8 @@ class Reader:
             bar.update(len(chosen))
 
     def _cached(self, rows: TokenRows) -> CachedPrefix | None:
+        if rows.read is not None:
+            return rows.read
         worth_it = len(rows.shared) * (len(rows.rests) - 1) >= MIN_TOKENS_SAVED
         return read_prefix(self.model, rows.shared, self.keeps_logits) if worth_it and self.caches else None
 

@@ -15,6 +15,7 @@ from .inference import Bar
 from .matcher_files import Access, default_device, load_matcher, local_folder, resolved_dtype
 from .matcher_input import check_count, text_list, unique
 from .pair_scorer import PairScorer, row_cosines
+from .prefix_cache import CachedPrefix
 from .scoring import ScoreKind
 from .search_index import SearchIndex
 
@@ -133,13 +134,14 @@ class FlippedMatcher(PairScorer):
         similarity: np.ndarray | None,
         batch_size: int,
         bar: Bar,
+        read: CachedPrefix | None = None,
     ) -> np.ndarray:
-        """Probabilities (n,) that documents match a query; `similarity` (n,), where it is known already."""
+        """Probabilities (n,) that documents match a query; `similarity` (n,) and the query, read, if known already."""
         distinct, order = unique(documents)
         unknown = np.full(len(documents), np.nan)
         answer = unknown
         if kind != "similarity":
-            answer = self._reader.answers([(query, text) for text in distinct], batch_size, bar)[order]
+            answer = self._reader.answers([(query, text) for text in distinct], batch_size, bar, read)[order]
         if kind != "answer" and similarity is None:
             texts, place = unique([query, *distinct])
             vectors = self._vectors(texts, batch_size, False)
@@ -203,12 +205,17 @@ class FlippedMatcher(PairScorer):
         self._check_index(index)
         if not distinct or not len(index):
             return [[] for _ in order]
-        vectors = self.encode(distinct, **options, convert_to_tensor=True)  # type: ignore[call-overload]
+        read = None
+        if len(distinct) == 1 and rerank and kind != "similarity":  # many queries are sooner read side by side
+            vector, read = self._reader.query(distinct[0])
+            vectors = vector[None].to(self.device)
+        else:
+            vectors = self.encode(distinct, **options, convert_to_tensor=True)  # type: ignore[call-overload]
         found = semantic_search(vectors, index.on(self.device), top_k=max(top_k, rerank), score_function=dot_score)
         if rerank:
             with self._bar("queries", len(distinct), show_progress_bar) as bar:
                 found = [
-                    self._rerank(query, hits, index, kind, top_k, batch_size, bar)
+                    self._rerank(query, hits, index, kind, top_k, batch_size, bar, read)
                     for query, hits in zip(distinct, found, strict=True)
                 ]
         if return_documents:
@@ -224,11 +231,12 @@ class FlippedMatcher(PairScorer):
         top_k: int,
         batch_size: int,
         bar: Bar,
+        read: CachedPrefix | None,
     ) -> list[dict[str, Any]]:
         ids = [hit["corpus_id"] for hit in hits]
         cosines = np.array([hit["score"] for hit in hits], dtype=np.float64)
         silent = tqdm(disable=True)
-        found = self._match(query, [index.texts[i] for i in ids], kind, cosines, batch_size, silent)
+        found = self._match(query, [index.texts[i] for i in ids], kind, cosines, batch_size, silent, read)
         bar.update(1)
         return _best(found, ids, top_k)
 

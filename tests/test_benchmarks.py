@@ -39,7 +39,7 @@ def test_systems_take_turns_in_changing_order_and_the_first_round_warms_up() -> 
 def test_growth_sees_a_peak_that_is_gone_and_what_stays() -> None:
     with growth() as grown:
         kept = bytearray(b"x" * (32 << 20))
-        # Written to, or it would be no resident memory; held for a hundred samples, as the sampler is a thread like any.
+        # Written to, or it would be no resident memory; held for a hundred samples: the sampler is a thread.
         gone = bytearray(b"y" * (128 << 20))
         time.sleep(100 * SAMPLE_SECONDS)
         del gone

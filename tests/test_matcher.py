@@ -16,7 +16,7 @@ from torch import nn
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.merge import merge_adapter
-from flipped_kd.scoring import KINDS, ScoreKind
+from flipped_kd.scoring import KINDS, MatchScore, ScoreKind
 from flipped_kd.student import load_tokenizer
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 from tests.invariants.training import new_trainer, settings
@@ -325,6 +325,23 @@ def test_rerank_uses_the_vectors_of_the_retrieval(matcher: FlippedMatcher, corpu
     with embedded(matcher) as shapes:
         matcher.search("my card", index, top_k=3, rerank=3, score="similarity")
     assert [rows for rows, _ in shapes] == [1]
+
+
+@pytest.mark.parametrize("score", ["answer", "both"])
+def test_a_query_alone_is_read_once_for_its_vector_and_its_pairs(
+    any_matcher: FlippedMatcher, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the results that it has among others, where it is cut too."""
+    fitted = MatchScore.fit(np.arange(-4.0, 4), np.arange(-4.0, 4) / 4, np.array([0, 0, 1, 0, 1, 0, 1, 1]))
+    monkeypatch.setattr(any_matcher, "match_score", fitted)
+    index = any_matcher.index(sorted({text.strip() for text in DOCUMENTS if len(text) < 80}))  # no ties
+    together = any_matcher.search(QUERIES, index, top_k=4, rerank=6, score=score)
+    for query, wanted in zip(QUERIES, together, strict=True):
+        with embedded(any_matcher) as shapes:
+            (found,) = any_matcher.search(query, index, top_k=4, rerank=6, score=score)
+        assert len(shapes) == 2 and shapes[0][0] == 1 < shapes[1][0]
+        assert [hit["corpus_id"] for hit in found] == [hit["corpus_id"] for hit in wanted]
+        close([hit["score"] for hit in found], [hit["score"] for hit in wanted])
 
 
 def test_small_and_empty_corpora(matcher: FlippedMatcher, corpus: list[str]) -> None:
