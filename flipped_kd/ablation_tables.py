@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from scipy import stats
 from .ablation_plan import Group
 
 Row = Mapping[str, Any]
+SIGNIFICANT = 0.05
 COLUMNS = (
     ("answer", "f1", "F1 answer"),
     ("answer", "auc", "AUC answer"),
@@ -59,6 +60,12 @@ class Difference:
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if std > 0 else None
         return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps))
 
+    def short(self) -> str:
+        """Mean, spread, how many seeds gain, and a star where p < 0.05."""
+        spread = f" ± {self.std:.3f}" if self.seeds > 1 else ""
+        star = "\\*" if self.p is not None and self.p < SIGNIFICANT else ""
+        return f"{self.mean:+.3f}{spread} ({self.wins}/{self.seeds}){star}"
+
     def __str__(self) -> str:
         p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
         spread = f" ± {self.std:.4f}" if self.seeds > 1 else ""
@@ -85,6 +92,8 @@ def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str],
 def group_tables(rows: Sequence[Row], group: Group) -> str:
     """Markdown of a group: for each of its sets a table of means and one of paired differences."""
     parts = [f"## {group.title}"]
+    if len(group.sets) > 1:
+        parts += [overview(rows, group), overview(rows, group, "answer")]
     for name in group.sets:
         found = {run: of_run(rows, name, run) for run in group.runs}
         found = {run: part for run, part in found.items() if part}
@@ -92,6 +101,51 @@ def group_tables(rows: Sequence[Row], group: Group) -> str:
             continue
         parts += [f"### {name}", means_table(found), differences_table(found, group.reference)]
     return "\n\n".join(part for part in parts if part)
+
+
+def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
+    """Markdown of a group over all its sets at once: F1 and AUC of one system, and what the reference gains.
+
+    Args:
+        rows: finished rows.
+        group: which runs of which sets.
+        system: "both", "answer" or "similarity".
+
+    Returns:
+        A table of means ± sample standard deviations and one of paired differences, like with like, with the number of
+        seeds that gain and a star where the paired t-test gives p < 0.05; empty without rows.
+    """
+    sets = [name for name in group.sets if any(row["set"] == name for row in rows)]
+    found = {(name, run): of_run(rows, name, run) for name in sets for run in group.runs}
+    runs = [run for run in group.runs if any(found[name, run] for name in sets)]
+    if not runs:
+        return ""
+    metrics = (("f1", "F1"), ("auc", "AUC"))
+    heads = " | ".join(f"{name} {title}" for name in sets for _, title in metrics)
+    rule = "|---" * (2 * len(sets) + 1) + "|"
+
+    def means(title: str, pick: Callable[[str], Sequence[Row]], of: str) -> str:
+        return f"| {title} | " + " | ".join(_cell(pick(name), of, m, 3) for name in sets for m, _ in metrics) + " |"
+
+    def gains(title: str, other: str, systems: tuple[str, str]) -> str:
+        cells = [
+            compare(found[name, group.reference], found[name, other], systems, metric)
+            for name in sets
+            for metric, _ in metrics
+        ]
+        return f"| {title} | " + " | ".join("" if cell is None else cell.short() for cell in cells) + " |"
+
+    lines = [f"| {system} | {heads} |", rule]
+    lines.append(means("teacher", lambda name: found[name, runs[0]], "teacher"))
+    lines += [means(run, lambda name, run=run: found[name, run], system) for run in runs]  # type: ignore[misc]
+    if group.reference not in runs:
+        return "\n".join(lines)
+    lines += ["", f"| {group.reference} minus | {heads} |", rule]
+    lines += [gains(run, run, (system, system)) for run in runs if run != group.reference]
+    lines.append(gains("its teacher", group.reference, (system, "teacher")))
+    if "plain" in runs and group.reference != "plain":
+        lines.append(gains("plain: answer + teacher", "plain", (system, "answer_plus_teacher")))
+    return "\n".join(lines)
 
 
 def means_table(found: Mapping[str, Sequence[Row]]) -> str:
@@ -130,9 +184,9 @@ def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str
     return "\n".join(lines)
 
 
-def _cell(rows: Sequence[Row], system: str, metric: str) -> str:
+def _cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:
     found = np.array(list(values(rows, system, metric).values()))
     if not len(found):
         return ""
-    spread = f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else ""
-    return f"{found.mean():.4f}{spread}"
+    spread = f" ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else ""
+    return f"{found.mean():.{digits}f}{spread}"

@@ -73,6 +73,8 @@ class FlippedDistillationConfig(TrainingArguments):
         positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist and L_MCL if the teacher's P >= tau_pos; 0
             keeps every one.
         negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
+        contrast_filter: what the thresholds drop from L_MCL: "all" pairs on which teacher and label disagree, as from
+            L_dist, or only pairs of the batch whose label 0 is "assumed" (texts that no row of the data set pairs).
         gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
             then train as one process with the whole global batch does. Without it each rank's contrast is its own
             batch, and gradients are averaged, as everywhere.
@@ -149,6 +151,9 @@ class FlippedDistillationConfig(TrainingArguments):
     temperature: float = field(default=0.05, metadata={"help": "Temperature of L_MCL, kl and most objectives."})
     positive_threshold: float = field(default=0.5, metadata={"help": "tau_pos in [0, 1]; 0 keeps every positive."})
     negative_threshold: float = field(default=0.5, metadata={"help": "tau_neg in [0, 1]; 1 keeps every negative."})
+    contrast_filter: str = field(
+        default="all", metadata={"help": "all or assumed: which pairs the thresholds drop from L_MCL."}
+    )
     gather_across_devices: bool = field(
         default=False, metadata={"help": "Contrast with the texts of all ranks, not of the own one alone."}
     )
@@ -208,6 +213,7 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, allowed in {
             "representation": ("independent", "joint", "both"),
             "contrast": ("pairwise", "infonce"),
+            "contrast_filter": ("all", "assumed"),
             "dist_loss": DIST_LOSSES,
             "positive_margin": ("teacher", "constant", "none"),
             "negative_margin": ("teacher", "constant", "none"),

@@ -8,13 +8,13 @@ done in float32 or wider with autocast off, because angles lose their gradient i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .angles import angle_matrix, cosine_matrix, extended_cosine, paired_angles, paired_cosines
-from .checks import check_range, check_same_shape
+from .checks import check_choice, check_range, check_same_shape
 from .loss_terms import (
     FLIPPED_CITATION,
     AnswerLoss,
@@ -42,6 +42,10 @@ __all__ = [
     "paired_angles",
     "paired_cosines",
 ]
+
+
+ContrastFilter = Literal["all", "assumed"]
+CONTRAST_FILTERS = get_args(ContrastFilter)
 
 
 @dataclass
@@ -85,6 +89,8 @@ class FlippedDistillationLoss(nn.Module):
         mcl: L_MCL.
         threshold: which pairs L_dist and L_MCL see.
         weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
+        contrast_filter: what the threshold drops from L_MCL: "all" pairs on which teacher and label disagree, as the
+            paper does, or only those off the diagonal, whose label 0 is "assumed".
 
     Raises:
         ValueError: a weight is out of range, or there are not three.
@@ -98,6 +104,7 @@ class FlippedDistillationLoss(nn.Module):
         mcl: MarginAwareContrastiveLoss | None = None,
         threshold: DualThreshold | None = None,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        contrast_filter: ContrastFilter = "all",
     ) -> None:
         super().__init__()
         if len(weights) != 3:
@@ -108,7 +115,9 @@ class FlippedDistillationLoss(nn.Module):
         self.dist = dist or SimilarityDistillationLoss()
         self.mcl = mcl or MarginAwareContrastiveLoss()
         self.threshold = threshold or DualThreshold()
+        check_choice("contrast_filter", contrast_filter, CONTRAST_FILTERS)
         self.weights = weights
+        self.contrast_filter = contrast_filter
 
     def forward(
         self,
@@ -172,13 +181,16 @@ class FlippedDistillationLoss(nn.Module):
         cosines = (cosine_matrix if matrix else paired_cosines)(vectors_a, vectors_b)
         angles = (angle_matrix if matrix else paired_angles)(vectors_a, vectors_b)
         dist = self.dist.align(Compared(cosines, similarity, selection.kept, selection.positive, vectors_a, vectors_b))
-        mcl = self.mcl(angles, probability, selection)
+        contrasted, own_contrasted = selection, own
+        if self.contrast_filter == "assumed":
+            contrasted, own_contrasted = selection.with_labels(labels), own.with_labels(labels)
+        mcl = self.mcl(angles, probability, contrasted)
         if joint_b is not None:
             in_pair = Compared(
                 *(paired_cosines(vectors_a, joint_b), own_similarity, own.kept, own.positive, vectors_a, joint_b)
             )
             dist = dist + self.dist.align(in_pair)
-            mcl = mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own)
+            mcl = mcl + self.mcl(paired_angles(vectors_a, joint_b), own_probability, own_contrasted)
         dropped = {
             "dropped_positive": (~own.kept & (labels == 1)).sum(),
             "dropped_negative": (~own.kept & (labels == 0)).sum(),
@@ -201,4 +213,5 @@ class FlippedDistillationLoss(nn.Module):
             "dist": self.dist.get_config_dict(),
             "mcl": self.mcl.get_config_dict(),
             "threshold": self.threshold.get_config_dict(),
+            "contrast_filter": self.contrast_filter,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .checks import check_range, check_same_shape
@@ -21,6 +22,21 @@ class PairSelection:
     def kept(self) -> Tensor:
         """Pairs of either class."""
         return self.positive | self.negative
+
+    def with_labels(self, labels: Tensor) -> PairSelection:
+        """The selection with all labelled pairs in it, whatever a threshold says.
+
+        Args:
+            labels: (N,) gold labels 0/1: of the diagonal where the masks are (N, N), of all pairs where they are (N,).
+        """
+        positive = labels.bool()
+        if self.positive.ndim == 1:
+            return PairSelection(positive, ~positive)
+        labelled = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        return PairSelection(
+            torch.where(labelled, positive[:, None], self.positive),
+            torch.where(labelled, ~positive[:, None], self.negative),
+        )
 
 
 class DualThreshold(nn.Module):

@@ -101,6 +101,7 @@ def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
         ),
         DualThreshold(args.positive_threshold, args.negative_threshold),
         (args.sup_weight, args.dist_weight, args.mcl_weight),
+        args.contrast_filter,  # type: ignore[arg-type]
     )
 
 

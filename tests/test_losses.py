@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flipped_kd.losses import (
+    CONTRAST_FILTERS,
     DualThreshold,
     FlippedDistillationLoss,
     MarginAwareContrastiveLoss,
@@ -24,17 +25,21 @@ from flipped_kd.losses import (
 from tests.loss_references import cells, reference_answer, reference_dist, reference_mcl, whole_batch
 
 
+@pytest.mark.parametrize("contrast_filter", CONTRAST_FILTERS)
 @pytest.mark.parametrize(
     ("contrast", "kind", "matrix"),
     [(*pair, True) for pair in itertools.product(("pairwise", "infonce"), ("mse", "kl"))]
     + [("pairwise", "mse", False)],
 )
-def test_the_whole_equals_the_reference_from_vectors_on(contrast: Any, kind: Any, matrix: bool) -> None:
+def test_the_whole_equals_the_reference_from_vectors_on(
+    contrast: Any, kind: Any, matrix: bool, contrast_filter: Any
+) -> None:
     loss = FlippedDistillationLoss(
         SimilarityDistillationLoss(kind, 0.4),
         MarginAwareContrastiveLoss(contrast, margin=0.3, temperature=0.2),
         DualThreshold(0.3, 0.7),
         weights=(0.5, 2.0, 3.0),
+        contrast_filter=contrast_filter,
     )
     for seed in range(3):
         batch = whole_batch(seed, matrix)
@@ -53,11 +58,14 @@ def test_the_whole_equals_the_reference_from_vectors_on(contrast: Any, kind: Any
             is_match = on_diagonal and labels[place[0]] == 1
             positive[place] = is_match and probability >= 0.3 and not out
             negative[place] = not is_match and probability < 0.7 and not out
-        selection = PairSelection(positive, negative)
+        contrasted = PairSelection(positive.clone(), negative.clone())
+        for place in cells(p) if contrast_filter == "assumed" else ():
+            if len(set(place)) == 1:
+                contrasted.positive[place], contrasted.negative[place] = labels[place[0]] == 1, labels[place[0]] == 0
         expected = {
             "sup": reference_answer(batch["logits"], batch["answers"]),
             "dist": reference_dist(loss.dist, cosines, batch["similarity"], positive | negative),
-            "mcl": reference_mcl(loss.mcl, cosines.acos(), p, selection),
+            "mcl": reference_mcl(loss.mcl, cosines.acos(), p, contrasted),
         }
         for name, value in expected.items():
             assert output.terms[name].item() == pytest.approx(value, rel=1e-8), name
@@ -143,6 +151,7 @@ def test_configs_are_json_and_rebuild_the_same_loss() -> None:
         MarginAwareContrastiveLoss("infonce", 0.2, "constant", "none", 0.4, 1.5),
         DualThreshold(0.3, 0.6),
         weights=(0.1, 0.2, 0.3),
+        contrast_filter="assumed",
     )
     config = json.loads(json.dumps(original.get_config_dict()))
     rebuilt = FlippedDistillationLoss(
@@ -150,6 +159,7 @@ def test_configs_are_json_and_rebuild_the_same_loss() -> None:
         MarginAwareContrastiveLoss(**config["mcl"]),
         DualThreshold(**config["threshold"]),
         weights=tuple(config["weights"][name] for name in ("sup", "dist", "mcl")),
+        contrast_filter=config["contrast_filter"],
     )
     batch = whole_batch(2, matrix=True)
     assert rebuilt.get_config_dict() == original.get_config_dict()

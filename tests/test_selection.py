@@ -61,6 +61,17 @@ def test_excluded_pairs_are_in_neither_class() -> None:
     assert selection.kept.equal(~excluded)
 
 
+def test_with_labels_takes_the_diagonal_back_and_leaves_the_rest() -> None:
+    labels, probability = torch.tensor([1, 0]), torch.tensor([[0.1, 0.9], [0.2, 0.8]])
+    of_matrix = DualThreshold()(torch.diag(labels), probability)
+    assert of_matrix.kept.tolist() == [[False, False], [True, False]]
+    whole = of_matrix.with_labels(labels)
+    assert whole.positive.tolist() == [[True, False], [False, False]]
+    assert whole.negative.tolist() == [[False, False], [True, True]]
+    of_pairs = DualThreshold()(labels, probability.diagonal()).with_labels(labels)
+    assert of_pairs.positive.tolist() == [True, False] and of_pairs.negative.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["positive", "negative"])
 def test_thresholds_outside_the_unit_interval_are_refused(name: str, value: float) -> None:
