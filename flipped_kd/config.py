@@ -43,7 +43,8 @@ class FlippedDistillationConfig(TrainingArguments):
 
     Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them. Those that differ from
     TrainingArguments prevent known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look
-    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value.
+    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like length
+    share a batch (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
 
     Args:
         max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
@@ -70,11 +71,12 @@ class FlippedDistillationConfig(TrainingArguments):
         dist_loss: "mse" or "kl"; or another objective in the place of L_dist: "margin_mse", "pairwise_logistic",
             "plackett_luce", "sinkhorn", "cosent", "angle" (docs/objectives.md).
         temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse" and "margin_mse".
-        positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist and L_MCL if the teacher's P >= tau_pos; 0
-            keeps every one.
+        positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist if the teacher's P >= tau_pos; 0 keeps every
+            one.
         negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
-        contrast_filter: what the thresholds drop from L_MCL: "all" pairs on which teacher and label disagree, as from
-            L_dist, or only pairs of the batch whose label 0 is "assumed" (texts that no row of the data set pairs).
+        contrast_filter: what the thresholds drop from L_MCL: only pairs of the batch whose label 0 is "assumed" (texts
+            that no row of the data set pairs), or "all" on which teacher and label disagree, as from L_dist and as in
+            the paper: for labels that are wrong more often than the teacher.
         gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
             then train as one process with the whole global batch does. Without it each rank's contrast is its own
             batch, and gradients are averaged, as everywhere.
@@ -109,6 +111,13 @@ class FlippedDistillationConfig(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Pairs of like length in a batch, as they come of a stream; or random, sequential, batch_rebalance.",
+            "choices": ["group_by_length", "random", "sequential", "batch_rebalance"],
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the collator reads raw text."}
     )
@@ -152,7 +161,7 @@ class FlippedDistillationConfig(TrainingArguments):
     positive_threshold: float = field(default=0.5, metadata={"help": "tau_pos in [0, 1]; 0 keeps every positive."})
     negative_threshold: float = field(default=0.5, metadata={"help": "tau_neg in [0, 1]; 1 keeps every negative."})
     contrast_filter: str = field(
-        default="all", metadata={"help": "all or assumed: which pairs the thresholds drop from L_MCL."}
+        default="assumed", metadata={"help": "assumed or all: which pairs the thresholds drop from L_MCL."}
     )
     gather_across_devices: bool = field(
         default=False, metadata={"help": "Contrast with the texts of all ranks, not of the own one alone."}
@@ -213,7 +222,7 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, allowed in {
             "representation": ("independent", "joint", "both"),
             "contrast": ("pairwise", "infonce"),
-            "contrast_filter": ("all", "assumed"),
+            "contrast_filter": ("assumed", "all"),
             "dist_loss": DIST_LOSSES,
             "positive_margin": ("teacher", "constant", "none"),
             "negative_margin": ("teacher", "constant", "none"),

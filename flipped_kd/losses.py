@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-ContrastFilter = Literal["all", "assumed"]
+ContrastFilter = Literal["assumed", "all"]
 CONTRAST_FILTERS = get_args(ContrastFilter)
 
 
@@ -87,10 +87,12 @@ class FlippedDistillationLoss(nn.Module):
     Args:
         dist: L_dist, or another objective in its place (see `rivals`).
         mcl: L_MCL.
-        threshold: which pairs L_dist and L_MCL see.
+        threshold: which pairs L_dist sees, and L_MCL as `contrast_filter` says.
         weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
-        contrast_filter: what the threshold drops from L_MCL: "all" pairs on which teacher and label disagree, as the
-            paper does, or only those off the diagonal, whose label 0 is "assumed".
+        contrast_filter: what the threshold drops from L_MCL: only pairs off the diagonal, whose label 0 is "assumed",
+            or "all" on which teacher and label disagree, as the paper does. A labelled pair on which the teacher errs
+            is the last to imitate the teacher on, and the first to learn from the label: docs/choices.md has what it
+            gave.
 
     Raises:
         ValueError: a weight is out of range, or there are not three.
@@ -104,7 +106,7 @@ class FlippedDistillationLoss(nn.Module):
         mcl: MarginAwareContrastiveLoss | None = None,
         threshold: DualThreshold | None = None,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        contrast_filter: ContrastFilter = "all",
+        contrast_filter: ContrastFilter = "assumed",
     ) -> None:
         super().__init__()
         if len(weights) != 3:

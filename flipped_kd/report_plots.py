@@ -213,4 +213,4 @@ def draw_dropped(report: Mapping[str, Any]) -> Iterator[Drawing]:
     panel.set_ylim(bottom=0)
     panel.legend(fontsize=8)
     several = "; a line for each seed" if len(runs) > 1 else ""
-    yield Drawing("dropped", figure, f"Share of the batches' pairs that L_dist and L_MCL left out, by class{several}.")
+    yield Drawing("dropped", figure, f"Share of the batches' pairs that L_dist left out, by class{several}.")

@@ -131,7 +131,7 @@ def teacher(data: ReportData, draw: Draw) -> Section:
         for row in check["threshold_curve"]
     ]
     head = ["threshold", "matches dropped (P < threshold)", "others dropped (P ≥ threshold)"]
-    section.tables.append(Table("What the dual threshold would drop from L_dist and L_MCL", head, curve))
+    section.tables.append(Table("What the dual threshold would drop from L_dist", head, curve))
     section.plots = draw(draw_teacher(check))
     agreement = check["agreement"]
     section.notes.append(

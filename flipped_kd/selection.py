@@ -1,4 +1,4 @@
-"""Which pairs take part in L_dist and L_MCL: the dual threshold of arXiv 2507.05617."""
+"""Which pairs take part in L_dist and in L_MCL: the dual threshold of arXiv 2507.05617."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .checks import check_range, check_same_shape
 
 @dataclass(frozen=True)
 class PairSelection:
-    """Which pairs take part in L_dist and L_MCL: two disjoint boolean masks of one shape, (N, M) or (N,)."""
+    """Which pairs take part in a term: two disjoint boolean masks of one shape, (N, M) or (N,)."""
 
     positive: Tensor
     negative: Tensor

@@ -148,7 +148,7 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
 def _about_dropped(report: Mapping[str, Any], label: str, name: str, share: float) -> str:
     kept = [row for row in report["threshold_curve"] if row[f"dropped_{label}_share"] <= DROPPED_LIMIT]
     option = f"--{label}_threshold"
-    words = f"It disagrees with the labels on {share:.0%} of the {name}, which L_dist and L_MCL would lose."
+    words = f"It disagrees with the labels on {share:.0%} of the {name}, which L_dist would lose."
     if not kept:
         return f"{words} Check their labels."
     best = kept[-1] if label == "positive" else kept[0]

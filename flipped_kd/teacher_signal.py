@@ -113,9 +113,8 @@ class TeacherSignal:
             share = self.report[f"dropped_{label}_share"]
             if share > DROPPED_SHARE_LIMIT:
                 logger.warning(
-                    "the thresholds drop %.0f %% of the %s pairs from L_dist and L_MCL: the teacher disagrees too "
-                    "often with the labels; "
-                    "use a teacher that knows this domain, or check the labels",
+                    "the thresholds drop %.0f %% of the %s pairs from L_dist: the teacher disagrees too often with "
+                    "the labels; use a teacher that knows this domain, or check the labels",
                     100 * share,
                     label,
                 )

@@ -138,10 +138,6 @@ def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
             "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "
             "set."
         )
-    if args.train_sampling_strategy == "group_by_length":
-        raise ValueError(
-            "train_sampling_strategy='group_by_length' sorts a whole data set, which a stream is not: leave it out."
-        )
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches is None:
         # The main process would read for all and join batches of different widths, which cannot be joined.

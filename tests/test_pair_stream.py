@@ -165,7 +165,5 @@ def test_what_a_stream_cannot_give_is_refused(build: Any, pairs: datasets.Datase
         build(train_dataset=stream, max_steps=-1)
     with pytest.raises(ValueError, match="give an eval_dataset"):
         build(train_dataset=stream, eval_dataset=None)
-    with pytest.raises(ValueError, match="group_by_length.*stream"):
-        build(train_dataset=stream, train_sampling_strategy="group_by_length")
     with pytest.raises(ValueError, match="row 0.*white space"):
         build(train_dataset=stream_of([{"text_a": "", "text_b": "b", "label": 1}] * 8)).train()

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from flipped_kd.ablation import read_rows
+from flipped_kd.ablation_plan import read_plan
+from flipped_kd.ablation_tables import overview
 from flipped_kd.cli_parser import build_parser
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
 
@@ -43,6 +46,12 @@ def test_python_blocks_run_one_after_the_other(
     assert [len(hits) for hits in found] == [2]
     ranked = matcher.rank("refund", questions)
     assert sorted(hit["corpus_id"] for hit in ranked) == [0, 1, 2]
+
+
+def test_the_main_table_says_what_the_committed_rows_say() -> None:
+    group = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml").groups[0]
+    rows = read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl")
+    assert overview(rows, group) in README
 
 
 def test_console_commands_parse() -> None:

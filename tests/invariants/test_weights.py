@@ -121,6 +121,7 @@ def test_weights_1_0_0_are_plain_fine_tuning_on_the_answer_token(
         "max_steps": 10,
         "max_grad_norm": 1.0,
         "gradient_accumulation_steps": steps,
+        "train_sampling_strategy": "random",  # ours groups by characters, the other would by tokens
     }
     ours = new_trainer(
         settings(tmp_path / "ours", max_grad_value=0.0, **shared, **PLAIN),
