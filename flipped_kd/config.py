@@ -43,8 +43,8 @@ class FlippedDistillationConfig(TrainingArguments):
 
     Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them. Those that differ from
     TrainingArguments prevent known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look
-    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like length
-    share a batch (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
+    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like
+    length share a batch (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
 
     Args:
         max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
@@ -114,7 +114,7 @@ class FlippedDistillationConfig(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
-            "help": "Pairs of like length in a batch, as they come of a stream; or random, sequential, batch_rebalance.",
+            "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
             "choices": ["group_by_length", "random", "sequential", "batch_rebalance"],
         },
     )

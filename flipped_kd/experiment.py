@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,7 @@ def run_comparison(
     Returns:
         The report as written.
     """
-    for name, value in (("student", student.student), ("teacher", data.teacher)):
-        if value is None:
-            raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
-    if data.seeds < 1:
-        raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
+    _check_named(student, data)
     out = Path(config.output_dir or "outputs")
     started = time.time()
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
@@ -90,57 +86,16 @@ def run_comparison(
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
-    per_seed, runs, rankings = [], [], []
-    check: dict[str, Any] = {}
+    comparison = _Comparison(student, data, config, teacher, out)
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
-        splits = load_splits(data, seed)
-        of_teacher = teacher_split_scores(teacher, splits, config)
-        results: dict[str, RunResult] = {}
-        plain: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
-        for system, weights in (("llm_sft", plain), ("llm_flipped", {})):
-            say(config, f"[{2 * position + len(results) + 1}/{2 * len(seeds)}] seed {seed}: {system}")
-            settings = dataclasses.replace(
-                config, **weights, seed=seed, output_dir=str(out / "runs" / f"seed-{seed}" / system), push_to_hub=False
-            )
-            keep_in = out if system == "llm_flipped" and position == 0 else None
-
-            def first_look(before: SplitScores, of_teacher: SplitScores = of_teacher, pairs: Any = splits) -> None:
-                if not check:
-                    check.update(_check_teacher(of_teacher, before, pairs, config))
-
-            results[system] = train_once(student, data, settings, splits, teacher, keep_in, first_look)
-        students = {system: (result.answer, result.similarity) for system, result in results.items()}
-        keep_seed(out / "runs" / f"seed-{seed}", splits, teacher, of_teacher, students, config)
-        labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}
-        sft, flipped = results["llm_sft"], results["llm_flipped"]
-        per_seed.append(
-            judge_seed(
-                of_teacher,
-                sft.before,
-                (sft.answer, sft.similarity),
-                (flipped.answer, flipped.similarity),
-                labels["validation"],
-                labels["test"],
-            )
-        )
-        runs.append({"seed": seed, **{system: result.facts for system, result in results.items()}})
-        if all("retrieval" in result.facts for result in results.values()):
-            rankings.append(
-                rankings_of({system: result.facts for system, result in results.items()})
-                | {"teacher": teacher_retrieval(teacher, data, config)}
-            )
+        comparison.add(seed, position, len(seeds))
     report = {
         "format_version": REPORT_VERSION,
         "student": shown_name(student.student),
         "teacher": {"id": teacher.id, "kind": teacher.kind, "revision": teacher.revision},
         "seeds": seeds,
-        "data": {split: len(part) for split, part in labels.items()}
-        | {"positive_share": {split: float(part.mean()) for split, part in labels.items()}},
-        **summarise(per_seed),
-        **({"retrieval": summarise_retrieval(rankings)} if rankings else {}),
-        "teacher_check": check,
-        "runs": runs,
+        **comparison.results(),
         "settings": _settings(student, data, config),
         "optimizer": {name: config.to_dict()[name] for name in OPTIMIZER},
         "command": shown_command(sys.argv),
@@ -154,6 +109,73 @@ def run_comparison(
     if config.should_save:
         write_card(out)  # once more, now with the results
     return report
+
+
+def _check_named(student: StudentArguments, data: DataArguments) -> None:
+    for name, value in (("student", student.student), ("teacher", data.teacher)):
+        if value is None:
+            raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
+    if data.seeds < 1:
+        raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
+
+
+@dataclass
+class _Comparison:
+    """The runs of a comparison, seed by seed, and what they give."""
+
+    student: StudentArguments
+    data: DataArguments
+    config: FlippedDistillationConfig
+    teacher: BiEncoderTeacher | CrossEncoderTeacher
+    out: Path
+    check: dict[str, Any] = field(default_factory=dict)
+    judged: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    rankings: list[dict[str, Any]] = field(default_factory=list)
+    pairs: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, seed: int, position: int, seeds: int) -> None:
+        """Train plainly and flipped with one seed, and judge both."""
+        splits = load_splits(self.data, seed)
+        of_teacher = teacher_split_scores(self.teacher, splits, self.config)
+        results: dict[str, RunResult] = {}
+        plain: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
+
+        def first_look(before: SplitScores) -> None:
+            if not self.check:
+                self.check.update(_check_teacher(of_teacher, before, splits, self.config))
+
+        folder = self.out / "runs" / f"seed-{seed}"
+        for system, weights in (("llm_sft", plain), ("llm_flipped", {})):
+            say(self.config, f"[{2 * position + len(results) + 1}/{2 * seeds}] seed {seed}: {system}")
+            settings = dataclasses.replace(
+                self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False
+            )
+            keep_in = self.out if system == "llm_flipped" and position == 0 else None
+            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, first_look)
+        students = {system: (result.answer, result.similarity) for system, result in results.items()}
+        keep_seed(folder, splits, self.teacher, of_teacher, students, self.config)
+        labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}
+        self.pairs = {split: len(part) for split, part in labels.items()}
+        self.pairs["positive_share"] = {split: float(part.mean()) for split, part in labels.items()}
+        sft, flipped = students["llm_sft"], students["llm_flipped"]
+        before = results["llm_sft"].before
+        self.judged.append(judge_seed(of_teacher, before, sft, flipped, labels["validation"], labels["test"]))
+        facts = {system: result.facts for system, result in results.items()}
+        self.runs.append({"seed": seed, **facts})
+        if all("retrieval" in of_run for of_run in facts.values()):
+            of_seed = {"teacher": teacher_retrieval(self.teacher, self.data, self.config)}
+            self.rankings.append(rankings_of(facts) | of_seed)
+
+    def results(self) -> dict[str, Any]:
+        """The parts of the report that the runs give."""
+        return {
+            "data": self.pairs,
+            **summarise(self.judged),
+            **({"retrieval": summarise_retrieval(self.rankings)} if self.rankings else {}),
+            "teacher_check": self.check,
+            "runs": self.runs,
+        }
 
 
 def train_once(
@@ -187,25 +209,7 @@ def train_once(
         if first_look is not None and not config.distils:
             first_look(finished.before)
         return finished
-    model = load_student(
-        student.student or "",
-        revision=student.student_revision,
-        dtype=student.student_dtype,
-        trust_remote_code=student.trust_remote_code,
-        load_in_4bit=student.load_in_4bit,
-    )
-    tokenizer = load_tokenizer(
-        student.student or "", revision=student.student_revision, trust_remote_code=student.trust_remote_code
-    )
-    trainer = FlippedDistillationTrainer(
-        model,
-        teacher if config.distils else None,
-        config,
-        splits.train,
-        splits.validation,
-        tokenizer,
-        default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
-    )
+    trainer = _new_trainer(student, config, splits, teacher)
     # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
     before, _ = _both_splits(trainer, splits) if not config.distils else (SplitScores(*2 * (np.zeros(0),)), None)
     if first_look is not None and not config.distils:
@@ -221,8 +225,49 @@ def train_once(
     write_evidence(folder, start, look(trainer, splits.test))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
+    facts = _facts(trainer, seconds)
+    if data.questions_file is not None and config.should_save:
+        facts["retrieval"] = student_retrieval(folder, data)
+        facts["retrieval_by_answer"] = by_answer
+    result = RunResult(answer, similarity, before, facts)
+    if config.should_save:
+        _write_result(folder, fingerprint, result)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _new_trainer(
+    student: StudentArguments,
+    config: FlippedDistillationConfig,
+    splits: Splits,
+    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+) -> FlippedDistillationTrainer:
+    model = load_student(
+        student.student or "",
+        revision=student.student_revision,
+        dtype=student.student_dtype,
+        trust_remote_code=student.trust_remote_code,
+        load_in_4bit=student.load_in_4bit,
+    )
+    tokenizer = load_tokenizer(
+        student.student or "", revision=student.student_revision, trust_remote_code=student.trust_remote_code
+    )
+    return FlippedDistillationTrainer(
+        model,
+        teacher if config.distils else None,
+        config,
+        splits.train,
+        splits.validation,
+        tokenizer,
+        default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
+    )
+
+
+def _facts(trainer: FlippedDistillationTrainer, seconds: float) -> dict[str, Any]:
+    """What is worth telling of a finished training."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    facts = {
+    return {
         "training_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
         "trainable_parameters": sum(size for size, trained in weights if trained),
@@ -234,14 +279,6 @@ def train_once(
         },
         "log_history": trainer.state.log_history,
     }
-    if data.questions_file is not None and config.should_save:
-        facts["retrieval"] = student_retrieval(folder, data)
-        facts["retrieval_by_answer"] = by_answer
-    result = RunResult(answer, similarity, before, facts)
-    if config.should_save:
-        _write_result(folder, fingerprint, result)
-    trainer.accelerator.wait_for_everyone()
-    return result
 
 
 def _check_teacher(
