@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal, overload
 
+import datasets
 import numpy as np
 import torch
 from peft import PeftModel
@@ -24,6 +25,8 @@ from .student import padding_id
 from .trial import input_device
 
 logger = logging.getLogger(__name__)
+# Pairs of a Dataset read at a time: equal texts and pairs among them are computed once.
+PART = 65_536
 
 
 class PairScorer:
@@ -67,9 +70,9 @@ class PairScorer:
         """The two raw scores of each pair, as FlippedDistillationTrainer.score_pairs gives them.
 
         Args:
-            pairs: as in `predict`.
+            pairs: as in `predict`; a Dataset is read in parts, so that memory does not grow with it.
             batch_size: pairs (texts) read at a time.
-            show_progress_bar: None shows it where the logger is at INFO.
+            show_progress_bar: None shows it where the logger is at INFO; one for each part.
             kind: compute only what this score needs; None computes both.
 
         Returns:
@@ -79,6 +82,12 @@ class PairScorer:
         if kind is not None:
             check_choice("kind", kind, KINDS)
         check_count("batch_size", batch_size)
+        if isinstance(pairs, datasets.Dataset) and len(pairs) > PART:
+            parts = [
+                self.scores(part, batch_size=batch_size, show_progress_bar=show_progress_bar, kind=kind)
+                for part in (pairs.select(range(at, min(at + PART, len(pairs)))) for at in range(0, len(pairs), PART))
+            ]
+            return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         columns, single = pair_columns(pairs)
         rows, order = unique(columns)
         answer, similarity = np.full((2, len(rows)), np.nan)

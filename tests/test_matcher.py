@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -325,6 +326,16 @@ def test_rerank_uses_the_vectors_of_the_retrieval(matcher: FlippedMatcher, corpu
     with embedded(matcher) as shapes:
         matcher.search("my card", index, top_k=3, rerank=3, score="similarity")
     assert [rows for rows, _ in shapes] == [1]
+
+
+def test_a_data_set_read_in_parts_has_the_scores_of_the_whole(
+    matcher: FlippedMatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = datasets.Dataset.from_dict({"text_a": [a for a, _ in PAIRS], "text_b": [b for _, b in PAIRS]})
+    whole = matcher.scores(table)
+    monkeypatch.setattr("flipped_kd.pair_scorer.PART", 4)
+    close(matcher.scores(table), whole)
+    close(matcher.predict(table), matcher.predict(PAIRS))
 
 
 @pytest.mark.parametrize("score", ["answer", "both"])
