@@ -134,8 +134,10 @@ def page(html: str) -> Page:
 
 
 def old_report() -> dict[str, Any]:
-    """A report from before there was any evidence, or a check of the teacher: that of the mini recipe's card."""
-    return json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
+    """A report without evidence or a check of the teacher, as they once were: that of the mini recipe's card."""
+    report = json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
+    del report["teacher_check"]
+    return report
 
 
 def test_every_part_is_there_and_nothing_is_missing(page: Page) -> None:
