@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .angles import wide
 from .encoder import LoraEncoder
@@ -93,8 +94,8 @@ class Reader:
     def query(self, text: str) -> tuple[Tensor, CachedPrefix | None]:
         """The unit vector (D,) of a text, and its pairs' common beginning for `answers`, from one forward pass.
 
-        A decoder's states up to the text's end are the same whatever follows. The beginning is None where the model
-        cannot go on from a cache.
+        A decoder's states up to the text's end are the same whatever follows. Where the model cannot go on from a
+        cache there is the vector alone.
         """
         (tokens,) = self.prompt.encode_texts([text])
         self._tell_of_cut([tokens])
@@ -102,13 +103,14 @@ class Reader:
         spans = torch.zeros(1, len(beginning), device=input_device(self.model))
         spans[0, slice(*tokens.text_a)] = 1
         with self._lock, torch.inference_mode(), self._answers_only():
-            self.model.eval()
-            usable = self.caches
+            self.model.eval()  # it may have been trained since
+            if not self.caches:
+                return self.vectors([text], 1, tqdm(disable=True))[0], None
             with self.encoder.capture() as captured:
                 read = read_prefix(self.model, beginning, self.keeps_logits)
             vector = self.encoder.pool(captured, spans)[0].float().cpu()
         self._check_finite(vector.isfinite().all())
-        return vector, read if usable else None
+        return vector, read
 
     def vectors(self, texts: list[str], batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors (n, D) float32 of texts, in main memory."""

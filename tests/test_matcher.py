@@ -355,6 +355,16 @@ def test_a_query_alone_is_read_once_for_its_vector_and_its_pairs(
         close([hit["score"] for hit in found], [hit["score"] for hit in wanted])
 
 
+def test_a_query_alone_where_the_model_cannot_go_on_from_a_cache(
+    matcher: FlippedMatcher, corpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = matcher.search("my card", corpus, top_k=3, rerank=5, score="answer")
+    monkeypatch.setitem(vars(matcher._reader), "caches", False)
+    (found,) = matcher.search("my card", corpus, top_k=3, rerank=5, score="answer")
+    assert [hit["corpus_id"] for hit in found] == [hit["corpus_id"] for hit in wanted[0]]
+    close([hit["score"] for hit in found], [hit["score"] for hit in wanted[0]])
+
+
 def test_small_and_empty_corpora(matcher: FlippedMatcher, corpus: list[str]) -> None:
     assert len(matcher.search("my card", corpus[:2], top_k=5, rerank=5)[0]) == 2
     assert matcher.search(["my card", "cash"], []) == [[], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_flags_in_commands_exist() -> None:
     launches = re.findall(r"accelerate launch[^\n`]*(?:\\\n[^\n`]*)*", README)
     used = set(re.findall(r"--([a-z]\w*)", "".join(launches)))
     assert len(launches) > 5 and used and used <= known
+
+
+@pytest.mark.parametrize("recipe", ["ablation", "train_teacher", "data.build_pairs"])
+def test_flags_of_other_recipes_exist(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(rf"python recipes/{recipe.replace('.', '/')}\.py[^\n`#]*", README)
+    used = {flag for command in commands for flag in re.findall(r"--[a-z_]+", command)}
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"recipes.{recipe}").main(["--help"])
+    assert used and used <= set(re.findall(r"--[a-z_]+", capsys.readouterr().out))
 
 
 def test_files_named_exist() -> None:
