@@ -102,11 +102,11 @@ class Reader:
         beginning = tokens.input_ids + self.prompt.middle_ids
         spans = torch.zeros(1, len(beginning), device=input_device(self.model))
         spans[0, slice(*tokens.text_a)] = 1
-        with self._lock, torch.inference_mode(), self._answers_only():
+        with self._lock, torch.inference_mode():
             self.model.eval()  # it may have been trained since
             if not self.caches:
                 return self.vectors([text], 1, tqdm(disable=True))[0], None
-            with self.encoder.capture() as captured:
+            with self._answers_only(), self.encoder.capture() as captured:
                 read = read_prefix(self.model, beginning, self.keeps_logits)
             vector = self.encoder.pool(captured, spans)[0].float().cpu()
         self._check_finite(vector.isfinite().all())
