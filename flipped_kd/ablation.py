@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
-            rows.append(row | {"set": row["set"], "name": row["name"], "seed": int(row["seed"])})
+            rows.append(row | {name: row[name] for name in ("set", "name", "resolved")} | {"seed": int(row["seed"])})
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) - 1 and not line.endswith("\n"):
                 logger.warning("%s: the last line is unfinished and is left out", path)
@@ -66,13 +66,16 @@ def pending(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Job]:
     Raises:
         ValueError: a row of a job was made with other settings.
     """
-    done = {(row["set"], row["name"], row["seed"]): row["digest"] for row in rows}
+    done = {(row["set"], row["name"], row["seed"]): row["resolved"] for row in rows}
     for job in plan.jobs:
-        if done.get(job.key, job.digest) != job.digest:
-            raise ValueError(
-                f"the row of run {job.name!r} of {job.set}, seed {job.seed} was made with other settings: give the "
-                "rows another file, or remove that line to run it anew."
-            )
+        wanted, found = job.resolved, done.get(job.key, {})
+        # A setting that came into being after the row is none that it was made with otherwise.
+        for name in sorted(wanted.keys() & found.keys()):
+            if wanted[name] != found[name]:
+                raise ValueError(
+                    f"the row of run {job.name!r} of {job.set}, seed {job.seed} was made with {name}={found[name]!r}, "
+                    f"which is now {wanted[name]!r}: give the rows another file, or remove that line to run it anew."
+                )
     return [job for job in plan.jobs if job.key not in done]
 
 
@@ -192,8 +195,8 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
         "set": job.set,
         "name": job.name,
         "seed": job.seed,
-        "digest": job.digest,
         "settings": dict(job.changes),
+        "resolved": job.resolved,
         "metrics": metrics,
         "seconds": round(time.monotonic() - started, 1),
     }

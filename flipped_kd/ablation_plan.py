@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +50,14 @@ class Job:
         return self.set, self.name, self.seed
 
     @property
-    def digest(self) -> str:
-        """Names the settings, paths by their last part only: rows made elsewhere count as done here."""
-        shown = {name: shown_name(value) if name in PATHS else value for name, value in self.settings.items()}
-        text = json.dumps({"settings": shown, "peer": self.peer}, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def resolved(self) -> dict[str, Any]:
+        """The settings with our defaults, as JSON values: what a row is made of, whatever the defaults become.
+
+        Of paths the last part only, so that rows made elsewhere count here.
+        """
+        settings = {**_defaults(), **self.settings, "peer": self.peer}
+        shown = {name: shown_name(value) if name in PATHS else value for name, value in settings.items()}
+        return dict(json.loads(json.dumps(shown, default=str)))
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Group:
     Attributes:
         title: heading.
         sets: names of pair sets, a table each.
+        seeds: of each run.
         runs: names of the runs, in the order of the rows.
         reference: the run that the others are compared with.
         sweeps: values of each swept setting, by its name.
@@ -72,6 +75,7 @@ class Group:
 
     title: str
     sets: tuple[str, ...]
+    seeds: tuple[int, ...]
     runs: tuple[str, ...]
     reference: str
     sweeps: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -130,13 +134,20 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
                 for run, changes in runs.items():
                     job = _job(name, run, seed, base, sets[name], changes, root, where)
                     known = jobs.setdefault(job.key, job)
-                    if known.digest != job.digest:
+                    if known.resolved != job.resolved:
                         raise ValueError(
                             f"{where}: run {run!r} of {name} stands in another group with other settings."
                         )
         reference = str(entry.get("reference", "full" if "full" in runs else next(iter(runs), "")))
         groups.append(
-            Group(str(entry.get("title", f"Group {number + 1}")), tuple(used), tuple(runs), reference, sweeps)
+            Group(
+                str(entry.get("title", f"Group {number + 1}")),
+                tuple(used),
+                tuple(range(first, first + seeds)),
+                tuple(runs),
+                reference,
+                sweeps,
+            )
         )
     if not jobs:
         raise ValueError(f"{path} names no runs: give groups with sets and runs.")
@@ -168,6 +179,17 @@ def settings_of(
     return student, data, config
 
 
+def _defaults() -> dict[str, Any]:
+    """What our settings are where nobody gives them, those of transformers that we set otherwise among them."""
+    found: dict[str, Any] = {}
+    for settings in CLASSES:
+        for entry in dataclasses.fields(settings):
+            if entry.name in vars(settings).get("__annotations__", {}) and entry.name not in OWN:
+                given = entry.default is not dataclasses.MISSING or entry.default_factory is dataclasses.MISSING
+                found[entry.name] = entry.default if given else entry.default_factory()  # type: ignore[misc]
+    return found
+
+
 def _job(
     set_name: str,
     run: str,
@@ -189,15 +211,6 @@ def _job(
         if root is not None and isinstance(value, str) and (root / value).exists():
             settings[name] = str(root / value)
     return Job(set_name, run, seed, settings, changes, peer)
-
-
-def with_settings(plan: Plan, sets: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """The plan with other settings for the runs of some sets, such as models that have just been built."""
-    jobs = [
-        dataclasses.replace(job, settings={**job.settings, **sets[job.set]}) if job.set in sets else job
-        for job in plan.jobs
-    ]
-    return dataclasses.replace(plan, jobs=tuple(jobs))
 
 
 def _read(path: Path) -> Any:

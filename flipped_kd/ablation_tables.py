@@ -82,6 +82,18 @@ def of_run(rows: Sequence[Row], set_name: str, name: str) -> list[Row]:
     return sorted((row for row in rows if (row["set"], row["name"]) == (set_name, name)), key=lambda row: row["seed"])
 
 
+def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[Row]]:
+    """The rows of a group's runs of one set, of the seeds that all of them have: means then differ as pairs do.
+
+    A run without any row is left out.
+    """
+    found = {run: [row for row in of_run(rows, set_name, run) if row["seed"] in group.seeds] for run in group.runs}
+    found = {run: part for run, part in found.items() if part}
+    seeds = [{row["seed"] for row in part} for part in found.values()]
+    shared = set.intersection(*seeds) if seeds else set()
+    return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}
+
+
 def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str], metric: str) -> Difference | None:
     """Difference of a metric over the seeds that both have; None if they share none."""
     first, second = values(rows, systems[0], metric), values(other, systems[1], metric)
@@ -95,8 +107,7 @@ def group_tables(rows: Sequence[Row], group: Group) -> str:
     if len(group.sets) > 1:
         parts += [overview(rows, group), overview(rows, group, "answer")]
     for name in group.sets:
-        found = {run: of_run(rows, name, run) for run in group.runs}
-        found = {run: part for run, part in found.items() if part}
+        found = of_set(rows, group, name)
         if not found:
             continue
         parts += [f"### {name}", means_table(found), differences_table(found, group.reference)]
@@ -115,13 +126,15 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
         A table of means ± sample standard deviations and one of paired differences, like with like, with the number of
         seeds that gain and a star where the paired t-test gives p < 0.05; empty without rows.
     """
-    sets = [name for name in group.sets if any(row["set"] == name for row in rows)]
-    found = {(name, run): of_run(rows, name, run) for name in sets for run in group.runs}
+    by_set = {name: of_set(rows, group, name) for name in group.sets}
+    sets = [name for name in group.sets if by_set[name]]
+    found = {(name, run): by_set[name].get(run, []) for name in sets for run in group.runs}
     runs = [run for run in group.runs if any(found[name, run] for name in sets)]
     if not runs:
         return ""
     metrics = (("f1", "F1"), ("auc", "AUC"))
     heads = " | ".join(f"{name} {title}" for name in sets for _, title in metrics)
+    seeds = {name: len(next(iter(by_set[name].values()))) for name in sets}
     rule = "|---" * (2 * len(sets) + 1) + "|"
 
     def means(title: str, pick: Callable[[str], Sequence[Row]], of: str) -> str:
@@ -136,6 +149,7 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
         return f"| {title} | " + " | ".join("" if cell is None else cell.short() for cell in cells) + " |"
 
     lines = [f"| {system} | {heads} |", rule]
+    lines.append("| seeds | " + " | ".join(str(seeds[name]) for name in sets for _ in metrics) + " |")
     lines.append(means("teacher", lambda name: found[name, runs[0]], "teacher"))
     lines += [means(run, lambda name, run=run: found[name, run], system) for run in runs]  # type: ignore[misc]
     if group.reference not in runs:
@@ -150,16 +164,26 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
 
 def means_table(found: Mapping[str, Sequence[Row]]) -> str:
     """Mean ± sample standard deviation of each run, the teacher first."""
-    lines = ["| run | seeds | " + " | ".join(title for _, _, title in COLUMNS) + " |", "|---" * 7 + "|"]
+    heads = " | ".join(title for _, _, title in COLUMNS)
+    lines = [f"| run | seeds | matches, others dropped | {heads} |", "|---" * 8 + "|"]
     first = next(iter(found.values()))
-    lines.append(f"| teacher | | | | | {_cell(first, 'teacher', 'f1')} | {_cell(first, 'teacher', 'auc')} |")
+    lines.append(f"| teacher | | | | | | {_cell(first, 'teacher', 'f1')} | {_cell(first, 'teacher', 'auc')} |")
     bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
     if bare is not None:
-        lines.append(f"| LLM, not trained | | {_cell(bare, 'llm', 'f1')} | {_cell(bare, 'llm', 'auc')} | | | |")
+        lines.append(f"| LLM, not trained | | | {_cell(bare, 'llm', 'f1')} | {_cell(bare, 'llm', 'auc')} | | | |")
     for run, rows in found.items():
         cells = [_cell(rows, system, metric) for system, metric, _ in COLUMNS]
-        lines.append(f"| {run} | {len(rows)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {run} | {len(rows)} | {_dropped(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _dropped(rows: Sequence[Row]) -> str:
+    """Mean shares of the training pairs of each class that the thresholds dropped."""
+    shares = [row["metrics"].get("run", {}).get("dropped_share", {}) for row in rows]
+    found = [[share.get(label) for share in shares] for label in ("positive", "negative")]
+    if any(value is None for of_class in found for value in of_class):
+        return ""
+    return ", ".join(f"{np.mean(of_class):.0%}" for of_class in found)
 
 
 def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str:

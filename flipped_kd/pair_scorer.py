@@ -26,7 +26,7 @@ from .trial import input_device
 
 logger = logging.getLogger(__name__)
 # Pairs of a Dataset read at a time: equal texts and pairs among them are computed once.
-PART = 65_536
+PART = 16_384
 
 
 class PairScorer:

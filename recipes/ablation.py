@@ -11,7 +11,9 @@ finished runs are not repeated, unfinished ones go on from their last checkpoint
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +22,16 @@ from mini_student import MiniStudentSettings, build_mini_student
 from mini_teacher import build_mini_teacher
 from peers import PEERS
 
-from flipped_kd.ablation import ROWS_FILE, read_rows, run_plan
-from flipped_kd.ablation_plan import Plan, read_plan, with_settings
+from flipped_kd.ablation import ROWS_FILE, pending, read_rows, run_plan
+from flipped_kd.ablation_plan import Job, Plan, read_plan
 from flipped_kd.ablation_tables import group_tables
 from flipped_kd.data import load_pairs
 from flipped_kd.report import write_atomically
 
 HERE = Path(__file__).parent
 QUICK = HERE / "configs" / "ablation_quick.yaml"
+# Names of models that are built.
+MINI = {"student": r"mini(-\d+)?", "teacher": r"mini(-[a-z_]+_mini)?"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         plan = read_plan(options.config or QUICK, options.root or HERE.parent, output_dir=options.output_dir)
         rows_file = options.rows or plan.output_dir / ROWS_FILE
+        plan = with_mini_models(plan, build=not options.tables)
         if options.tables:
             rows = read_rows(rows_file)
+            pending(plan, rows)  # rows of other settings are refused
         else:
-            plan = with_mini_models(plan)
             rows = run_plan(plan, rows_file, workers=options.workers, max_minutes=options.max_minutes, peers=PEERS)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
@@ -62,29 +67,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomically(plan.output_dir / "tables.md", f"# Ablation\n\n{tables}\n")
 
 
-def with_mini_models(plan: Plan) -> Plan:
-    """The plan with models built for the sets that name none or mini ones, as the recipes do.
+def with_mini_models(plan: Plan, build: bool = True) -> Plan:
+    """The plan with models built, as the recipes do, for the runs that name none or mini ones.
 
     `student: mini-64` is a mini student of width 64, `teacher: mini-med_mini` a mini teacher of another embedded set.
+
+    Args:
+        plan: as `read_plan` gives it.
+        build: False only names them.
     """
-    built: dict[str, dict[str, str]] = {}
+    built: dict[tuple[str, str, str], str] = {}
+    jobs = []
     for job in plan.jobs:
-        student, teacher = (str(job.settings.get(name, "mini")) for name in ("student", "teacher"))
-        if job.set in built or not (student.startswith("mini") or teacher.startswith("mini")):
-            continue
-        folder = plan.output_dir / "mini_models" / job.set
-        pairs = load_pairs(job.settings["train_file"])
-        built[job.set] = {}
-        if teacher.startswith("mini"):
-            other = teacher.removeprefix("mini").removeprefix("-")
-            known = load_pairs(HERE / "data" / other / "train.jsonl") if other else pairs
-            built[job.set]["teacher"] = str(build_mini_teacher(known, folder / teacher, seed=0))
-        if student.startswith("mini"):
-            width = int(student.removeprefix("mini").removeprefix("-") or MiniStudentSettings.hidden_size)
-            size = MiniStudentSettings(hidden_size=width, intermediate_size=3 * width)
-            texts = [*pairs["text_a"], *pairs["text_b"]]
-            built[job.set]["student"] = str(build_mini_student(texts, folder / student, seed=0, settings=size))
-    return with_settings(plan, built)
+        found = {}
+        for role, pattern in MINI.items():
+            name = str(job.settings.get(role) or "mini")
+            if not re.fullmatch(pattern, name):
+                continue
+            key = (job.set, role, name)
+            if build and key not in built:
+                built[key] = _build(plan, role, name, job)
+            found[role] = built.get(key, name)
+        jobs.append(dataclasses.replace(job, settings={**job.settings, **found}))
+    return dataclasses.replace(plan, jobs=tuple(jobs))
+
+
+def _build(plan: Plan, role: str, name: str, job: Job) -> str:
+    folder = plan.output_dir / "mini_models" / job.set / role / name
+    pairs = load_pairs(job.settings["train_file"])
+    special = name.removeprefix("mini").removeprefix("-")
+    if role == "teacher":
+        known = load_pairs(HERE / "data" / special / "train.jsonl") if special else pairs
+        return str(build_mini_teacher(known, folder, seed=0))
+    width = int(special or MiniStudentSettings.hidden_size)
+    size = MiniStudentSettings(hidden_size=width, intermediate_size=3 * width)
+    return str(build_mini_student([*pairs["text_a"], *pairs["text_b"]], folder, seed=0, settings=size))
 
 
 if __name__ == "__main__":

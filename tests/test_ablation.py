@@ -13,7 +13,7 @@ from scipy import stats
 
 from flipped_kd import ablation
 from flipped_kd.ablation import append_row, pending, read_rows, run_plan
-from flipped_kd.ablation_plan import Group, Plan, read_plan, settings_of, with_settings
+from flipped_kd.ablation_plan import Group, Plan, read_plan, settings_of
 from flipped_kd.ablation_tables import Difference, compare, differences_table, group_tables, of_run, overview
 from tests.cli_helpers import pair_rows, write_rows
 
@@ -66,13 +66,34 @@ def test_a_plan_is_its_jobs_seeds_outermost(content: dict[str, Any], tmp_path: P
 def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(content, tmp_path)
     (tmp_path / "elsewhere").mkdir()
-    moved = with_settings(plan, {})
-    assert [job.digest for job in moved.jobs] == [job.digest for job in plan.jobs]
-    rows = [{"set": job.set, "name": job.name, "seed": job.seed, "digest": job.digest} for job in plan.jobs[:2]]
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "elsewhere" / f"{name}.jsonl")
+    (tmp_path / "elsewhere" / "plan.yaml").write_bytes((tmp_path / "plan.yaml").read_bytes())
+    moved = read_plan(tmp_path / "elsewhere" / "plan.yaml", tmp_path / "elsewhere")
+    assert [job.resolved for job in moved.jobs] == [job.resolved for job in plan.jobs]
+    rows: list[dict[str, Any]] = [
+        {"set": job.set, "name": job.name, "seed": job.seed, "resolved": job.resolved} for job in plan.jobs[:2]
+    ]
     assert pending(plan, rows) == list(plan.jobs[2:])
+    # Whatever has come to be a setting since, and whatever was given for a default.
+    del rows[0]["resolved"]["contrast_filter"]
+    content["base"]["margin"] = 0.06
+    assert len(pending(plan_of(content, tmp_path), rows)) == len(plan.jobs) - 2
     content["base"]["margin"] = 0.1
-    with pytest.raises(ValueError, match="run 'plain' of tiny, seed 5 was made with other settings"):
+    with pytest.raises(ValueError, match="run 'plain' of tiny, seed 5 was made with margin=0.06, which is now 0.1"):
         pending(plan_of(content, tmp_path), rows)
+
+
+def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing in the YAML has changed, but what it leaves open."""
+    plan = plan_of(content, tmp_path)
+    job = plan.jobs[1]
+    made = job.resolved | {"contrast_filter": "all"}
+    assert (
+        job.resolved["contrast_filter"] == "assumed" and job.resolved["train_sampling_strategy"] == "group_by_length"
+    )
+    with pytest.raises(ValueError, match="contrast_filter='all', which is now 'assumed'"):
+        pending(plan, [{"set": job.set, "name": job.name, "seed": job.seed, "resolved": made}])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +168,7 @@ def test_unknown_peers_and_no_workers_are_refused(content: dict[str, Any], tmp_p
 
 def test_a_line_that_a_kill_has_cut_is_no_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = [{"set": "a", "name": "b", "seed": seed, "digest": "c"} for seed in range(3)]
+    rows = [{"set": "a", "name": "b", "seed": seed, "resolved": {}} for seed in range(3)]
     for row in rows[:2]:
         append_row(path, row)
     with path.open("a", encoding="utf-8") as file:
@@ -164,10 +185,11 @@ def test_a_line_that_a_kill_has_cut_is_no_row(tmp_path: Path) -> None:
 
 
 def row(name: str, seed: int, both: float, teacher: float = 0.8) -> dict[str, Any]:
-    metrics = {
+    metrics: dict[str, Any] = {
         system: {"f1": value, "auc": value + 0.01}
         for system, value in (("teacher", teacher), ("answer", both - 0.1), ("both", both), ("similarity", both))
     }
+    metrics["run"] = {"dropped_share": {"positive": 0.04, "negative": 0.2}}
     return {"set": "tiny", "name": name, "seed": seed, "metrics": metrics}
 
 
@@ -195,7 +217,7 @@ def test_tables_say_what_the_rows_say(content: dict[str, Any], tmp_path: Path) -
     rows = [row(name, seed, value) for seed in (5, 6) for name, value in (("plain", 0.6), ("full", 0.7 + seed / 100))]
     text = group_tables(rows, group)
     assert "## Main" in text and "### tiny" in text
-    assert "| full | 2 | 0.6550 ± 0.0071 |" in text
+    assert "| full | 2 | 4%, 20% | 0.6550 ± 0.0071 |" in text
     assert "| plain | +0.1550 ± 0.0071 (2 of 2" in text  # answer with answer
     assert "| its teacher |" in text
     assert differences_table({"plain": rows}, "full") == ""
@@ -204,12 +226,14 @@ def test_tables_say_what_the_rows_say(content: dict[str, Any], tmp_path: Path) -
 
 def test_the_overview_has_a_column_for_each_set_and_stars_what_is_significant() -> None:
     """By hand: gains of .10 and .11 over two seeds are significant (t = 21), gains of .05 and -.03 are not."""
-    group = Group("Main", ("easy", "hard", "not run"), ("plain", "full"), "full")
+    group = Group("Main", ("easy", "hard", "not run"), (0, 1), ("plain", "full", "to come"), "full")
     rows = [row("plain", seed, 0.6) | {"set": name} for seed in (0, 1) for name in ("easy", "hard")]
     gains = {"easy": (0.10, 0.11), "hard": (0.05, -0.03)}
     rows += [row("full", seed, 0.6 + gain) | {"set": name} for name in gains for seed, gain in enumerate(gains[name])]
+    rows.append(row("full", 2, 0.9) | {"set": "easy"})  # a seed that the others do not have yet
     lines = overview(rows, group).splitlines()
     assert lines[0] == "| both | easy F1 | easy AUC | hard F1 | hard AUC |"
-    assert lines[4].startswith("| full | 0.705 ± 0.007 | ")
-    assert lines[8].startswith("| plain | +0.105 ± 0.007 (2/2)\\* | +0.105 ± 0.007 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
+    assert lines[2] == "| seeds | 2 | 2 | 2 | 2 |"
+    assert lines[5].startswith("| full | 0.705 ± 0.007 | ")
+    assert lines[9].startswith("| plain | +0.105 ± 0.007 (2/2)\\* | +0.105 ± 0.007 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
     assert overview([], group) == "" and "minus" not in overview(rows[:4], group)
