@@ -185,8 +185,8 @@ def _defaults() -> dict[str, Any]:
     for settings in CLASSES:
         for entry in dataclasses.fields(settings):
             if entry.name in vars(settings).get("__annotations__", {}) and entry.name not in OWN:
-                given = entry.default is not dataclasses.MISSING or entry.default_factory is dataclasses.MISSING
-                found[entry.name] = entry.default if given else entry.default_factory()  # type: ignore[misc]
+                factory = entry.default_factory
+                found[entry.name] = entry.default if factory is dataclasses.MISSING else factory()
     return found
 
 

@@ -68,7 +68,7 @@ def test_a_run_may_take_a_mini_model_of_its_own(built: list[tuple[str, int, Any]
 def test_tables_of_finished_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = read_plan(CONFIGS / "ablation_quick.yaml", ROOT)
     metrics = {name: {"f1": 0.5, "auc": 0.75} for name in ("teacher", "answer", "similarity", "both")}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"set": job.set, "name": job.name, "seed": job.seed, "resolved": job.resolved, "metrics": metrics}
         for job in recipe.with_mini_models(plan, build=False).jobs
     ]
