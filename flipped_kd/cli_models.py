@@ -179,6 +179,7 @@ def check_teacher(options: Namespace) -> None:
         labels[0],
         validation=None if held_out is None else (scores[1], labels[1]),
         student=None if answers is None else (answers[0], answers[1] if held_out is not None else None),
+        thresholds=(options.positive_threshold, options.negative_threshold),
     )
     if held_out is None and report["calibration"]["scale"] > 0:
         report["advice"].append(

@@ -381,6 +381,14 @@ def _check_teacher(verbs: Any) -> None:
     parser.add_argument(
         "--validation", metavar="PAIRS", help="other pairs to calibrate on (default: the same, which flatters)"
     )
+    for name, tau in (("positive", "tau_pos"), ("negative", "tau_neg")):
+        parser.add_argument(
+            f"--{name}-threshold",
+            type=_number(float, 0, 1),
+            default=0.5,
+            metavar="P",
+            help=f"{tau} of the planned training (0.5)",
+        )
     parser.add_argument("--revision", help="branch, tag or commit of the teacher on the Hub")
     parser.add_argument("--teacher-cache-dir", metavar="FOLDER", help="where the teacher's scores are kept")
     parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="texts or pairs at a time (64)")

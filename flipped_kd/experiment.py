@@ -45,6 +45,8 @@ OPTIMIZER = (
     *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
 )
+# What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
+ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
 # Settings that change where or how often something is written, not what is learned.
 NOT_LEARNED = {
     *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
@@ -227,7 +229,7 @@ def train_once(
         trainer.save_model(str(keep_in))
     facts = _facts(trainer, seconds)
     if data.questions_file is not None and config.should_save:
-        facts["retrieval"] = student_retrieval(folder, data)
+        facts["retrieval"] = student_retrieval(trainer, data)
         facts["retrieval_by_answer"] = by_answer
     result = RunResult(answer, similarity, before, facts)
     if config.should_save:
@@ -286,7 +288,8 @@ def _check_teacher(
 ) -> dict[str, Any]:
     """Is there something to learn? Teacher against the untrained LLM on the validation pairs, said before training."""
     labels = np.asarray(splits.validation["label"])
-    report = check_scores(of_teacher.validation, labels, student=(before.validation, None))
+    thresholds = config.positive_threshold, config.negative_threshold
+    report = check_scores(of_teacher.validation, labels, student=(before.validation, None), thresholds=thresholds)
     say(config, f"\nThe teacher on the validation pairs\n\n{check_table(report)}\n")
     for warning in warnings_of(report):
         say(config, f"WARNING: {warning}", lambda text: print(text, file=sys.stderr))
@@ -347,8 +350,7 @@ def _settings(student: StudentArguments, data: DataArguments, config: FlippedDis
     changed = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in NOT_LEARNED
-        and (name in own or value != defaults.get(name) or name in ("learning_rate", "seed"))
+        if name not in NOT_LEARNED and (name in own or value != defaults.get(name) or name in ALWAYS_TOLD)
     }
     shown = {
         name: shown_name(value) if name.endswith("_file") or name in ("dataset_name", "teacher") else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -12,17 +11,17 @@ import numpy as np
 from .config import DataArguments, FlippedDistillationConfig
 from .faq import Faq, rank_questions, rank_scores, read_faq
 from .keys import text_keys
-from .matcher import FlippedMatcher
+from .pair_scorer import PairScorer
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
 
 if TYPE_CHECKING:
     from .trainer import FlippedDistillationTrainer
 
 
-def student_retrieval(folder: Path, data: DataArguments) -> dict[str, float]:
-    """How the saved adapter's vectors rank all questions for the test queries."""
-    matcher = FlippedMatcher.from_pretrained(folder)
-    return rank_questions(_test_faq(data), matcher.encode)
+def student_retrieval(trainer: FlippedDistillationTrainer, data: DataArguments) -> dict[str, float]:
+    """How the trained student's vectors rank all questions for the test queries, in the process that saves."""
+    scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
+    return rank_questions(_test_faq(data), scorer.encode)
 
 
 def answer_retrieval(

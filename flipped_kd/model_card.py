@@ -144,6 +144,8 @@ def card_data(
     """
     folder, source = Path(folder), Path(adapter or folder)
     found = _report(report, folder, source)
+    if found is not None:  # reports from before there was a choice
+        found["settings"]["training"].setdefault("contrast_filter", "all")
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _adapter_config(source, required=not merged)

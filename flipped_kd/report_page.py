@@ -19,7 +19,8 @@ TEMPLATE = "report_page.html.jinja"
 # What is told of the settings: the method's own, and those of the optimizer.
 METHOD = (
     *("sup_weight", "dist_weight", "mcl_weight", "contrast", "dist_loss", "representation", "margin", "temperature"),
-    *("positive_margin", "negative_margin", "positive_threshold", "negative_threshold", "encoder_layers", "seed"),
+    *("positive_margin", "negative_margin", "positive_threshold", "negative_threshold"),
+    *("contrast_filter", "encoder_layers", "train_sampling_strategy", "seed"),
 )
 
 

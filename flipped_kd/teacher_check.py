@@ -50,6 +50,7 @@ def check_scores(
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     student: tuple[np.ndarray, np.ndarray | None] | None = None,
+    thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> dict[str, Any]:
     """Judge a teacher's scores against labels.
 
@@ -59,6 +60,7 @@ def check_scores(
         validation: (scores, labels) of other pairs, to calibrate and choose thresholds on; by default the pairs
             themselves, which flatters.
         student: the bare LLM's answer log-odds of the pairs (n,), and of the validation pairs.
+        thresholds: tau_pos and tau_neg in [0, 1] of the training that is planned.
 
     Returns:
         Plain JSON values: calibration, agreement (`agreement_report`), matching (`matching_metrics` at P >= .5 and at
@@ -76,7 +78,7 @@ def check_scores(
         "format_version": REPORT_VERSION,
         "calibrated_on": {"pairs": len(calibrated[1]), "held_out": validation is not None},
         "calibration": calibration.to_dict(),
-        "agreement": agreement_report(scores, labels, calibration),
+        "agreement": agreement_report(scores, labels, calibration, tau_pos=thresholds[0], tau_neg=thresholds[1]),
         "matching": matching_metrics(probabilities, labels, threshold=0.5, tuned_threshold=tuned)
         if calibration.scale > 0
         else None,
@@ -124,7 +126,7 @@ def advice(report: Mapping[str, Any]) -> list[str]:
             "calibrated on differ from these. Calibrate on validation pairs of the same kind."
         )
     if not said or (len(said) == 1 and student is not None and auc > student["roc_auc"] + MARGIN):
-        said.insert(0, f"Usable: AUC {auc:.3f}, and the thresholds .5 keep most pairs of both classes.")
+        said.insert(0, f"Usable: AUC {auc:.3f}, and the thresholds keep most pairs of both classes.")
     return said
 
 

@@ -109,15 +109,23 @@ class TeacherSignal:
             tau_pos=self.args.positive_threshold,
             tau_neg=self.args.negative_threshold,
         )
-        for label in ("positive", "negative"):
+        dropping = [
+            name for name, drops in (("L_dist", self.args.dist_weight), ("L_MCL", self._filters_mcl())) if drops
+        ]
+        for label in ("positive", "negative") if dropping else ():
             share = self.report[f"dropped_{label}_share"]
             if share > DROPPED_SHARE_LIMIT:
                 logger.warning(
-                    "the thresholds drop %.0f %% of the %s pairs from L_dist: the teacher disagrees too often with "
-                    "the labels; use a teacher that knows this domain, or check the labels",
+                    "the thresholds drop %.0f %% of the %s pairs from %s: the teacher disagrees too often with the "
+                    "labels; use a teacher that knows this domain, or check the labels",
                     100 * share,
                     label,
+                    " and ".join(dropping),
                 )
+
+    def _filters_mcl(self) -> bool:
+        """Whether labelled pairs leave L_MCL."""
+        return bool(self.args.mcl_weight) and self.args.contrast_filter == "all"
 
     # ---- A streamed training set ----
 

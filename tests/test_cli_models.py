@@ -153,7 +153,8 @@ def test_check_teacher_is_the_agreement_report(
 ) -> None:
     report = tmp_path / "check.json"
     command = ("check-teacher", teacher_dir, folder / "pairs.jsonl", "--quiet")
-    assert run(*command, "--validation", folder / "validation.jsonl", "-o", report) == 0
+    taus = ("--positive-threshold", "0.2", "--negative-threshold", "0.9")
+    assert run(*command, *taus, "--validation", folder / "validation.jsonl", "-o", report) == 0
     table, loud = capsys.readouterr()
     found = json.loads(report.read_text())
     assert [line for line in loud.splitlines() if line.startswith("WARNING: ")] == [
@@ -168,7 +169,7 @@ def test_check_teacher_is_the_agreement_report(
         )
         scores.append((np.asarray(first, np.float64) * second).sum(1))
     calibration = PlattCalibration.fit(scores[1], np.array(parts[1]["label"]))
-    expected = agreement_report(scores[0], np.array(parts[0]["label"]), calibration)
+    expected = agreement_report(scores[0], np.array(parts[0]["label"]), calibration, tau_pos=0.2, tau_neg=0.9)
     assert found["agreement"] == pytest.approx(expected, abs=1e-4)
     assert found["calibrated_on"] == {"pairs": 24, "held_out": True}
     for row in found["threshold_curve"]:
@@ -215,6 +216,8 @@ def test_what_must_not_be_overlooked_is_said_loudly() -> None:
         " of the matches, more than 30",
         " of the others, more than 30",
     ]
+    # Thresholds that were changed upon it are what is judged then.
+    assert warnings_of(check_scores(noisy, labels, thresholds=(0.0, 1.0))) == []
     worse = warnings_of(check_scores(noisy, labels, student=(good, None)))
     assert "is worse than the LLM as it is" in worse[0] and worse[1:] == dropped
     (wrong,) = warnings_of(check_scores(-good, labels))

@@ -198,8 +198,13 @@ def test_a_report_of_an_earlier_release_is_enough(folder: Path) -> None:
     for run in report["runs"]:
         for name in ("student_parameters", "student_revision"):
             del run["llm_flipped"][name]
+        run["llm_flipped"]["dropped_share"] = {"positive": 0.1, "negative": 0.2}
+    del report["settings"]["training"]["contrast_filter"]  # all pairs were dropped alike then
     card = render_card(card_data(folder, report=report))
     assert "## How it was trained" in card and "The command" not in card
+    assert "takes no part in L_dist and L_MCL (it stays in L_sup)" in card
+    of_today = render_card(card_data(folder))
+    assert "takes no part in L_dist (it stays in L_sup and L_MCL)" in of_today and "group_by_length" in of_today
 
 
 def test_a_teacher_ahead_is_said_and_one_behind_is_not(folder: Path) -> None:

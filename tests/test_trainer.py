@@ -144,7 +144,11 @@ def test_many_dropped_pairs_are_a_warning(build: Any, caplog: pytest.LogCaptureF
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="flipped_kd.teacher_signal"):
         build(positive_threshold=0.0, negative_threshold=1.0)
+        build(dist_weight=0.0)  # L_MCL keeps every labelled pair
     assert "drop" not in caplog.text
+    with caplog.at_level(logging.WARNING, logger="flipped_kd.teacher_signal"):
+        build(dist_weight=0.0, contrast_filter="all")
+    assert "of the negative pairs from L_MCL" in caplog.text
 
 
 def test_calibration_is_fitted_on_held_out_pairs_where_there_are_any(build: Any) -> None:
