@@ -30,7 +30,7 @@ class FlippedMatcher(PairScorer):
     two texts' vectors, each encoded alone. (In training with representation="joint" the second text was compared as
     read after the first; here it is always alone.)
 
-    Equal texts and pairs are computed once; batches hold rows of like length; results come in the order given. Texts
+    Equal texts and pairs are computed once (of a Dataset among 16,384 rows at a time); batches hold rows of like length; results come in the order given. Texts
     over the prompt's limit are cut, with one warning.
 
     Args:

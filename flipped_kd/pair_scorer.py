@@ -111,7 +111,8 @@ class PairScorer:
         """Probabilities that the texts of each pair match.
 
         Args:
-            pairs: pairs of texts, as in CrossEncoder.predict, or a Dataset with columns text_a and text_b.
+            pairs: pairs of texts, as in CrossEncoder.predict, or a Dataset with columns text_a and text_b, which is
+                read in parts, so that memory does not grow with it.
             score: "answer", "similarity" or "both"; None takes the model's default, "answer" if it has no match score.
             batch_size: pairs (texts) read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
