@@ -30,8 +30,8 @@ class FlippedMatcher(PairScorer):
     two texts' vectors, each encoded alone. (In training with representation="joint" the second text was compared as
     read after the first; here it is always alone.)
 
-    Equal texts and pairs are computed once (of a Dataset among 16,384 rows at a time); batches hold rows of like length; results come in the order given. Texts
-    over the prompt's limit are cut, with one warning.
+    Equal texts and pairs are computed once (of a Dataset among 16,384 rows at a time); batches hold rows of like
+    length; results come in the order given. Texts over the prompt's limit are cut, with one warning.
 
     Args:
         model: the model with its adapter, or merged; put into evaluation mode.
