@@ -212,7 +212,9 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     student, data, config = settings_of(job, folder, cache)
     config.disable_tqdm = True
     splits = load_splits(data, job.seed)
-    teacher = load_teacher(data.teacher or "", revision=data.teacher_revision)
+    teacher = load_teacher(
+        data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
+    )
     result = train_once(student, data, config, splits, teacher)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
     metrics = judge_run(result.answer, result.similarity, teacher_split_scores(teacher, splits, config), *labels)

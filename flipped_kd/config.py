@@ -73,10 +73,11 @@ class FlippedDistillationConfig(TrainingArguments):
         temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse" and "margin_mse".
         positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist if the teacher's P >= tau_pos; 0 keeps every
             one.
-        negative_threshold: tau_neg in [0, 1]: a negative stays if P < tau_neg; 1 keeps every one.
+        negative_threshold: tau_neg in [0, 1]: a negative stays in L_dist if P < tau_neg; 1 keeps every one.
         contrast_filter: what the thresholds drop from L_MCL: only pairs of the batch whose label 0 is "assumed" (texts
             that no row of the data set pairs), or "all" on which teacher and label disagree, as from L_dist and as in
-            the paper: for labels that are wrong more often than the teacher.
+            the paper: for labels that are wrong more often than the teacher. Where only labelled pairs are compared
+            (representation="joint", a cross-encoder teacher) "assumed" drops none from L_MCL.
         gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
             then train as one process with the whole global batch does. Without it each rank's contrast is its own
             batch, and gradients are averaged, as everywhere.

@@ -113,6 +113,10 @@ class FlippedMatcher(PairScorer):
         Returns:
             Dicts with corpus_id (position in `documents`), score (probability, as `predict` gives it) and, if asked
             for, text; best first.
+
+        Raises:
+            TypeError: the query or a document is no str, or the documents are one.
+            ValueError: a score that this model has no match score for, or a count below 1.
         """
         kind = self._kind(score)
         check_count("batch_size", batch_size)
@@ -152,7 +156,16 @@ class FlippedMatcher(PairScorer):
     def index(
         self, corpus: Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> SearchIndex:
-        """Encode a corpus once for many searches; `SearchIndex.save` and `load` keep it."""
+        """Encode a corpus once for many searches; `SearchIndex.save` and `load` keep it.
+
+        Args:
+            corpus: n texts.
+            batch_size: texts read at a time.
+            show_progress_bar: None shows it where the logger is at INFO.
+
+        Raises:
+            TypeError: the corpus is one str, or a text is none.
+        """
         texts = text_list("corpus", corpus)
         vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
         index = SearchIndex(texts, torch.from_numpy(vectors), self._definition())
@@ -188,7 +201,9 @@ class FlippedMatcher(PairScorer):
             cosine, or the probability after `rerank`; fewer than top_k where the corpus is smaller.
 
         Raises:
-            ValueError: 0 < rerank < top_k, or an index of another encoder.
+            TypeError: a query or a text is no str.
+            ValueError: 0 < rerank < top_k, a score that this model has no match score for, or an index of another
+                encoder.
         """
         check_count("top_k", top_k)
         if isinstance(rerank, bool) or not isinstance(rerank, int) or (rerank and rerank < top_k):

@@ -99,7 +99,14 @@ class PairScoringTrainer(PublishingTrainer):
         return output._replace(metrics={**(output.metrics or {}), **terms})
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch."""
+        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch.
+
+        Args:
+            dataset: n pairs with text_a, text_b and label.
+
+        Raises:
+            ValueError: a column is missing, or a row is no pair.
+        """
         dataset = self._to_score(dataset, "score_pairs")
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
@@ -111,7 +118,11 @@ class PairScoringTrainer(PublishingTrainer):
         return scores[0], scores[1]
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
-        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default)."""
+        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default).
+
+        Raises:
+            ValueError: there is no such set, or its labels are all of one class.
+        """
         if dataset is None and not self._eval_parts():
             raise ValueError(
                 "a match score is fitted on held-out pairs: give a data set here, or the trainer an eval_dataset."

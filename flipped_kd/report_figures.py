@@ -65,6 +65,11 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def file_name(text: str) -> str:
+    """Text as part of a file's name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
+
+
 def picture(drawing: Drawing) -> Picture:
     """The drawing as SVG without ids or styles that could meet those of others in the page."""
     import matplotlib

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE
-from .report_figures import Drawing, new_panel, plain
+from .report_figures import Drawing, file_name, new_panel, plain
 
 # Settings whose values have an order, with their unit.
 SWEPT = {
@@ -113,11 +113,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str
     panel.legend(fontsize=8)
     seeds = len({row["seed"] for row in rows})
     return Drawing(
-        f"sweep_{setting}_{metric}" + (f"_{_file_name(name)}" if name else ""),
+        f"sweep_{setting}_{metric}" + (f"_{file_name(name)}" if name else ""),
         figure,
         f"{METRICS[metric]} over {title}{of_set}; lines are means over {seeds} seed{'s' * (seeds > 1)}.",
     )
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)

@@ -84,7 +84,11 @@ class MatchScore:
     def fit(
         cls, answer: np.ndarray, similarity: np.ndarray, labels: np.ndarray, default: ScoreKind = "both"
     ) -> MatchScore:
-        """Fit on validation pairs: `answer` log-odds, `similarity` cosines and `labels` 0/1, all (n,)."""
+        """Fit on validation pairs: `answer` log-odds, `similarity` cosines and `labels` 0/1, all (n,).
+
+        Raises:
+            ValueError: the labels are all of one class.
+        """
         (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
         (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
         parameters = {

@@ -24,9 +24,12 @@ from peers import PEERS
 
 from flipped_kd.ablation import ROWS_FILE, pending, read_rows, run_plan
 from flipped_kd.ablation_plan import Job, Plan, read_plan
+from flipped_kd.ablation_plots import draw_runs
 from flipped_kd.ablation_tables import group_tables
 from flipped_kd.data import load_pairs
+from flipped_kd.plots import have_matplotlib
 from flipped_kd.report import write_atomically
+from flipped_kd.report_figures import write_png
 
 HERE = Path(__file__).parent
 QUICK = HERE / "configs" / "ablation_quick.yaml"
@@ -65,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{tables}")
     plan.output_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(plan.output_dir / "tables.md", f"# Ablation\n\n{tables}\n")
+    if have_matplotlib():
+        folder = plan.output_dir / "plots"
+        folder.mkdir(exist_ok=True)
+        paths = [write_png(drawing, folder) for drawing in draw_runs(rows, plan.groups)]
+        print(f"\nTables: {plan.output_dir / 'tables.md'}; {len(paths)} plots: {folder}")
 
 
 def with_mini_models(plan: Plan, build: bool = True) -> Plan:

@@ -84,7 +84,8 @@ class CrossEncoderPeer:
     def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
         student, data, config = settings_of(job, folder, cache)
         splits = load_splits(data, job.seed)
-        teacher = load_teacher(data.teacher or "", revision=data.teacher_revision)
+        trusted = {"trust_remote_code": student.trust_remote_code}
+        teacher = load_teacher(data.teacher or "", revision=data.teacher_revision, **trusted)
         if not isinstance(teacher, BiEncoderTeacher):
             raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
@@ -107,12 +108,13 @@ class CrossEncoderPeer:
 def _as_cross_encoder(student: StudentArguments, config: FlippedDistillationConfig) -> CrossEncoder:
     """The bare student in sentence-transformers' layout, with a new LoRA adapter."""
     name = student.student or ""
-    tokenizer = load_tokenizer(name, revision=student.student_revision)
+    trusted = {"trust_remote_code": student.trust_remote_code}
+    tokenizer = load_tokenizer(name, revision=student.student_revision, **trusted)
     prompt = PairPrompt.from_preset(
         tokenizer, config.prompt, max_length=config.max_length, instruction=config.instruction
     )
     return trainable_cross_encoder(
-        load_student(name, revision=student.student_revision, dtype="float32"),
+        load_student(name, revision=student.student_revision, dtype="float32", **trusted),
         tokenizer,
         prompt,
         default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
