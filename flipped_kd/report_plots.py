@@ -16,6 +16,7 @@ from .examples import STUDENTS
 from .plots import BLACK, BLUE, GREY, ORANGE, RATES, TERMS, curves_of, draw_systems, draw_term
 from .report_data import SeedData
 from .report_figures import Drawing, new_panel, plain
+from .teacher_calibration import DROPPED_SHARE_LIMIT
 
 TITLES = {"teacher": "teacher", "llm_sft": "plain fine-tuning", "llm_flipped": "flipped"}
 STYLES = {"teacher": (BLACK, "-", "^"), "llm_sft": (ORANGE, "--", "s"), "llm_flipped": (BLUE, "-.", "o")}
@@ -53,7 +54,8 @@ def draw_teacher(check: Mapping[str, Any]) -> Iterator[Drawing]:
     ):
         y = [100 * row[f"dropped_{label}_share"] for row in curve]
         panel.plot(x, y, line, color=color, marker=marker, markersize=5, linewidth=1.6, label=title)
-    panel.axhline(30, color=GREY, linestyle=":", linewidth=1.2, label="30 %: too many")
+    limit = 100 * DROPPED_SHARE_LIMIT
+    panel.axhline(limit, color=GREY, linestyle=":", linewidth=1.2, label=f"{limit:.0f} %: too many")
     panel.set_xlim(0, 1)
     panel.set_ylim(bottom=0)
     panel.legend(fontsize=8)

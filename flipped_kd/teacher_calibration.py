@@ -15,6 +15,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r
 # it costs 2e-4 nats; on separable data, where the unpenalised slope is infinite, it stops the slope at a few hundred
 # at most.
 SLOPE_SCALE = 1e6
+# A teacher that contradicts the labels on a larger share of either class is warned of.
+DROPPED_SHARE_LIMIT = 0.3
 
 
 @dataclass(frozen=True)

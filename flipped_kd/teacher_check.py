@@ -12,12 +12,10 @@ from .keys import dataset_keys
 from .metrics import best_f1_threshold, matching_metrics
 from .pair_texts import DatasetPairs, DatasetTexts
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
-from .teacher_calibration import PlattCalibration, agreement_report
+from .teacher_calibration import DROPPED_SHARE_LIMIT, PlattCalibration, agreement_report
 
 REPORT_VERSION = 1
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Above this share of either class dropped, the trainer warns too (`teacher_signal.DROPPED_SHARE_LIMIT`).
-DROPPED_LIMIT = 0.3
 # Below it a teacher orders pairs hardly better than chance.
 WEAK_AUC = 0.65
 # A difference of AUC that a student's and a teacher's must have to be called one.
@@ -116,7 +114,7 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         )
     for label, name in (("positive", "positives"), ("negative", "negatives")):
         share = agreement[f"dropped_{label}_share"]
-        if share > DROPPED_LIMIT:
+        if share > DROPPED_SHARE_LIMIT:
             said.append(_about_dropped(report, label, name, share))
     if student is not None:
         said.append(_about_student(auc, student["roc_auc"]))
@@ -142,13 +140,13 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
         )
     for label, name in (("positive", "matches"), ("negative", "others")):
         share = agreement[f"dropped_{label}_share"]
-        if share > DROPPED_LIMIT:
-            said.append(f"the thresholds drop {share:.0%} of the {name}, more than {DROPPED_LIMIT:.0%}.")
+        if share > DROPPED_SHARE_LIMIT:
+            said.append(f"the thresholds drop {share:.0%} of the {name}, more than {DROPPED_SHARE_LIMIT:.0%}.")
     return said
 
 
 def _about_dropped(report: Mapping[str, Any], label: str, name: str, share: float) -> str:
-    kept = [row for row in report["threshold_curve"] if row[f"dropped_{label}_share"] <= DROPPED_LIMIT]
+    kept = [row for row in report["threshold_curve"] if row[f"dropped_{label}_share"] <= DROPPED_SHARE_LIMIT]
     option = f"--{label}_threshold"
     words = f"It disagrees with the labels on {share:.0%} of the {name}, which L_dist would lose."
     if not kept:

@@ -17,11 +17,11 @@ from .config import FlippedDistillationConfig
 from .keys import KnownMatches, dataset_keys
 from .pair_texts import DatasetPairs, DatasetTexts
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
+from .teacher_calibration import DROPPED_SHARE_LIMIT
 from .teacher_scores import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
 from .teacher_stream import StreamedScores
 
 logger = logging.getLogger(__name__)
-DROPPED_SHARE_LIMIT = 0.3
 
 
 @dataclass

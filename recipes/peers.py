@@ -84,8 +84,9 @@ class CrossEncoderPeer:
     def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
         student, data, config = settings_of(job, folder, cache)
         splits = load_splits(data, job.seed)
-        trusted = {"trust_remote_code": student.trust_remote_code}
-        teacher = load_teacher(data.teacher or "", revision=data.teacher_revision, **trusted)
+        teacher = load_teacher(
+            data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
+        )
         if not isinstance(teacher, BiEncoderTeacher):
             raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
@@ -108,7 +109,7 @@ class CrossEncoderPeer:
 def _as_cross_encoder(student: StudentArguments, config: FlippedDistillationConfig) -> CrossEncoder:
     """The bare student in sentence-transformers' layout, with a new LoRA adapter."""
     name = student.student or ""
-    trusted = {"trust_remote_code": student.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": student.trust_remote_code}
     tokenizer = load_tokenizer(name, revision=student.student_revision, **trusted)
     prompt = PairPrompt.from_preset(
         tokenizer, config.prompt, max_length=config.max_length, instruction=config.instruction

@@ -16,8 +16,8 @@ from flipped_kd.data import load_pairs
 from flipped_kd.matcher import FlippedMatcher
 from flipped_kd.metrics import matching_metrics
 from flipped_kd.teacher import PlattCalibration, agreement_report, load_teacher
-from flipped_kd.teacher_check import DROPPED_LIMIT, THRESHOLDS, check_scores, warnings_of
-from flipped_kd.teacher_signal import DROPPED_SHARE_LIMIT
+from flipped_kd.teacher_calibration import DROPPED_SHARE_LIMIT
+from flipped_kd.teacher_check import THRESHOLDS, check_scores, warnings_of
 from flipped_kd.trainer import FlippedDistillationTrainer
 from tests.cli_helpers import ODDS, adapter_with_scores, pair_rows, write_rows
 from tests.hub.server import LoopbackHub
@@ -231,7 +231,7 @@ def test_advice_says_what_the_numbers_say() -> None:
     assert len(advice) == 1 and advice[0].startswith("Usable")
     noisy, labels = made_scores(0.65)
     report = check_scores(noisy, labels, validation=made_scores(0.65, seed=1))
-    assert report["agreement"]["dropped_positive_share"] > DROPPED_LIMIT == DROPPED_SHARE_LIMIT
+    assert report["agreement"]["dropped_positive_share"] > DROPPED_SHARE_LIMIT
     assert any("of the positives" in words for words in report["advice"])
     assert any("of the negatives" in words for words in report["advice"])
     assert not any("Usable" in words for words in report["advice"])
