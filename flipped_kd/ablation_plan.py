@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from .config import DataArguments, FlippedDistillationConfig, StudentArguments
-from .provenance import shown_name
 from .settings import parse_settings
 
 CLASSES = (StudentArguments, DataArguments, FlippedDistillationConfig)
@@ -53,10 +52,10 @@ class Job:
     def resolved(self) -> dict[str, Any]:
         """The settings with our defaults, as JSON values: what a row is made of, whatever the defaults become.
 
-        Of paths the last part only, so that rows made elsewhere count here.
+        Of names of files and models the last part only: rows made elsewhere count here, whether the files are or not.
         """
         settings = {**_defaults(), **self.settings, "peer": self.peer}
-        shown = {name: shown_name(value) if name in PATHS else value for name, value in settings.items()}
+        shown = {name: Path(value).name if value and name in PATHS else value for name, value in settings.items()}
         return dict(json.loads(json.dumps(shown, default=str)))
 
 

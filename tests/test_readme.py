@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flipped_kd.ablation import read_rows
+from flipped_kd.ablation import pending, read_rows
 from flipped_kd.ablation_plan import read_plan
 from flipped_kd.ablation_tables import overview
 from flipped_kd.cli_parser import build_parser
@@ -53,6 +53,12 @@ def test_the_main_table_says_what_the_committed_rows_say() -> None:
     group = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml").groups[0]
     rows = read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl")
     assert overview(rows, group) in README
+
+
+def test_the_committed_rows_are_shown_where_data_and_models_are_not(tmp_path: Path) -> None:
+    plan = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml", tmp_path)
+    rows = read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl")
+    assert len(pending(plan, rows)) == len(plan.jobs) - len(rows)
 
 
 def test_console_commands_parse() -> None:
