@@ -294,13 +294,31 @@ def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
     """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
 
     bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same
-    log-odds. Only the rows that are read are computed, so the second product costs next to nothing; a head in half
-    precision is copied for it. The layers inside a head that PEFT has wrapped are treated the same.
+    log-odds. A head in half precision is computed a second time in a copy, of which only the rows that are read cost
+    anything. The layers inside a head that PEFT has wrapped are treated the same.
     """
     for part in unwrapped(model).get_output_embeddings().modules():
         plain = type(part) is nn.Linear or isinstance(part, TrainableTokensWrapper)
         if plain and _precise_output not in part._forward_hooks.values():
+            part.register_forward_pre_hook(_leave_autocast)
             part.register_forward_hook(_precise_output)
+            part.register_forward_hook(_return_to_autocast, always_call=True)
+
+
+def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Weights in float32 need no second product; autocast would cast the whole vocabulary for the first."""
+    device = inputs[0].device.type
+    if part.weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    part.suspended_autocast = torch.autocast(device, enabled=False)
+    part.suspended_autocast.__enter__()
+    return (wide(inputs[0]), *inputs[1:])
+
+
+def _return_to_autocast(part: Any, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+    suspended = part.__dict__.pop("suspended_autocast", None)
+    if suspended is not None:
+        suspended.__exit__(None, None, None)
 
 
 def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

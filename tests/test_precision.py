@@ -85,6 +85,21 @@ def test_the_answer_is_finer_than_bfloat16(make: Any, held_out: datasets.Dataset
             assert (rounded != scores).mean() > 0.9
 
 
+def test_the_head_leaves_autocast_and_returns_to_it(make: Any) -> None:
+    """Its logits are bit for bit those without autocast, and what comes after it runs as before, after an error too."""
+    trainer = make("bf16")
+    head = trainer.model.get_output_embeddings()
+    states = torch.randn(2, 3, head.in_features)
+    wanted = head(states)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            assert torch.equal(head(states), wanted)
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                head(states[:, :, 1:])
+            assert (states @ states.mT).dtype == torch.bfloat16
+    assert (states @ states.mT).dtype == torch.float32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16 training")
 def test_fp16_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a CPU has no float16 training"):
