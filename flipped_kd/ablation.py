@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .ablation_plan import Job, Plan, settings_of
+from .ablation_rows import append_row, read_rows
 from .report import SplitScores, combine, judge
 
 logger = logging.getLogger(__name__)
@@ -24,40 +24,6 @@ ROW_VERSION = 1
 ROWS_FILE = "rows.jsonl"
 # (job, run folder, cache of teacher scores) -> metrics by system.
 Peer = Callable[[Job, Path, Path], dict[str, Any]]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Finished rows; a last line that a killed process left unfinished is ignored.
-
-    Raises:
-        ValueError: another line is no row.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-            rows.append(row | {name: row[name] for name in ("set", "name", "resolved")} | {"seed": int(row["seed"])})
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) - 1 and not line.endswith("\n"):
-                logger.warning("%s: the last line is unfinished and is left out", path)
-                break
-            raise ValueError(f"{path}, line {number + 1} is no row of an ablation ({error}): repair it.") from error
-    return rows
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row as one line and wait until it is on the disk; an unfinished last line is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def pending(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Job]:

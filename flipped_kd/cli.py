@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, TextIO
 
-from .cli_parser import PROG, UsageError, build_parser
+from .cli_arguments import PROG, UsageError
+from .cli_parser import build_parser
 from .redaction import redact
 
 # Where each verb's function is; imported only when it is needed.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cli_parser import PROG, UsageError
+from .cli_arguments import PROG, UsageError
 from .cli_runtime import shows_progress
 from .cli_score import check_report_file, labelled_pairs, write_report
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from . import __version__
-
-PROG = "flipped-kd"
-SCORES = ("answer", "similarity", "both")
-TABLES = "JSON Lines (.jsonl), CSV, TSV or Parquet, by the ending of its name"
+from .cli_arguments import (
+    PROG,
+    SCORES,
+    TABLES,
+    Parser,
+    add_columns,
+    add_common,
+    add_job,
+    add_labelled,
+    add_model,
+    add_score,
+    add_skip,
+    add_verb,
+    count,
+    number,
+    threshold,
+)
 
 DESCRIPTION = """\
 Flipped knowledge distillation: train an LLM to match texts with a small encoder as its teacher, then score, encode,
@@ -35,143 +46,15 @@ A token for the Hub is taken from `hf auth login` or the variable HF_TOKEN, neve
 """
 
 
-class UsageError(ValueError):
-    """Wrong options; the message says which."""
-
-
-class Paragraphs(argparse.HelpFormatter):
-    """Fills the paragraphs of descriptions; those with indented lines stay as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip("\n").split("\n\n")
-        fill = super()._fill_text
-        return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in paragraphs)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", Paragraphs)
-        # No abbreviations: a mistyped option must not pass for another one.
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what `cli.main` prints."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 def build_parser() -> Parser:
     """The parser of all verbs."""
     parser = Parser(prog=PROG, description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
-    _add_common(parser)
+    add_common(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for add in (_train, _evaluate, _predict, _encode, _rank, _search, _merge, _push, _card, _report, _check_teacher):
         add(verbs)
     return parser
-
-
-def _add_common(parser: argparse.ArgumentParser, default: Any = False) -> None:
-    group = parser.add_argument_group("messages")
-    group.add_argument("--debug", action="store_true", default=default, help="show where an error comes from")
-    group.add_argument(
-        "--quiet", action="store_true", default=default, help="no progress, no log but warnings and errors"
-    )
-
-
-def _verb(verbs: Any, name: str, usage: str, summary: str, details: str) -> Parser:
-    added: Parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}".rstrip(),
-        usage=f"{PROG} {name} {usage} [options]",
-    )
-    _add_common(added, default=argparse.SUPPRESS)
-    return added
-
-
-def _number(kind: Callable[[str], Any], low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """A type for argparse: a number in [low, high]."""
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            limit = f"from {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is no {name} {limit}")
-        return value
-
-    return read
-
-
-_count = _number(int, 1)
-
-
-def _threshold(text: str) -> str | float:
-    return text if text == "tuned" else _number(float, 0, 1)(text)
-
-
-def _add_model(parser: argparse.ArgumentParser, positional: bool = True) -> None:
-    if positional:
-        parser.add_argument("model", metavar="MODEL", help="folder or Hub name of an adapter or a merged model")
-    group = parser.add_argument_group("model")
-    group.add_argument("--revision", help="branch, tag or commit of MODEL on the Hub")
-    group.add_argument("--base-model", metavar="NAME", help="folder or Hub name of the base, if it has moved")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="auto: float32 on a CPU, bfloat16 on a GPU that has it",
-    )
-    group.add_argument("--batch-size", type=_count, default=32, metavar="N", help="pairs or texts at a time (32)")
-    group.add_argument("--cache-dir", metavar="FOLDER", help="where downloads are kept")
-    group.add_argument("--trust-remote-code", action="store_true", help="run model code from the base's repository")
-
-
-def _add_job(parser: argparse.ArgumentParser, part_rows: int, more: str = "") -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "-o", "--output", default="-", metavar="FILE", help=f"{TABLES}{more}; - (default): JSON Lines on the screen"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    group.add_argument("--restart", action="store_true", help="drop the unfinished work in FILE.partial")
-    group.add_argument(
-        "--part-rows",
-        type=_count,
-        default=part_rows,
-        metavar="N",
-        help=f"rows of a part, which is what an interruption can lose ({part_rows})",
-    )
-
-
-def _add_columns(parser: argparse.ArgumentParser, *roles: str) -> Any:
-    group = parser.add_argument_group("input")
-    for role in roles:
-        name = role.replace("_", "-")
-        group.add_argument(f"--{name}-column", default=role, metavar="NAME", help=f"column of {role} ({role})")
-    return group
-
-
-def _add_skip(group: Any) -> None:
-    group.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without proper texts or label")
-
-
-def _add_labelled(parser: argparse.ArgumentParser) -> None:
-    group = _add_columns(parser, "text_a", "text_b", "label")
-    group.add_argument("--split", help="split of a data set, such as test or 'train[:1000]'")
-    group.add_argument("--label-threshold", type=float, metavar="X", help="labels are scores: 1 from X on")
-    group.add_argument("--max-pairs", type=_count, metavar="N", help="a random subset of N pairs")
-    _add_skip(group)
-
-
-def _add_score(parser: argparse.ArgumentParser, meaning: str) -> None:
-    parser.add_argument("--score", choices=SCORES, help=f"{meaning} (default: what the model was saved with)")
 
 
 def _train(verbs: Any) -> None:
@@ -184,7 +67,7 @@ def _train(verbs: Any) -> None:
 
 
 def _evaluate(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "evaluate",
         "MODEL PAIRS",
@@ -192,15 +75,15 @@ def _evaluate(verbs: Any) -> None:
         "Prints F1, precision, recall and accuracy at the threshold that was chosen on validation pairs and saved "
         "with the model, and at the natural one (probability .5), AUC and average precision, for each score it has.",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")
     parser.add_argument("--score", choices=SCORES, help="one score only")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the metrics as JSON; -: on the screen")
-    _add_labelled(parser)
+    add_labelled(parser)
 
 
 def _predict(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "predict",
         "MODEL PAIRS [-o FILE]",
@@ -208,9 +91,9 @@ def _predict(verbs: Any) -> None:
         "Every row of PAIRS is written again with a column `score`, the probability that its two texts match.\n\n"
         "On several GPUs: accelerate launch --multi_gpu -m flipped_kd predict ...",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("pairs", metavar="PAIRS", help=f"{TABLES}; - for JSON Lines from standard input")
-    _add_score(parser, "what the probability is made of")
+    add_score(parser, "what the probability is made of")
     parser.add_argument(
         "--all-scores",
         action="store_true",
@@ -218,17 +101,17 @@ def _predict(verbs: Any) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         metavar="T",
         help="add a column `match`: probability at least T; tuned: at least the threshold chosen on validation pairs",
     )
     parser.add_argument("--column-prefix", default="", metavar="P", help="put before the names of all added columns")
-    _add_skip(_add_columns(parser, "text_a", "text_b"))
-    _add_job(parser, 1024)
+    add_skip(add_columns(parser, "text_a", "text_b"))
+    add_job(parser, 1024)
 
 
 def _encode(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "encode",
         "MODEL TEXTS [-o FILE]",
@@ -236,34 +119,34 @@ def _encode(verbs: Any) -> None:
         "Every row of TEXTS is written again with a column `vector` (unit length, float32); a .npy file holds the "
         "vectors alone.\n\nOn several GPUs: accelerate launch --multi_gpu -m flipped_kd encode ...",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("texts", metavar="TEXTS", help=f"{TABLES}, or .txt with a text a line; - for standard input")
     parser.add_argument("--column-prefix", default="", metavar="P", help="put before the name of the added column")
-    _add_skip(_add_columns(parser, "text"))
-    _add_job(parser, 1024, ", or .npy")
+    add_skip(add_columns(parser, "text"))
+    add_job(parser, 1024, ", or .npy")
 
 
 def _rank(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "rank",
         "MODEL QUERY DOCUMENTS [-o FILE]",
         "rank documents by their probability of matching a query",
         "Writes corpus_id (the row's number, the first is 0, or its --id-column), score and text, the best first.",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("query", metavar="QUERY", help="the query, a text")
     parser.add_argument("documents", metavar="DOCUMENTS", help=f"{TABLES}, or .txt with a text a line")
-    parser.add_argument("--top-k", type=_count, metavar="K", help="the best K only (default: all)")
-    _add_score(parser, "what the probability is made of")
-    group = _add_columns(parser, "text")
+    parser.add_argument("--top-k", type=count, metavar="K", help="the best K only (default: all)")
+    add_score(parser, "what the probability is made of")
+    group = add_columns(parser, "text")
     group.add_argument("--id-column", metavar="NAME", help="column whose values name the documents")
-    _add_skip(group)
-    _add_job(parser, 1024)
+    add_skip(group)
+    add_job(parser, 1024)
 
 
 def _search(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "search",
         "MODEL QUERIES CORPUS [-o FILE]",
@@ -272,18 +155,18 @@ def _search(verbs: Any) -> None:
         "Writes a row for each result: query_id, query, rank (from 1), corpus_id, score, text. Ids are the rows' "
         "numbers (the first is 0), or the values of the columns named.",
     )
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("queries", metavar="QUERIES", help=f"{TABLES}, or .txt with a query a line")
     parser.add_argument("corpus", metavar="CORPUS", help="such a file, or a folder written by --save-index")
-    parser.add_argument("--top-k", type=_count, default=10, metavar="K", help="results for each query (10)")
+    parser.add_argument("--top-k", type=count, default=10, metavar="K", help="results for each query (10)")
     parser.add_argument(
         "--rerank",
-        type=_number(int, 0),
+        type=number(int, 0),
         default=0,
         metavar="N",
         help="rank the nearest N again, N at least K (0: none)",
     )
-    _add_score(parser, "what --rerank ranks by")
+    add_score(parser, "what --rerank ranks by")
     parser.add_argument(
         "--save-index", metavar="FOLDER", help="keep the corpus with its vectors, or use those that are kept there"
     )
@@ -292,12 +175,12 @@ def _search(verbs: Any) -> None:
     group.add_argument("--text-column", default="text", metavar="NAME", help="column of the corpus's texts (text)")
     group.add_argument("--query-id-column", metavar="NAME", help="column whose values name the queries")
     group.add_argument("--id-column", metavar="NAME", help="column whose values name the corpus's texts")
-    _add_skip(group)
-    _add_job(parser, 128)
+    add_skip(group)
+    add_job(parser, 128)
 
 
 def _merge(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "merge",
         "ADAPTER [ADAPTER ...] -o FOLDER",
@@ -320,7 +203,7 @@ def _merge(verbs: Any) -> None:
 
 
 def _push(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "push",
         "FOLDER REPO_ID",
@@ -338,7 +221,7 @@ def _push(verbs: Any) -> None:
 
 
 def _card(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "card",
         "FOLDER",
@@ -354,7 +237,7 @@ def _card(verbs: Any) -> None:
 
 
 def _report(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "report",
         "FOLDER",
@@ -368,7 +251,7 @@ def _report(verbs: Any) -> None:
 
 
 def _check_teacher(verbs: Any) -> None:
-    parser = _verb(
+    parser = add_verb(
         verbs,
         "check-teacher",
         "TEACHER PAIRS",
@@ -384,14 +267,14 @@ def _check_teacher(verbs: Any) -> None:
     for name, tau in (("positive", "tau_pos"), ("negative", "tau_neg")):
         parser.add_argument(
             f"--{name}-threshold",
-            type=_number(float, 0, 1),
+            type=number(float, 0, 1),
             default=0.5,
             metavar="P",
             help=f"{tau} of the planned training (0.5)",
         )
     parser.add_argument("--revision", help="branch, tag or commit of the teacher on the Hub")
     parser.add_argument("--teacher-cache-dir", metavar="FOLDER", help="where the teacher's scores are kept")
-    parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="texts or pairs at a time (64)")
+    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="texts or pairs at a time (64)")
     parser.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code from the models' repositories")
     parser.add_argument("-o", "--output", metavar="FILE", help="write everything as JSON; -: on the screen")
@@ -399,5 +282,5 @@ def _check_teacher(verbs: Any) -> None:
     student.add_argument("--student", metavar="NAME", help="folder or Hub name of a causal language model")
     student.add_argument("--prompt", choices=("en", "zh"), default="en", help="its prompt (en)")
     student.add_argument("--instruction", help="replaces the prompt's instruction; '' leaves it out")
-    student.add_argument("--max-length", type=_number(int, 16), default=256, metavar="N", help="its tokens (256)")
-    _add_labelled(parser)
+    student.add_argument("--max-length", type=number(int, 16), default=256, metavar="N", help="its tokens (256)")
+    add_labelled(parser)

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
-from .cli_parser import UsageError
+from .cli_arguments import UsageError
 from .matcher import FlippedMatcher
 from .matcher_files import local_folder
 from .merge import contents_digest

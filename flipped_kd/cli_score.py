@@ -15,7 +15,7 @@ import pyarrow as pa
 from accelerate import PartialState
 from scipy.special import expit
 
-from .cli_parser import UsageError
+from .cli_arguments import UsageError
 from .cli_runtime import Work, open_matcher, run_job, shows_progress
 from .data import PairColumns, load_pairs
 from .matcher import FlippedMatcher

@@ -11,7 +11,7 @@ import pyarrow as pa
 from accelerate import PartialState
 
 from .atomic_folder import check_target
-from .cli_parser import UsageError
+from .cli_arguments import UsageError
 from .cli_runtime import Work, open_matcher, read_all, run_job, shows_progress
 from .cli_score import checked_kind
 from .matcher import FlippedMatcher

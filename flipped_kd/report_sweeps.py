@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .ablation_rows import Row, read_rows
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE
 from .report_figures import Drawing, file_name, new_panel, plain
 
@@ -29,32 +29,20 @@ LINES = {
 METRICS = {"f1": "F1", "auc": "AUC"}
 
 
-def read_sweep_rows(path: Path) -> list[dict[str, Any]]:
+def read_sweep_rows(path: Path) -> list[Row]:
     """Rows of an ablation: name, seed, settings, metrics by system, and the pair set if there are several.
-
-    A last line that was not finished is left out.
 
     Raises:
         ValueError: the file is not there, or a line is no such row.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file: give the rows of an ablation (JSON Lines), see recipes/ablation.py.")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            settings, metrics = dict(row["settings"]), dict(row["metrics"])
-            rows.append(
-                {"set": str(row.get("set", "")), "seed": int(row["seed"]), "settings": settings, "metrics": metrics}
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise ValueError(f"{path}, line {number} is no row of an ablation ({error!r}): repair it.") from error
-    return rows
+    return read_rows(path, _sweep_row)
+
+
+def _sweep_row(row: Row) -> Row:
+    settings, metrics = dict(row["settings"]), dict(row["metrics"])
+    return {"set": str(row.get("set", "")), "seed": int(row["seed"]), "settings": settings, "metrics": metrics}
 
 
 def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Iterator[Drawing]:

@@ -22,9 +22,10 @@ from mini_student import MiniStudentSettings, build_mini_student
 from mini_teacher import build_mini_teacher
 from peers import PEERS
 
-from flipped_kd.ablation import ROWS_FILE, pending, read_rows, run_plan
+from flipped_kd.ablation import ROWS_FILE, pending, run_plan
 from flipped_kd.ablation_plan import Job, Plan, read_plan
 from flipped_kd.ablation_plots import draw_runs
+from flipped_kd.ablation_rows import read_rows
 from flipped_kd.ablation_tables import group_tables
 from flipped_kd.data import load_pairs
 from flipped_kd.plots import have_matplotlib

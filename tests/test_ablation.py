@@ -12,8 +12,9 @@ import yaml
 from scipy import stats
 
 from flipped_kd import ablation
-from flipped_kd.ablation import append_row, pending, read_rows, run_plan
+from flipped_kd.ablation import pending, run_plan
 from flipped_kd.ablation_plan import Group, Plan, read_plan, settings_of
+from flipped_kd.ablation_rows import append_row, read_rows
 from flipped_kd.ablation_tables import Difference, compare, differences_table, group_tables, of_run, overview
 from tests.cli_helpers import pair_rows, write_rows
 

@@ -86,7 +86,7 @@ def test_the_answer_is_finer_than_bfloat16(make: Any, held_out: datasets.Dataset
 
 
 def test_the_head_leaves_autocast_and_returns_to_it(make: Any) -> None:
-    """Its logits are bit for bit those without autocast, and what comes after it runs as before, after an error too."""
+    """Its logits are bit for bit those without autocast, and what follows runs as before, after an error too."""
     trainer = make("bf16")
     head = trainer.model.get_output_embeddings()
     states = torch.randn(2, 3, head.in_features)

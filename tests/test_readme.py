@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from flipped_kd.ablation import pending, read_rows
+from flipped_kd.ablation import pending
 from flipped_kd.ablation_plan import read_plan
+from flipped_kd.ablation_rows import read_rows
 from flipped_kd.ablation_tables import overview
 from flipped_kd.cli_parser import build_parser
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
