@@ -138,7 +138,9 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     rule = "|---" * (2 * len(sets) + 1) + "|"
 
     def means(title: str, pick: Callable[[str], Sequence[Row]], of: str) -> str:
-        return f"| {title} | " + " | ".join(_cell(pick(name), of, m, 3) for name in sets for m, _ in metrics) + " |"
+        return (
+            f"| {title} | " + " | ".join(mean_cell(pick(name), of, m, 3) for name in sets for m, _ in metrics) + " |"
+        )
 
     def gains(title: str, other: str, systems: tuple[str, str]) -> str:
         cells = [
@@ -167,12 +169,14 @@ def means_table(found: Mapping[str, Sequence[Row]]) -> str:
     heads = " | ".join(title for _, _, title in COLUMNS)
     lines = [f"| run | seeds | matches, others dropped | {heads} |", "|---" * 8 + "|"]
     first = next(iter(found.values()))
-    lines.append(f"| teacher | | | | | | {_cell(first, 'teacher', 'f1')} | {_cell(first, 'teacher', 'auc')} |")
+    lines.append(f"| teacher | | | | | | {mean_cell(first, 'teacher', 'f1')} | {mean_cell(first, 'teacher', 'auc')} |")
     bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
     if bare is not None:
-        lines.append(f"| LLM, not trained | | | {_cell(bare, 'llm', 'f1')} | {_cell(bare, 'llm', 'auc')} | | | |")
+        lines.append(
+            f"| LLM, not trained | | | {mean_cell(bare, 'llm', 'f1')} | {mean_cell(bare, 'llm', 'auc')} | | | |"
+        )
     for run, rows in found.items():
-        cells = [_cell(rows, system, metric) for system, metric, _ in COLUMNS]
+        cells = [mean_cell(rows, system, metric) for system, metric, _ in COLUMNS]
         lines.append(f"| {run} | {len(rows)} | {_dropped(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -208,7 +212,8 @@ def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str
     return "\n".join(lines)
 
 
-def _cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:
+def mean_cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:
+    """Mean ± sample standard deviation of a system's metric; empty where no row has it."""
     found = np.array(list(values(rows, system, metric).values()))
     if not len(found):
         return ""

@@ -246,7 +246,7 @@ def _report(verbs: Any) -> None:
     )
     parser.add_argument("folder", metavar="FOLDER", help="output folder of a finished recipe")
     parser.add_argument(
-        "--ablation", type=Path, metavar="FILE", help="rows of an ablation (JSON Lines), for the sweeps"
+        "--ablation", type=Path, metavar="FILE", help="rows of an ablation (JSON Lines): its runs and sweeps"
     )
 
 

@@ -49,12 +49,12 @@ class ReportData:
     Attributes:
         report: report.json.
         seeds: what each seed has left, in the order of the report.
-        sweep_rows: rows of an ablation; None if none was named.
+        ablation_rows: rows of an ablation; None if none was named.
     """
 
     report: Mapping[str, Any]
     seeds: Sequence[SeedData]
-    sweep_rows: Sequence[Mapping[str, Any]] | None = None
+    ablation_rows: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def several(self) -> bool:

@@ -29,7 +29,7 @@ def write_page(folder: str | os.PathLike[str], ablation: str | os.PathLike[str] 
 
     Args:
         folder: the output folder of a finished recipe.
-        ablation: JSON Lines of an ablation's rows, for the sweeps.
+        ablation: JSON Lines of an ablation's rows, for its runs and sweeps.
 
     Returns:
         Path of report.html.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .examples import STUDENTS
 from .report import RETRIEVAL, SYSTEMS
+from .report_ablation import ablation
 from .report_data import ReportData
-from .report_figures import Drawing, Picture
+from .report_parts import Draw, Section, Table
 from .report_plots import (
     NORMS,
     TITLES,
@@ -27,36 +27,10 @@ from .report_plots import (
     moved_share,
 )
 from .report_space import draw_space, draw_spread, spread_of
-from .report_sweeps import draw_sweeps
 from .teacher_check import warnings_of
 
 HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
 SHORT = {"llm_sft": "plain", "llm_flipped": "flipped"}
-Draw = Callable[[Iterable[Drawing]], list[Picture]]
-
-
-@dataclass
-class Table:
-    """Cells as text; `prose` are the columns that hold sentences."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    prose: tuple[int, ...] = ()
-
-
-@dataclass
-class Section:
-    """One part of the page, in this order: loud words, words, tables, plots, missing."""
-
-    id: str
-    title: str
-    words: list[str] = field(default_factory=list)
-    loud: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    plots: list[Picture] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
 
 
 def all_sections(data: ReportData, draw: Draw) -> list[Section]:
@@ -66,7 +40,7 @@ def all_sections(data: ReportData, draw: Draw) -> list[Section]:
         data: what is known.
         draw: turns drawings into pictures.
     """
-    parts = (results, teacher, scores, updates, representations, training, sweeps, mistakes)
+    parts = (results, teacher, scores, updates, representations, training, ablation, mistakes)
     return [part(data, draw) for part in parts]
 
 
@@ -228,19 +202,6 @@ def training(data: ReportData, draw: Draw) -> Section:
     section.plots = [*draw(draw_losses(data.report)), *draw(draw_dropped(data.report))]
     if not section.plots:
         section.missing.append(f"The runs logged no loss terms: --logging_steps 10 gives them. {_anew(data)}")
-    return section
-
-
-def sweeps(data: ReportData, draw: Draw) -> Section:
-    """A metric over margins and thresholds."""
-    section = Section("sweeps", "Margins and thresholds")
-    how = "recipes/ablation.py makes the rows, flipped-kd report FOLDER --ablation rows.jsonl draws them."
-    if data.sweep_rows is None:
-        section.missing.append(f"No ablation was named: {how}")
-        return section
-    section.plots = draw(draw_sweeps(data.sweep_rows, data.report["settings"]["training"]))
-    if not section.plots:
-        section.missing.append(f"The ablation holds no runs with two values of a margin or threshold: {how}")
     return section
 
 

@@ -42,7 +42,8 @@ def read_sweep_rows(path: Path) -> list[Row]:
 
 def _sweep_row(row: Row) -> Row:
     settings, metrics = dict(row["settings"]), dict(row["metrics"])
-    return {"set": str(row.get("set", "")), "seed": int(row["seed"]), "settings": settings, "metrics": metrics}
+    named = {name: str(row.get(name, "")) for name in ("set", "name")}
+    return named | {"seed": int(row["seed"]), "settings": settings, "metrics": metrics}
 
 
 def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Iterator[Drawing]:

@@ -25,7 +25,7 @@ from tests.cli_helpers import pair_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
 EVIL = "<script>alert('pay')</script> & \"more\" <img src=x onerror=alert(1)> $a_b$"
-SECTIONS = ["results", "teacher", "scores", "updates", "space", "training", "sweeps", "mistakes", "made"]
+SECTIONS = ["results", "teacher", "scores", "updates", "space", "training", "ablation", "mistakes", "made"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SWEEP = [
     {
@@ -33,6 +33,14 @@ SWEEP = [
         "metrics": {"both": {"f1": margin + 0.1 * seed, "auc": 0.5}},
     }
     for margin in (0.0, 0.08)
+    for seed in (0, 1)
+]
+RUNS = [
+    {
+        **{"set": "tiny", "name": name, "seed": seed, "settings": {"dist_weight": weight}},
+        "metrics": {system: {"f1": weight + 0.1 * seed, "auc": 0.5 + 0.1 * weight}},
+    }
+    for name, weight, system in (("full", 0.5, "both"), ("<b>plain</b>", 0.25, "both"), ("peer", 0.1, "answer"))
     for seed in (0, 1)
 ]
 
@@ -123,8 +131,8 @@ def out(student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def html(out: Path) -> str:
-    """The page, with an ablation that has swept the margin."""
-    write_rows(out / "rows.jsonl", SWEEP)
+    """The page, with an ablation that has swept the margin and compared three runs."""
+    write_rows(out / "rows.jsonl", SWEEP + RUNS)
     return write_page(out, out / "rows.jsonl").read_text(encoding="utf-8")
 
 
@@ -152,6 +160,17 @@ def test_headings_are_nested_and_ids_unique(page: Page) -> None:
     assert all(after <= before + 1 for before, after in zip(page.levels, page.levels[1:], strict=False))
     assert len(set(page.ids)) == len(page.ids)
     assert {link[1:] for link in page.links if link.startswith("#")} == set(SECTIONS)
+
+
+def test_runs_of_the_ablation_are_compared_like_with_like(page: Page) -> None:
+    """Runs of a sweep are drawn as a curve and are no rows; the peer has no second score to compare."""
+    first = page.cells.index("full")
+    assert page.cells[first : first + 15] == [
+        *("full", "0.550 ± 0.071", "0.550 ± 0.000", "", ""),
+        *("<b>plain</b>", "0.300 ± 0.071", "0.525 ± 0.000", "+0.250 ± 0.000 (2/2)", "+0.025 ± 0.000 (2/2)"),
+        *("peer", "0.150 ± 0.071", "0.510 ± 0.000", "", ""),
+    ]
+    assert "margin=0.08" not in page.cells and any("Runs: tiny" in label for label in page.svg_labels)
 
 
 def test_it_opens_without_a_network(html: str, page: Page) -> None:
