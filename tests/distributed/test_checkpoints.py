@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from safetensors.torch import load_file
 
@@ -20,19 +20,9 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def folder(
-    student_dir: Path,
-    teacher_dir: Path,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def folder(inputs: Callable[..., Path]) -> Path:
     """What the ranks of checkpoint_run.py have left behind."""
-    folder = tmp_path_factory.mktemp("ddp")
-    (folder / "student").symlink_to(student_dir)
-    (folder / "teacher").symlink_to(teacher_dir)
-    pairs.save_to_disk(str(folder / "pairs"))
-    held_out.save_to_disk(str(folder / "held_out"))
+    folder = inputs()
     launch("tests.distributed.checkpoint_run", folder)
     return folder
 

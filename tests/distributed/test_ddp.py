@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +15,18 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tests.distributed.ddp_run import RUNS, STEPS, make
+from tests.distributed.launching import launch
 from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of
 
-REPOSITORY = Path(__file__).parents[2]
 RANKS = (0, 1)
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def folder(
-    student_dir: Path,
-    teacher_dir: Path,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def folder(inputs: Callable[..., Path]) -> Path:
     """The files two ranks have left behind after training with every setting of ddp_run.py."""
-    folder = tmp_path_factory.mktemp("ddp")
-    (folder / "student").symlink_to(student_dir)
-    (folder / "teacher").symlink_to(teacher_dir)
-    pairs.save_to_disk(str(folder / "pairs"))
-    # An odd number, so that one rank has a row more to score than the other.
-    held_out.select(range(23)).save_to_disk(str(folder / "held_out"))
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(len(RANKS))),
-            *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
-            *("-m", "tests.distributed.ddp_run", str(folder)),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    folder = inputs(odd=True)
+    launch("tests.distributed.ddp_run", folder)
     return folder
 
 

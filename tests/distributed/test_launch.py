@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,9 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def folder(
-    student_dir: Path,
-    teacher_dir: Path,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def folder(inputs: Callable[..., Path], pairs: datasets.Dataset, held_out: datasets.Dataset) -> Path:
     """All that config_run.py needs."""
-    folder = tmp_path_factory.mktemp("launch")
-    (folder / "student").symlink_to(student_dir)
-    (folder / "teacher").symlink_to(teacher_dir)
-    pairs.save_to_disk(str(folder / "pairs"))
-    held_out.save_to_disk(str(folder / "held_out"))
+    folder = inputs()
     for split, rows in (("train", pairs), ("validation", held_out), ("test", held_out)):
         rows.to_json(str(folder / f"{split}.jsonl"))
     return folder

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -25,20 +25,9 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def folder(
-    student_dir: Path,
-    teacher_dir: Path,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def folder(inputs: Callable[..., Path]) -> Path:
     """What the ranks of sharded_run.py have left behind."""
-    folder = tmp_path_factory.mktemp("sharded")
-    (folder / "student").symlink_to(student_dir)
-    (folder / "teacher").symlink_to(teacher_dir)
-    pairs.save_to_disk(str(folder / "pairs"))
-    # An odd number, so that one rank has a row more to score than the other.
-    held_out.select(range(23)).save_to_disk(str(folder / "held_out"))
+    folder = inputs(odd=True)
     options = ("--num_processes", "2", "--main_process_port", "0")
     finish(accelerate_launch("fsdp2", options, "tests.distributed.sharded_run", folder))
     return folder
