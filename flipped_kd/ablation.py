@@ -18,6 +18,7 @@ import numpy as np
 from .ablation_plan import Job, Plan, settings_of
 from .ablation_rows import append_row, read_rows
 from .report import SplitScores, combine, judge
+from .sole_writer import sole_writer
 
 logger = logging.getLogger(__name__)
 ROW_VERSION = 1
@@ -71,7 +72,7 @@ def run_plan(
 
     Raises:
         ValueError: a peer is unknown, `workers` is below 1, or rows were made with other settings.
-        RuntimeError: runs have failed; the others are finished.
+        RuntimeError: runs have failed, the others are finished; or another process writes into the plan's folder.
     """
     if workers < 1:
         raise ValueError(f"workers={workers}: at least one process is needed.")
@@ -79,7 +80,18 @@ def run_plan(
     for job in plan.jobs:
         if job.peer is not None and job.peer not in peers:
             raise ValueError(f"run {job.name!r}: no peer is named {job.peer!r}; there are {sorted(peers)}.")
-    rows_file = rows_file or plan.output_dir / ROWS_FILE
+    with sole_writer(plan.output_dir):
+        return _run_pending(plan, rows_file or plan.output_dir / ROWS_FILE, workers, max_minutes, peers, emit)
+
+
+def _run_pending(
+    plan: Plan,
+    rows_file: Path,
+    workers: int,
+    max_minutes: float | None,
+    peers: Mapping[str, Peer],
+    emit: Callable[[str], None],
+) -> list[dict[str, Any]]:
     jobs = pending(plan, read_rows(rows_file))
     total = len(plan.jobs)
     emit(f"{total - len(jobs)} of {total} runs are finished ({rows_file})")
@@ -170,10 +182,10 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
 
 def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     # Here: a process that only reads rows or makes tables needs no training libraries.
-    from .experiment import teacher_split_scores, train_once
     from .faq_ranking import teacher_retrieval
     from .splits import load_splits
     from .teacher import load_teacher
+    from .training_run import teacher_split_scores, train_once
 
     student, data, config = settings_of(job, folder, cache)
     config.disable_tqdm = True

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
-from .experiment import run_comparison, say
+from .experiment import run_comparison
 from .parallel import end_together
 from .splits import SPLITS, load_split
+from .training_run import say
 
 # A teacher or student of this name is built from the training pairs in the run.
 MINI = "mini"

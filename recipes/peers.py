@@ -25,7 +25,6 @@ from flipped_kd.ablation import Peer, judge_run
 from flipped_kd.ablation_plan import Job, settings_of
 from flipped_kd.config import FlippedDistillationConfig, StudentArguments
 from flipped_kd.crossencoder_layout import trainable_cross_encoder
-from flipped_kd.experiment import teacher_split_scores
 from flipped_kd.prompts import PairPrompt
 from flipped_kd.report import SplitScores
 from flipped_kd.splits import load_splits
@@ -33,6 +32,7 @@ from flipped_kd.student import default_lora, load_student, load_tokenizer
 from flipped_kd.teacher import BiEncoderTeacher, load_teacher
 from flipped_kd.teacher_calibration import PlattCalibration
 from flipped_kd.teacher_check import teacher_scores
+from flipped_kd.training_run import teacher_split_scores
 
 # (pairs, teacher's log-odds of any texts a and b, seed) -> columns that the loss reads.
 Columns = Callable[[datasets.Dataset, Callable[..., np.ndarray], int], dict[str, Sequence[Any]]]

@@ -16,6 +16,7 @@ from flipped_kd.ablation import pending, run_plan
 from flipped_kd.ablation_plan import Group, Plan, read_plan, settings_of
 from flipped_kd.ablation_rows import append_row, read_rows
 from flipped_kd.ablation_tables import Difference, compare, differences_table, group_tables, of_run, overview
+from flipped_kd.sole_writer import sole_writer
 from tests.cli_helpers import pair_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -157,6 +158,12 @@ def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -
     plan = plan_of(content, tmp_path)
     assert run_plan(plan, max_minutes=0, emit=said.append) == []
     assert "6 runs are left" in said[-1]
+
+
+def test_two_ablations_do_not_share_a_folder(content: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(content, tmp_path)
+    with sole_writer(plan.output_dir), pytest.raises(RuntimeError, match="is being written by another process"):
+        run_plan(plan, max_minutes=0)
 
 
 def test_unknown_peers_and_no_workers_are_refused(content: dict[str, Any], tmp_path: Path) -> None:

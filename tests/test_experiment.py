@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
 from flipped_kd.experiment import run_comparison
 from flipped_kd.report import SYSTEMS, markdown_table
+from flipped_kd.sole_writer import sole_writer
 from flipped_kd.splits import load_splits
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +124,12 @@ def test_models_must_be_named(tmp_path: Path) -> None:
         run_comparison(
             StudentArguments(), DataArguments(teacher="t"), FlippedDistillationConfig(output_dir=str(tmp_path))
         )
+
+
+def test_a_folder_that_another_command_writes_into_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    data = ROOT / "recipes" / "data" / "fin_mini"
+    files = {f"{split}_file": str(data / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    arguments = DataArguments(**files, teacher=str(tmp_path / "none"))
+    config = FlippedDistillationConfig(output_dir=str(tmp_path / "out"))
+    with sole_writer(tmp_path / "out"), pytest.raises(RuntimeError, match="is being written by another process"):
+        run_comparison(StudentArguments(student=str(tmp_path / "none")), arguments, config)

@@ -1,0 +1,38 @@
+"""One process at a time writes into an output folder: a command given twice by mistake would spoil both runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+# Names that begin with "_" are never pushed. The file stays; what counts is the lock, which ends with its process.
+LOCK_FILE = "_writer.lock"
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` (made if absent) while the block runs.
+
+    Raises:
+        RuntimeError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(
+            f"{folder} is being written by another process: wait until it has ended, or give another output_dir."
+        ) from error
+    except NotImplementedError:
+        logger.warning("%s lies on a file system without locks: see that no two commands write into it", folder)
+    try:
+        yield
+    finally:
+        lock.release()
