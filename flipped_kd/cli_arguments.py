@@ -84,10 +84,9 @@ def threshold(text: str) -> str | float:
     return text if text == "tuned" else number(float, 0, 1)(text)
 
 
-def add_model(parser: argparse.ArgumentParser, positional: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL and how it is loaded."""
-    if positional:
-        parser.add_argument("model", metavar="MODEL", help="folder or Hub name of an adapter or a merged model")
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub name of an adapter or a merged model")
     group = parser.add_argument_group("model")
     group.add_argument("--revision", help="branch, tag or commit of MODEL on the Hub")
     group.add_argument("--base-model", metavar="NAME", help="folder or Hub name of the base, if it has moved")

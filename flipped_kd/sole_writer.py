@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 # Names that begin with "_" are never pushed. The file stays; what counts is the lock, which ends with its process.
 LOCK_FILE = "_writer.lock"
+# What network file systems answer that are mounted without locks.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -30,7 +33,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         raise RuntimeError(
             f"{folder} is being written by another process: wait until it has ended, or give another output_dir."
         ) from error
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
         logger.warning("%s lies on a file system without locks: see that no two commands write into it", folder)
     try:
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +40,23 @@ def test_the_folder_is_free_after_an_error(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(KeyError), sole_writer(tmp_path):
             raise KeyError
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other errors, a full disk among them, are errors."""
+
+    def failing(code: int) -> None:
+        def flock(*_arguments: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    failing(errno.ENOLCK)
+    with sole_writer(tmp_path):
+        pass
+    assert "without locks" in caplog.text
+    failing(errno.ENOSPC)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), sole_writer(tmp_path):
+        pytest.fail("no lock, and no reason to do without")
