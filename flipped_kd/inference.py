@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,13 +24,12 @@ from .encoder import LoraEncoder
 from .prefix_cache import FLOAT32_TOLERANCE, HALF_TOLERANCE, CachedPrefix, continues, read_prefix
 from .prompts import PROBE_PAIRS, PairPrompt, PairTokens, pad_batch
 from .student import accepts_logits_to_keep, position_logits
+from .token_batches import token_batches, token_budget
 from .trial import input_device, unwrapped
 
 logger = logging.getLogger(__name__)
 # Fewer tokens saved do not pay for the forward pass of the beginning (measured for 3 to 52 tokens and 2 to 40 rows).
 MIN_TOKENS_SAVED = 32
-# Tokens of a batch for each thread of a CPU: its caches hold no more activations (measured: 15 % faster than 32 rows).
-CPU_TOKENS = 384
 # Rows tokenised and sorted by length at a time, which bounds memory.
 WINDOW = 16384
 
@@ -162,16 +160,11 @@ class Reader:
         """Row numbers, model inputs, last positions (B,) and mask (B, T) of the rests' tokens; longest rows first."""
         if self.model.training:  # it may have been trained since
             self.model.eval()
-        order = sorted(range(len(rows.rests)), key=lambda row: -len(rows.rests[row]))
         device = input_device(self.model)
         cached = self._cached(rows)
         before = [] if cached is not None else rows.shared
-        budget = CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
-        start = 0
-        while start < len(order):
-            longest = len(before) + len(rows.rests[order[start]])
-            chosen = order[start : start + max(1, min(batch_size, budget // longest))]
-            start += len(chosen)
+        lengths = [len(before) + len(rest) for rest in rows.rests]
+        for chosen in token_batches(lengths, batch_size, token_budget(device)):
             padded = pad_batch([before + rows.rests[row] for row in chosen], self.pad_id)
             ids, mask = (part.to(device, non_blocking=True) for part in padded)
             inputs = {"input_ids": ids, "attention_mask": mask} if cached is None else cached.inputs(ids, mask)

@@ -7,6 +7,7 @@ and read from disk. Beside this file: `teacher_files` (what is loaded), `teacher
 """
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from .teacher_files import (
 )
 from .teacher_fingerprint import FingerprintMemory
 from .teacher_scores import TeacherEmbeddings, TeacherPairScores
+from .token_batches import run_in_token_batches
 
 __all__ = [
     "BiEncoderTeacher",
@@ -39,7 +41,7 @@ __all__ = [
     "load_teacher",
 ]
 
-# Batches handed to the model at a time: enough for its own sorting by length, few enough for a lively progress bar.
+# Batches computed between two looks at the progress bar: enough for sorting by length, few enough for a lively bar.
 BATCHES_PER_BLOCK = 16
 
 
@@ -181,7 +183,7 @@ class BiEncoderTeacher(_Teacher):
                 are read from disk when it is their turn, so that millions fit.
             cache_dir: directory of teacher caches (each teacher gets its own folder). None keeps the vectors in a
                 temporary directory that lives as long as this teacher or the result.
-            batch_size: texts per forward.
+            batch_size: texts per forward at most; fewer if they are long, on a CPU (`token_batches`).
             show_progress: whether to show a progress bar while embedding.
 
         Returns:
@@ -214,7 +216,8 @@ class BiEncoderTeacher(_Teacher):
 
     def encode(self, texts: list[str], batch_size: int) -> np.ndarray:
         """Unit vectors (n, dim) float32 of the texts, computed now."""
-        raw = self.model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
+        raw = run_in_token_batches(partial(self.model.encode, **options), self.model, texts, batch_size)
         # Normalised here and in float64: a half-precision model's own normalisation is off by up to .4 %.
         vectors = np.asarray(raw, dtype=np.float64)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -271,7 +274,7 @@ class CrossEncoderTeacher(_Teacher):
             pairs_a: first texts, n non-empty strings; or the pairs of data sets (`pair_texts.DatasetPairs`).
             pairs_b: second texts, n non-empty strings; None with the pairs of data sets.
             cache_dir: as in `BiEncoderTeacher.embed`.
-            batch_size: pairs per forward.
+            batch_size: pairs per forward at most, as in `BiEncoderTeacher.embed`.
             show_progress: whether to show a progress bar while scoring.
 
         Returns:
@@ -320,13 +323,9 @@ class CrossEncoderTeacher(_Teacher):
     def predict(self, pairs: list[tuple[str, str]], batch_size: int) -> np.ndarray:
         """Match probabilities (n, 1) float32 of the pairs, computed now."""
         # The sigmoid is named, since a model's own activation may be none (raw logits) or another.
-        scores = self.model.predict(
-            pairs,
-            batch_size=batch_size,
-            show_progress_bar=False,
-            activation_fn=torch.nn.Sigmoid(),
-            convert_to_numpy=True,
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_numpy": True}
+        compute = partial(self.model.predict, **options, activation_fn=torch.nn.Sigmoid())
+        scores = run_in_token_batches(compute, self.model, pairs, batch_size)
         probabilities = np.asarray(scores, dtype=np.float32).reshape(-1, 1)
         bad = np.flatnonzero(~np.isfinite(probabilities))
         if len(bad):
