@@ -1,5 +1,7 @@
 """Batches by tokens: every row once, no batch over the budget, and results as of one batch."""
 
+import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from flipped_kd.token_batches import CPU_TOKENS, _token_counts, run_in_token_batches, token_batches, token_budget
+from flipped_kd.token_batches import (
+    CPU_TOKENS,
+    START_TOKENS,
+    _token_counts,
+    run_in_token_batches,
+    token_batches,
+    token_budget,
+)
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 20), st.integers(1, 900))
@@ -23,8 +32,36 @@ def test_every_row_is_in_one_batch_and_no_batch_is_too_large(lengths: list[int],
         assert len(batch) == 1 or len(batch) * tokens <= budget
 
 
-def test_a_batch_is_as_large_as_the_budget_allows():
-    assert [len(batch) for batch in token_batches([10] * 7 + [50], 64, 50)] == [1, 5, 2]
+def test_rows_of_like_length_fill_the_budget_and_a_longer_one_goes_alone():
+    assert sorted(len(batch) for batch in token_batches([10] * 7 + [50], 64, 50)) == [1, 2, 5]
+    assert [len(batch) for batch in token_batches([20] * 9 + [90], 64, 900)] == [1, 9]  # padding would cost more
+    assert [len(batch) for batch in token_batches([20] * 9 + [30], 64, 900)] == [10]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 4), st.integers(40, 200))
+def test_no_other_division_costs_less(lengths: list[int], batch_size: int, budget: int):
+    """Against every way to cut the sorted rows."""
+    longest_first = sorted(lengths, reverse=True)
+
+    def cost(sizes: list[int]) -> float:
+        total, start = 0, 0
+        for rows in sizes:
+            tokens = rows * longest_first[start]
+            if rows > batch_size or (rows > 1 and tokens > budget):
+                return float("inf")
+            total, start = total + START_TOKENS + tokens, start + rows
+        return total
+
+    cuts = itertools.product([False, True], repeat=len(lengths) - 1)
+    ways = [[len(list(part)) for _, part in _divided(cut)] for cut in cuts]
+    found = [len(batch) for batch in token_batches(lengths, batch_size, budget)]
+    assert cost(found) == min(map(cost, ways))
+
+
+def _divided(cuts: tuple[bool, ...]) -> Iterator[tuple[int, Iterator[int]]]:
+    """Row numbers in parts: a cut before row i + 1 where cuts[i]."""
+    parts = list(itertools.accumulate(cuts, initial=0))
+    return itertools.groupby(range(len(parts)), key=parts.__getitem__)
 
 
 def test_a_gpu_has_no_budget_and_a_cpu_one_for_each_thread():
