@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
 from .cpu_dropout import speed_up_dropout
@@ -45,11 +46,10 @@ from .trainer_setup import (
     packed_from,
     prepare_student,
     prepare_teacher,
-    resolve_clipping,
 )
 
 
-class FlippedDistillationTrainer(PairScoringTrainer):
+class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
 
     Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies,
@@ -332,28 +332,7 @@ class FlippedDistillationTrainer(PairScoringTrainer):
             "at these rows."
         )
 
-    # ---- Clipping, logging ----
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        if not self.clip_value:
-            return super()._clip_grad_norm(model)
-        # An infinite bound unscales fp16 gradients and measures the norm without clipping.
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
-        # The scaler of fp16 skips such a step by itself; clipping by value would leave NaN in the weights.
-        if self.accelerator.scaler is None and not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before "
-                "the weights are spoilt. Lower the "
-                "learning rate or use precision='fp32'."
-            )
-        torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
-        return norm
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Trainer skips clipping where max_grad_norm is 0, which says nothing about clipping by value.
-        if grad_norm is None and self.clip_value:
-            grad_norm = self._clip_grad_norm(model)
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
+    # ---- Logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms and the dropped shares to the training log."""

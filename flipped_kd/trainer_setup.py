@@ -115,20 +115,6 @@ def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
         )
 
 
-def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) -> float:
-    """The value to clip gradients at, 0 for none: sharded gradients only have a norm."""
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if sharded and args.max_grad_value:
-        raise ValueError(
-            f"max_grad_value={args.max_grad_value} cannot be applied to gradients sharded by "
-            f"{accelerator.distributed_type.value}: leave it unset and use max_grad_norm."
-        )
-    if sharded and args.max_grad_value is None:
-        logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
-    default = 0.0 if sharded else 1.0
-    return default if args.max_grad_value is None else args.max_grad_value
-
-
 def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
     """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
     if args.max_steps < 1:

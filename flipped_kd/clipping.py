@@ -1,0 +1,56 @@
+"""Gradients clipped by value: one row's steep gradient then leaves the rest of the step as it was."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import Trainer
+
+from .config import FlippedDistillationConfig
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) -> float:
+    """The value to clip gradients at, 0 for none: sharded gradients only have a norm."""
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and args.max_grad_value:
+        raise ValueError(
+            f"max_grad_value={args.max_grad_value} cannot be applied to gradients sharded by "
+            f"{accelerator.distributed_type.value}: leave it unset and use max_grad_norm."
+        )
+    if sharded and args.max_grad_value is None:
+        logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
+    default = 0.0 if sharded else 1.0
+    return default if args.max_grad_value is None else args.max_grad_value
+
+
+class ValueClippingTrainer(Trainer):
+    """A Trainer that clips every element of the gradient to `clip_value`; 0 leaves Trainer's clipping by norm."""
+
+    clip_value: float = 0.0
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if not self.clip_value:
+            return super()._clip_grad_norm(model)
+        # An infinite bound unscales fp16 gradients and measures the norm without clipping.
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+        # The scaler of fp16 skips such a step by itself; clipping by value would leave NaN in the weights.
+        if self.accelerator.scaler is None and not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before "
+                "the weights are spoilt. Lower the learning rate or use precision='fp32'."
+            )
+        torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
+        return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        # Trainer skips clipping where max_grad_norm is 0, which says nothing about clipping by value.
+        if grad_norm is None and self.clip_value:
+            grad_norm = self._clip_grad_norm(model)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
