@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .cpu_attention import NAME as CPU_ATTENTION
 from .prompts import PairTokens, pad_batch
 from .trial import attention_window, is_sharded
 
@@ -128,7 +129,7 @@ def packing_offset(model: PreTrainedModel, max_length: int) -> int | None:
         The offset of its position numbers, or None where rows cannot be packed.
     """
     config = model.config.get_text_config()
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation not in ("sdpa", "eager", CPU_ATTENTION):
         return None
     window = attention_window(model)
     # GPT-Neo lays its own mask, by places in the row, over ours; a packed row has up to 1.5 times as many.

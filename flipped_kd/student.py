@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
@@ -303,6 +304,17 @@ def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
             part.register_forward_pre_hook(_leave_autocast)
             part.register_forward_hook(_precise_output)
             part.register_forward_hook(_return_to_autocast, always_call=True)
+
+
+def keep_input_precision(model: PeftModel) -> None:
+    """Spare adapted layers a cast of their inputs under autocast.
+
+    PEFT casts them to the precision of A's weights first, and autocast casts them back for the product. Layers whose
+    weights differ in precision keep PEFT's cast: outside autocast they need it.
+    """
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and len({parameter.dtype for parameter in layer.parameters()}) == 1:
+            vars(layer)["cast_input_dtype_enabled"] = False
 
 
 def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
+from .cpu_attention import speed_up_attention
 from .cpu_dropout import speed_up_dropout
 from .data import PairColumns, validate_pairs
 from .distributed import RowGather
@@ -32,7 +33,7 @@ from .pair_stream import validate_stream
 from .parallel import check_distributed
 from .prompts import PairPrompt
 from .readings import PairReader, PairVectors
-from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id
+from .student import accepts_logits_to_keep, keep_head_precision, keep_input_precision, load_tokenizer, padding_id
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration
 from .teacher_signal import TeacherSignal, TeacherTargets
 from .trainer_setup import (
@@ -120,6 +121,9 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config)
         speed_up_dropout(student)
+        keep_input_precision(student)
+        if args.device.type == "cpu":
+            speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )

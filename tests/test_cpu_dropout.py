@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from flipped_kd.cpu_dropout import CpuDropout, speed_up_dropout
 
@@ -53,6 +55,54 @@ def test_gradient_is_that_of_the_same_mask(dtype: torch.dtype) -> None:
     mask = (found != 0).to(dtype) * (65536 / (65536 - round(0.3 * 65536)))
     near = {"rtol": 1e-2 if dtype == torch.bfloat16 else 1e-5}
     assert torch.allclose(gradient, weights * mask, **near) and torch.allclose(found, values.detach() * mask, **near)
+
+
+def test_infinity_is_dropped_too() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        torch.manual_seed(0)
+        found = CpuDropout(0.5)(torch.full((64,), torch.inf, dtype=dtype))
+        assert set(found.tolist()) == {0.0, torch.inf}
+
+
+def test_calls_draw_masks_of_their_own() -> None:
+    torch.manual_seed(0)
+    masks = torch.stack([CpuDropout(0.5)(torch.ones(20_000)) for _ in range(8)]) != 0
+    correlation = torch.corrcoef(masks.double()) - torch.eye(8)
+    assert 0 < float(correlation.abs().max()) < 0.035  # 5 standard errors
+
+
+def test_any_layout_is_dropped_alike() -> None:
+    whole = torch.randn(6, 8, 4)
+    for values in (whole.transpose(0, 2), whole[:, ::2], torch.randn(1, 4).expand(5, 4)):
+        results = []
+        for one in (values, values.contiguous()):
+            torch.manual_seed(0)
+            leaf = one.detach().requires_grad_()
+            found = CpuDropout(0.5)(leaf)
+            found.square().sum().backward()
+            results.append((found, leaf.grad))
+        for strided, plain in zip(*results, strict=True):
+            assert torch.equal(strided, plain)
+
+
+def test_inputs_of_a_are_cast_before_the_drop_under_autocast(student: PreTrainedModel) -> None:
+    """A reads the same numbers as from a drop before the cast, but for one more rounding."""
+    model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.3))
+    speed_up_dropout(model)
+    dropouts = [module for module in model.modules() if isinstance(module, CpuDropout)]
+    assert {module.before_linear for module in dropouts if module.p == 0.3} == {True}
+    assert not any(module.before_linear for module in dropouts if module.p != 0.3)
+    dropout = next(module for module in dropouts if module.p == 0.3)
+    values = torch.randn(50, 8, requires_grad=True)
+    torch.manual_seed(0)
+    wanted = dropout(values)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dropout(values)
+    assert wanted.dtype == torch.float32 and found.dtype == torch.bfloat16
+    assert torch.equal(found != 0, wanted != 0) and torch.allclose(found.float(), wanted, rtol=2**-7)
+    (gradient,) = torch.autograd.grad(found.sum(), values)
+    assert gradient.dtype == torch.float32
 
 
 def test_off_in_evaluation_and_at_zero_and_everything_at_one() -> None:

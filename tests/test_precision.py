@@ -10,11 +10,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.matcher import FlippedMatcher
-from flipped_kd.student import default_lora, load_student
+from flipped_kd.student import default_lora, keep_input_precision, load_student
 from flipped_kd.trainer import FlippedDistillationTrainer
 from tests.invariants.training import logged, lora, settings, trainable
 
@@ -101,6 +103,33 @@ def test_the_head_leaves_autocast_and_returns_to_it(make: Any) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has float16 training")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_adapted_layers_without_the_cast_compute_the_same(autocast: bool, student: Qwen2ForCausalLM) -> None:
+    """PEFT's cast to A's precision, which autocast takes back, is spared; nothing else changes."""
+    model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    ids = torch.arange(3, 35).view(2, 16)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    results = []
+    for _ in range(2):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=ids).logits
+        logits.float().square().sum().backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        results.append((logits.detach(), gradient))
+        keep_input_precision(model)
+        assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_of_two_precisions_keep_the_cast(student: Qwen2ForCausalLM) -> None:
+    model = get_peft_model(student.to(torch.bfloat16), LoraConfig(r=4, target_modules="all-linear"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16, torch.float32}
+    keep_input_precision(model)
+    assert model(input_ids=torch.arange(3, 9)[None]).logits.dtype == torch.bfloat16
+
+
 def test_fp16_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a CPU has no float16 training"):
         FlippedDistillationConfig(output_dir=str(tmp_path), precision="fp16")

@@ -1,0 +1,79 @@
+"""Attention with dropout of its weights, faster than scaled_dot_product_attention on a CPU.
+
+There a dropout takes torch's fused kernel away, and the plain one draws a Mersenne Twister number for each weight.
+Most decoders of today drop none; GPT-2 and causal readings of BERT do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from .cpu_dropout import drop, drops
+
+NAME = "sdpa_cpu_dropout"
+# What a configuration calls it: BERT, Llama, GPT-2.
+RATES = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+def speed_up_attention(model: PreTrainedModel) -> None:
+    """Have a model with sdpa attention drop its weights by `cpu_dropout`; others stay as they are.
+
+    So do architectures that ask for "sdpa" by its name, as some of those with masks of their own: under another one
+    they would take another path.
+    """
+    config = model.config.get_text_config()
+    if model.config._attn_implementation != "sdpa" or not any(getattr(config, rate, 0.0) for rate in RATES):
+        return
+    try:
+        source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    except (OSError, TypeError):
+        return
+    if '"sdpa"' not in source:
+        AttentionInterface.register(NAME, attend)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa_attention_forward`, (batch, heads, rows, width) to (batch, rows, heads, width)."""
+    special = [name for name in ("position_bias", "cache", "softcap") if options.get(name) is not None]
+    if special or not drops(query, dropout):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **options
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal:
+        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if attention_mask is not None:
+        # In place: backward needs the softmax only.
+        scores += _additive(attention_mask, scores.dtype)
+    weights = drop(scores.softmax(-1), dropout)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores: no infinity, of which a row without anything to look at would make NaN."""
+    lowest = torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
+    return mask.clamp(min=lowest).to(dtype)
