@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from flipped_kd.cpu_attention import NAME, attend, speed_up_attention
@@ -36,9 +36,9 @@ def masks() -> dict[str, Tensor | None]:
     return {"causal": None, "boolean": visible, "additive": added}
 
 
-@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize(("key_heads", "scaling"), [(4, None), (2, 0.4)])
 @pytest.mark.parametrize("name", ["causal", "boolean", "additive"])
-def test_it_is_the_softmax_of_sdpa_with_weights_dropped(name: str, key_heads: int) -> None:
+def test_it_is_the_softmax_of_sdpa_with_weights_dropped(name: str, key_heads: int, scaling: float | None) -> None:
     query, key, value = inputs(key_heads)
     module = nn.Module()
     module.num_key_value_groups = 4 // key_heads  # type: ignore[assignment]
@@ -46,8 +46,8 @@ def test_it_is_the_softmax_of_sdpa_with_weights_dropped(name: str, key_heads: in
     # Read against unit vectors, the output is the weights themselves.
     units = torch.eye(ROWS).expand(3, key_heads, ROWS, ROWS)
     torch.manual_seed(1)
-    dropped = attend(module, query, key, units, masks()[name], P)[0].transpose(1, 2)
-    whole = sdpa_attention_forward(module, query, key, units, masks()[name])[0].transpose(1, 2)
+    dropped = attend(module, query, key, units, masks()[name], P, scaling)[0].transpose(1, 2)
+    whole = sdpa_attention_forward(module, query, key, units, masks()[name], scaling=scaling)[0].transpose(1, 2)
     sighted = torch.ones(ROWS, dtype=torch.bool)
     sighted[3] = name == "causal"  # sdpa gives rows that see nothing zeros or NaN, ours a mean: padding only
     kept = dropped != 0
@@ -57,7 +57,7 @@ def test_it_is_the_softmax_of_sdpa_with_weights_dropped(name: str, key_heads: in
     assert share == pytest.approx(1 - P, abs=4 * (P * (1 - P) / int(visible.sum())) ** 0.5)
 
     torch.manual_seed(1)
-    found = attend(module, query, key, value, masks()[name], P)[0]
+    found = attend(module, query, key, value, masks()[name], P, scaling)[0]
     assert found.shape == (3, ROWS, 4, WIDTH) and found.is_contiguous() and torch.isfinite(found).all()
     again = (dropped @ value.repeat_interleave(4 // key_heads, 1)).transpose(1, 2)
     assert torch.allclose(found, again, atol=1e-6)
@@ -84,7 +84,7 @@ def test_masks_hold_in_bfloat16(name: str) -> None:
 
 def test_without_dropout_it_is_sdpa_itself() -> None:
     for mask in masks().values():
-        found, wanted = (run(nn.Module(), *inputs(), mask)[0] for run in (attend, sdpa_attention_forward))
+        found, wanted = (run(nn.Module(), *inputs(), mask, scaling=0.4)[0] for run in (attend, sdpa_attention_forward))
         assert torch.equal(found, wanted) or mask is not None and torch.allclose(found, wanted, equal_nan=True)
 
 
@@ -103,7 +103,7 @@ def test_models_that_drop_weights_are_switched(kind: str, options: dict, rate: s
     assert model.config._attn_implementation == NAME and plain.config._attn_implementation == "sdpa"
     ids = torch.arange(3, 51).view(2, 24)
     real = torch.ones_like(ids)
-    real[1, 10:] = 0
+    real[1, :10] = 0
 
     def read(model: PreTrainedModel) -> Tensor:
         return model(input_ids=ids, attention_mask=real).logits[real.bool()]
@@ -120,12 +120,15 @@ def test_models_that_drop_weights_are_switched(kind: str, options: dict, rate: s
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
+class AsksByName(GPT2LMHeadModel):
+    """A model in whose module, this one, "sdpa" stands."""
+
+
 def test_other_models_stay_as_they_are() -> None:
     by_name = {decoder.kind: decoder for decoder in DECODERS}
     eager = by_name["GPT2LMHeadModel"].build(attn_implementation="eager")
     none_dropped = by_name["LlamaForCausalLM"].build()
-    asks_by_name = by_name["FalconForCausalLM"].build(attention_dropout=0.1)
-    for model in (eager, none_dropped, asks_by_name):
+    for model in (eager, none_dropped, AsksByName(GPT2Config(**GPT2))):
         before = model.config._attn_implementation
         speed_up_attention(model)
         assert model.config._attn_implementation == before != NAME
