@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .angles import wide
 from .encoder import LoraEncoder
+from .last_feed_forward import LastFeedForward, input_layers
 from .prefix_cache import FLOAT32_TOLERANCE, HALF_TOLERANCE, CachedPrefix, continues, read_prefix
 from .prompts import PROBE_PAIRS, PairPrompt, PairTokens, pad_batch
 from .student import accepts_logits_to_keep, position_logits
@@ -125,8 +126,12 @@ class Reader:
         """logit(yes) - logit(no) after the last token of each row, (n,) float64."""
         order: list[int] = []
         odds: list[Tensor] = []
-        with self._lock, torch.inference_mode(), self._answers_only():
+        with self._lock, torch.inference_mode():
+            self.model.eval()  # it may have been trained since
+            _ = self._shares(rows), self._feed_forward  # tried on whole rows, before anything is left out of them
+        with self._lock, torch.inference_mode(), self._answers_only(), self._feed_forward.reading() as feed_forward:
             for chosen, inputs, last, _ in self._batches(rows, batch_size, bar):
+                feed_forward.positions = last
                 odds.append(self._log_odds(position_logits(self.model, inputs, last, self.keeps_logits)))
                 order += chosen
             result = np.empty(len(order))
@@ -176,8 +181,11 @@ class Reader:
     def _cached(self, rows: TokenRows) -> CachedPrefix | None:
         if rows.read is not None:
             return rows.read
-        worth_it = len(rows.shared) * (len(rows.rests) - 1) >= MIN_TOKENS_SAVED
-        return read_prefix(self.model, rows.shared, self.keeps_logits) if worth_it and self.caches else None
+        return read_prefix(self.model, rows.shared, self.keeps_logits) if self._shares(rows) else None
+
+    def _shares(self, rows: TokenRows) -> bool:
+        """Whether reading the rows' common beginning once pays, and can be done."""
+        return len(rows.shared) * (len(rows.rests) - 1) >= MIN_TOKENS_SAVED and self.caches
 
     @cached_property
     def caches(self) -> bool:
@@ -231,13 +239,38 @@ class Reader:
         except (RuntimeError, IndexError) as error:
             logger.debug("the whole output layer is computed: %r", error)
             return None
-        tolerance = FLOAT32_TOLERANCE if wanted.dtype == torch.float32 else HALF_TOLERANCE
-        close = found.shape == wanted.shape and (found - wanted).abs().max() <= tolerance * wanted.abs().max()
-        return head if close else None
+        return head if _close(found, wanted) else None
+
+    @cached_property
+    def _feed_forward(self) -> LastFeedForward:
+        """The last layer's feed-forward network, to be read at answers alone; none where that gives other logits."""
+        feed_forward = LastFeedForward(input_layers(self.model))
+        pairs = self.prompt.encode_pairs([a for a, _ in PROBE_PAIRS], [b for _, b in PROBE_PAIRS])
+        device = input_device(self.model)
+        ids, mask = (part.to(device) for part in pad_batch([pair.input_ids for pair in pairs], self.pad_id))
+        last = mask.sum(1) - 1
+
+        def logits() -> Tensor:
+            return position_logits(self.model, {"input_ids": ids, "attention_mask": mask}, last, self.keeps_logits)
+
+        wanted = logits()
+        try:
+            with feed_forward.reading():
+                feed_forward.positions = last
+                found = logits()
+        except (RuntimeError, IndexError) as error:
+            logger.debug("the whole feed-forward network is computed: %r", error)
+            return LastFeedForward([])
+        return feed_forward if _close(found, wanted) else LastFeedForward([])
 
     def _log_odds(self, logits: Tensor) -> Tensor:
         no_id, yes_id = (0, 1) if logits.shape[-1] == 2 else self.prompt.answer_ids
         return wide(logits[:, yes_id]) - wide(logits[:, no_id])
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    tolerance = FLOAT32_TOLERANCE if wanted.dtype == torch.float32 else HALF_TOLERANCE
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""Answers are those of whole rows where the last feed-forward network is computed at one position a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from flipped_kd.encoder import LoraEncoder
+from flipped_kd.inference import Reader
+from flipped_kd.last_feed_forward import LastFeedForward, input_layers
+from flipped_kd.prompts import PairPrompt
+from flipped_kd.student import add_adapter, default_lora
+
+from .decoders import DECODERS, Decoder
+
+PAIRS = [("Can I pay by card?", text) for text in ("yes", "is card payment possible at all?", "no cards, only cash")]
+PAIRS += [("Where is it?", "where?")]
+# There the layers found mix positions, or the sum with attention's output is made in place.
+WHOLE = {"Mamba", "RecurrentGemma", "Falcon", "Falcon with ALiBi"}
+# No layer of the network is given whole rows: all tokens are one list of rows there.
+FLAT = {"OPT", "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "gpt-oss", "Llama 4, text", "Qwen3-Next", "Jamba"}
+
+
+def reader_of(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> Reader:
+    model = add_adapter(decoder.build(), default_lora(4, target_modules=decoder.target_modules)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    return Reader(model, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(model), 0)
+
+
+@contextmanager
+def widths(model: nn.Module) -> Iterator[set[int]]:
+    """Positions a row that the layers found compute."""
+    seen: set[int] = set()
+
+    def record(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 3:
+            seen.add(output.shape[1])
+
+    handles = [layer.register_forward_hook(record) for layer in input_layers(model)]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.family)
+def test_answers_are_those_of_whole_rows(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    reader = reader_of(decoder, tokenizer)
+    reader.model.train()
+    reader.answers(PAIRS[:3], 8, tqdm(disable=True))  # at first use the model is tried, which reads whole rows
+    assert reader.caches is Reader.caches.func(reader)  # type: ignore[attr-defined]
+    used = bool(reader._feed_forward.inputs)
+    assert used is (decoder.family not in WHOLE) or decoder.family in FLAT
+    with widths(reader.model) as narrow:
+        found = reader.answers(PAIRS, 8, tqdm(disable=True))
+    assert narrow == {1} or decoder.family in WHOLE | FLAT
+    texts = [text for _, text in PAIRS]
+    with widths(reader.model) as seen:
+        vectors = reader.vectors(texts, 8, tqdm(disable=True))
+    assert 1 not in seen  # of texts every position is read
+    reader._feed_forward = LastFeedForward([])
+    with widths(reader.model) as wide:
+        wanted = reader.answers(PAIRS, 8, tqdm(disable=True))
+    assert 1 not in wide
+    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
+    assert torch.equal(reader.vectors(texts, 8, tqdm(disable=True)), vectors)
+
+
+def test_nothing_is_left_behind(tokenizer: PreTrainedTokenizerBase) -> None:
+    reader = reader_of(DECODERS[0], tokenizer)
+    feed_forward = reader._feed_forward
+    with pytest.raises(KeyboardInterrupt), feed_forward.reading():
+        feed_forward.positions = torch.tensor([1])
+        raise KeyboardInterrupt
+    assert feed_forward.positions is None
+    assert not any(layer._forward_pre_hooks for layer in feed_forward.inputs)
+
+
+def test_attention_and_adapters_are_no_part_of_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = reader_of(DECODERS[0], tokenizer).model
+    names = {id(module): name for name, module in model.named_modules()}
+    assert [names[id(layer)] for layer in input_layers(model)] == [
+        f"base_model.model.model.layers.1.mlp.{name}_proj" for name in ("gate", "up")
+    ]
