@@ -36,8 +36,6 @@ def speed_up_attention(model: PreTrainedModel) -> None:
     except (OSError, TypeError):
         return
     if '"sdpa"' not in source:
-        AttentionInterface.register(NAME, attend)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
 
 
@@ -52,7 +50,10 @@ def attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' `sdpa_attention_forward`, (batch, heads, rows, width) to (batch, rows, heads, width)."""
+    """transformers' `sdpa_attention_forward`, (batch, heads, rows, width) to (batch, rows, heads, width).
+
+    In half precision scores are rounded before the softmax, as eager attention rounds them.
+    """
     special = [name for name in ("position_bias", "cache", "softcap") if options.get(name) is not None]
     if special or not drops(query, dropout):
         return sdpa_attention_forward(
@@ -62,7 +63,7 @@ def attend(
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is None and causal:
+    if attention_mask is None and causal and query.shape[2] > 1:  # one query, the newest, sees all that is cached
         attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attention_mask is not None:
         # In place: backward needs the softmax only.
@@ -77,3 +78,8 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
     return mask.clamp(min=lowest).to(dtype)
+
+
+# At import: an unpickled model that was trained elsewhere asks for it by name.
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -8,12 +8,13 @@ import inspect
 import logging
 import os
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from peft.utils.other import TrainableTokensWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
@@ -307,14 +308,20 @@ def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
 
 
 def keep_input_precision(model: PeftModel) -> None:
-    """Spare adapted layers a cast of their inputs under autocast.
+    """Spare layers of plain LoRA a cast of their inputs under autocast.
 
-    PEFT casts them to the precision of A's weights first, and autocast casts them back for the product. Layers whose
-    weights differ in precision keep PEFT's cast: outside autocast they need it.
+    PEFT casts them to the precision of A's weights first, and autocast casts them back for the product. Outside
+    autocast its cast stays, and so it does for variants: DoRA takes the norm of its weights in the input's precision.
     """
     for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer) and len({parameter.dtype for parameter in layer.parameters()}) == 1:
-            vars(layer)["cast_input_dtype_enabled"] = False
+        if isinstance(layer, LoraLayer) and not layer.lora_variant:
+            vars(layer)["_cast_input_dtype"] = partial(_cast_outside_autocast, layer)
+
+
+def _cast_outside_autocast(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if x is not None and torch.is_autocast_enabled(x.device.type):
+        return x
+    return type(layer)._cast_input_dtype(layer, x, dtype)  # type: ignore[no-any-return]
 
 
 def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
