@@ -80,6 +80,6 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.clamp(min=lowest).to(dtype)
 
 
-# At import: an unpickled model that was trained elsewhere asks for it by name.
+# At import, so that the name is known whoever switches a model.
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -321,7 +321,7 @@ def keep_input_precision(model: PeftModel) -> None:
 def _cast_outside_autocast(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if x is not None and torch.is_autocast_enabled(x.device.type):
         return x
-    return type(layer)._cast_input_dtype(layer, x, dtype)  # type: ignore[no-any-return]
+    return type(layer)._cast_input_dtype(layer, x, dtype)
 
 
 def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -70,6 +70,17 @@ def test_it_is_the_softmax_of_sdpa_with_weights_dropped(name: str, key_heads: in
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_the_newest_query_sees_all_that_is_cached() -> None:
+    """As in decoding with a model that was left in training mode."""
+    query, key, _ = inputs()
+    units = torch.eye(ROWS).expand(3, 4, ROWS, ROWS)
+    torch.manual_seed(1)
+    dropped = attend(nn.Module(), query[:, :, -1:], key, units, None, P)[0]
+    whole = sdpa_attention_forward(nn.Module(), query[:, :, -1:], key, units, None)[0]
+    assert torch.allclose(dropped, whole * (dropped != 0) / (1 - P), atol=1e-6)
+    assert bool((dropped != 0).any(0).any(1).all())
+
+
 @pytest.mark.parametrize("name", ["boolean", "additive"])
 def test_masks_hold_in_bfloat16(name: str) -> None:
     """float32's lowest number is minus infinity there."""

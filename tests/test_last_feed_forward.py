@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerBase
 
 from flipped_kd.encoder import LoraEncoder
 from flipped_kd.inference import Reader
 from flipped_kd.last_feed_forward import LastFeedForward, input_layers
 from flipped_kd.prompts import PairPrompt
 from flipped_kd.student import add_adapter, default_lora
+from flipped_kd.trial import unwrapped
 
-from .decoders import DECODERS, Decoder
+from .decoders import DECODERS, LLAMA, Decoder
 
 PAIRS = [("Can I pay by card?", text) for text in ("yes", "is card payment possible at all?", "no cards, only cash")]
 PAIRS += [("Where is it?", "where?")]
@@ -73,6 +74,30 @@ def test_answers_are_those_of_whole_rows(decoder: Decoder, tokenizer: PreTrained
     assert 1 not in wide
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
     assert torch.equal(reader.vectors(texts, 8, tqdm(disable=True)), vectors)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_half_precision_hides_no_layer_that_mixes(seed: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Of 24 layers the last one gives little, and its short convolution is called by no name of attention."""
+    options = LLAMA | {"num_hidden_layers": 24, "layer_types": ["full_attention", "conv"] * 12, "conv_L_cache": 3}
+    torch.manual_seed(seed)
+    model = Lfm2ForCausalLM(Lfm2Config(**options)).to(torch.bfloat16).eval()
+    adapted = add_adapter(model, default_lora(4)).eval()
+    reader = Reader(adapted, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(adapted), 0)
+    assert input_layers(adapted) and not reader._feed_forward.inputs
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, AssertionError, AttributeError])
+def test_a_network_that_wants_whole_rows_gets_them(error: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    reader = reader_of(DECODERS[0], tokenizer)
+
+    def check(_network: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        if output.shape != inputs[0].shape:
+            raise error("a position is missing")
+
+    unwrapped(reader.model).model.layers[-1].mlp.register_forward_hook(check)  # type: ignore[union-attr]
+    assert np.isfinite(reader.answers(PAIRS, 8, tqdm(disable=True))).all()
+    assert not reader._feed_forward.inputs
 
 
 def test_nothing_is_left_behind(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.cpu_dropout import speed_up_dropout
 from flipped_kd.matcher import FlippedMatcher
 from flipped_kd.student import default_lora, keep_input_precision, load_student
 from flipped_kd.trainer import FlippedDistillationTrainer
@@ -108,7 +110,6 @@ def test_adapted_layers_without_the_cast_compute_the_same(autocast: bool, studen
     """PEFT's cast to A's precision, which autocast takes back, is spared; nothing else changes."""
     model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
     ids = torch.arange(3, 35).view(2, 16)
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     results = []
     for _ in range(2):
         model.zero_grad()
@@ -118,16 +119,35 @@ def test_adapted_layers_without_the_cast_compute_the_same(autocast: bool, studen
         gradient = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
         results.append((logits.detach(), gradient))
         keep_input_precision(model)
-        assert not any(layer.cast_input_dtype_enabled for layer in layers)
+    read = next(module for module in model.modules() if isinstance(module, LoraLayer))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        given = read._cast_input_dtype(torch.ones(2, dtype=torch.bfloat16), torch.float32)
+    assert given is not None and given.dtype == (torch.bfloat16 if autocast else torch.float32)
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
 
-def test_layers_of_two_precisions_keep_the_cast(student: Qwen2ForCausalLM) -> None:
-    model = get_peft_model(student.to(torch.bfloat16), LoraConfig(r=4, target_modules="all-linear"))
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16, torch.float32}
+def test_outside_autocast_the_cast_stays(student: Qwen2ForCausalLM) -> None:
+    """Weights may be cast, and adapters in another precision loaded, after training."""
+    model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear"))
     keep_input_precision(model)
-    assert model(input_ids=torch.arange(3, 9)[None]).logits.dtype == torch.bfloat16
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.to(torch.float32 if "lora_" in name else torch.bfloat16)
+    ids = torch.arange(3, 9)[None]
+    for each in (model, copy.deepcopy(model)):
+        assert each(input_ids=ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_a_dora_adapter_starts_as_the_base_under_autocast(dropout: float, student: Qwen2ForCausalLM) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", use_dora=True, lora_dropout=dropout)
+    ids = torch.arange(3, 35).view(2, 16)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        wanted = student(input_ids=ids).logits
+        model = get_peft_model(student, config).train()
+        speed_up_dropout(model)
+        keep_input_precision(model)
+        torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=1e-6, rtol=0)
 
 
 def test_fp16_is_refused_on_a_cpu(tmp_path: Path) -> None:
