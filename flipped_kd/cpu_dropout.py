@@ -27,7 +27,7 @@ def speed_up_dropout(model: nn.Module) -> None:
             module.__class__ = CpuDropout
     for layer in model.modules():
         dropouts = getattr(layer, "lora_dropout", None)
-        # PEFT's, which data-loader workers need not import for this. Variants use the result for more than A's product.
+        # PEFT's, which data-loader workers need not import for it. Variants use the result for more than A's product.
         if isinstance(dropouts, nn.ModuleDict) and not getattr(layer, "lora_variant", None):
             for dropout in dropouts.values():
                 dropout.before_linear = True  # type: ignore[assignment]
