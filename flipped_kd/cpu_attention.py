@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .attention_masks import additive_mask
 from .cpu_dropout import drop, drops
 
 NAME = "sdpa_cpu_dropout"
@@ -66,18 +67,12 @@ def attend(
     if attention_mask is None and causal and query.shape[2] > 1:  # one query, the newest, sees all that is cached
         attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attention_mask is not None:
-        # In place: backward needs the softmax only.
-        scores += _additive(attention_mask, scores.dtype)
+        if attention_mask.dtype == torch.bool:
+            attention_mask = additive_mask(attention_mask, scores.dtype)
+        # Clamped: float32's lowest number is minus infinity in bfloat16. In place: backward needs the softmax only.
+        scores += attention_mask.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
     weights = drop(scores.softmax(-1), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to scores: no infinity, of which a row without anything to look at would make NaN."""
-    lowest = torch.finfo(dtype).min
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
-    return mask.clamp(min=lowest).to(dtype)
 
 
 # At import, so that the name is known whoever switches a model.

@@ -26,11 +26,12 @@ def speed_up_dropout(model: nn.Module) -> None:
         if type(module) is nn.Dropout and not module.inplace:
             module.__class__ = CpuDropout
     for layer in model.modules():
-        dropouts = getattr(layer, "lora_dropout", None)
         # PEFT's, which data-loader workers need not import for it. Variants use the result for more than A's product.
-        if isinstance(dropouts, nn.ModuleDict) and not getattr(layer, "lora_variant", None):
-            for dropout in dropouts.values():
-                dropout.before_linear = True  # type: ignore[assignment]
+        if getattr(layer, "lora_variant", None):
+            continue
+        for dropout in getattr(layer, "lora_dropout", nn.ModuleDict()).values():
+            if isinstance(dropout, CpuDropout):
+                dropout.before_linear = True
 
 
 class CpuDropout(nn.Dropout):

@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from .angles import wide
 from .encoder import LoraEncoder
 from .last_feed_forward import LastFeedForward, input_layers
-from .prefix_cache import FLOAT32_TOLERANCE, HALF_TOLERANCE, CachedPrefix, continues, read_prefix
+from .prefix_cache import CachedPrefix, continues, read_prefix
 from .prompts import PROBE_PAIRS, PairPrompt, PairTokens, pad_batch
 from .student import accepts_logits_to_keep, position_logits
 from .token_batches import token_batches, token_budget
-from .trial import input_device, unwrapped
+from .trial import FLOAT32_TOLERANCE, input_device, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
 # Fewer tokens saved do not pay for the forward pass of the beginning (measured for 3 to 52 tokens and 2 to 40 rows).
@@ -126,10 +126,7 @@ class Reader:
         """logit(yes) - logit(no) after the last token of each row, (n,) float64."""
         order: list[int] = []
         odds: list[Tensor] = []
-        with self._lock, torch.inference_mode():
-            self.model.eval()  # it may have been trained since
-            _ = self._shares(rows), self._feed_forward  # tried on whole rows, before anything is left out of them
-        with self._lock, torch.inference_mode(), self._answers_only(), self._feed_forward.reading() as feed_forward:
+        with self._reading(rows, answers=True) as feed_forward:
             for chosen, inputs, last, _ in self._batches(rows, batch_size, bar):
                 feed_forward.positions = last
                 odds.append(self._log_odds(position_logits(self.model, inputs, last, self.keeps_logits)))
@@ -143,10 +140,7 @@ class Reader:
     def _row_vectors(self, rows: TokenRows, batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors of the rests as texts, (n, D) float32 in main memory."""
         result = torch.empty(len(rows.rests), self.encoder.dimension)
-        with self._lock, torch.inference_mode():
-            self.model.eval()
-            _ = self._shares(rows)  # tried with the whole output layer
-        with self._lock, torch.inference_mode(), self._answers_only():
+        with self._reading(rows, answers=False):
             for chosen, inputs, last, mask in self._batches(rows, batch_size, bar):
                 with self.encoder.capture() as captured:
                     # One position's logits, unread: the model is called as it is.
@@ -154,6 +148,19 @@ class Reader:
                 result[chosen] = self.encoder.pool(captured, mask).float().cpu()
         self._check_finite(result.isfinite().all())
         return result
+
+    @contextmanager
+    def _reading(self, rows: TokenRows, answers: bool) -> Iterator[LastFeedForward]:
+        """Hold the model for one caller, in evaluation mode, without what `rows` do not need of it.
+
+        What it can do without is tried at first use: all of that before anything is left out.
+        """
+        with self._lock, torch.inference_mode():
+            self.model.eval()  # it may have been trained since
+            _ = self._shares(rows)
+            feed_forward = self._feed_forward if answers else LastFeedForward([])
+            with self._answers_only(), feed_forward.reading():
+                yield feed_forward
 
     def _check_finite(self, finite: Any) -> None:
         if not finite:
@@ -166,8 +173,6 @@ class Reader:
         self, rows: TokenRows, batch_size: int, bar: Bar
     ) -> Iterator[tuple[list[int], dict[str, Any], Tensor, Tensor]]:
         """Row numbers, model inputs, last positions (B,) and mask (B, T) of the rests' tokens; longest rows first."""
-        if self.model.training:  # it may have been trained since
-            self.model.eval()
         device = input_device(self.model)
         cached = self._cached(rows)
         before = [] if cached is not None else rows.shared
@@ -242,7 +247,7 @@ class Reader:
         except (RuntimeError, IndexError) as error:
             logger.debug("the whole output layer is computed: %r", error)
             return None
-        return head if _close(found, wanted) else None
+        return head if same_logits(found, wanted) else None
 
     @cached_property
     def _feed_forward(self) -> LastFeedForward:
@@ -265,17 +270,11 @@ class Reader:
             logger.debug("the whole feed-forward network is computed: %r", error)
             return LastFeedForward([])
         # Left out or not, the products are the same: half precision is no excuse, and hides a layer that mixes.
-        return feed_forward if _close(found, wanted, FLOAT32_TOLERANCE) else LastFeedForward([])
+        return feed_forward if same_logits(found, wanted, FLOAT32_TOLERANCE) else LastFeedForward([])
 
     def _log_odds(self, logits: Tensor) -> Tensor:
         no_id, yes_id = (0, 1) if logits.shape[-1] == 2 else self.prompt.answer_ids
         return wide(logits[:, yes_id]) - wide(logits[:, no_id])
-
-
-def _close(found: Tensor, wanted: Tensor, tolerance: float | None = None) -> bool:
-    if tolerance is None:
-        tolerance = FLOAT32_TOLERANCE if wanted.dtype == torch.float32 else HALF_TOLERANCE
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 @contextmanager

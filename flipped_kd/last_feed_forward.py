@@ -62,17 +62,18 @@ def input_layers(model: nn.Module) -> list[nn.Module]:
     """
     base = unwrapped(model)
     width = base.config.get_text_config().hidden_size
-    found: dict[str, Any] = {}
+    found: list[tuple[int, str, Any]] = []
+    inside: tuple[str, ...] = ()  # beginnings of the names of adapted layers' own parts
     for name, module in base.named_modules():
-        linear = isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)
-        if linear and LAYER_NUMBER.search(name) and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = module
-    numbers = {name: int(LAYER_NUMBER.search(name).group(1)) for name in found}  # type: ignore[union-attr]
-    last = max(numbers.values(), default=0)
+        number = LAYER_NUMBER.search(name)
+        if number and isinstance(module, nn.Linear | Conv1D | BaseTunerLayer) and not name.startswith(inside):
+            found.append((int(number.group(1)), name[number.end() :], module))
+            inside += (f"{name}.",)
+    last = max((number for number, _, _ in found), default=0)
     return [
         module
-        for name, module in found.items()
-        if numbers[name] == last and "att" not in LAYER_NUMBER.split(name, maxsplit=1)[-1] and _width(module) == width
+        for number, ending, module in found
+        if number == last and "att" not in ending and _width(module) == width
     ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .attention_masks import additive_mask
 from .cpu_attention import NAME as CPU_ATTENTION
 from .prompts import PairTokens, pad_batch
 from .trial import attention_window, is_sharded
@@ -106,11 +107,6 @@ def stack_rows(
         "alone_row": alone_row,
         "alone_span": alone_span,
     }
-
-
-def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a query may look and the lowest number of `dtype` elsewhere: what both eager and sdpa attention take."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 @torch.no_grad()

@@ -14,12 +14,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .prompts import pad_batch
-from .trial import attention_window, input_device, unwrapped
+from .trial import attention_window, input_device, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
-# Relative to the largest logit: kernels of float32 differ by about 1e-6, those of half precision by about 1e-2.
-FLOAT32_TOLERANCE = 1e-4
-HALF_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
@@ -115,5 +112,4 @@ def continues(model: nn.Module, prefix: Sequence[int], rests: Sequence[Sequence[
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         logger.debug("%s cannot go on from a cache: %r", type(base).__name__, error)
         return False
-    tolerance = FLOAT32_TOLERANCE if wanted.dtype == torch.float32 else HALF_TOLERANCE
-    return bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
+    return same_logits(found, wanted)

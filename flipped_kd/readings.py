@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from .attention_masks import additive_mask
 from .encoder import LoraEncoder
-from .packing import additive_mask
 from .student import position_logits
 
 

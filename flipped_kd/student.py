@@ -8,7 +8,6 @@ import inspect
 import logging
 import os
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import torch
@@ -314,14 +313,13 @@ def keep_input_precision(model: PeftModel) -> None:
     autocast its cast stays, and so it does for variants: DoRA takes the norm of its weights in the input's precision.
     """
     for layer in model.modules():
-        if isinstance(layer, LoraLayer) and not layer.lora_variant:
-            vars(layer)["_cast_input_dtype"] = partial(_cast_outside_autocast, layer)
+        known = _cast_outside_autocast in layer._forward_pre_hooks.values()
+        if isinstance(layer, LoraLayer) and not layer.lora_variant and not known:
+            layer.register_forward_pre_hook(_cast_outside_autocast)
 
 
-def _cast_outside_autocast(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if x is not None and torch.is_autocast_enabled(x.device.type):
-        return x
-    return type(layer)._cast_input_dtype(layer, x, dtype)
+def _cast_outside_autocast(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    layer.cast_input_dtype_enabled = not torch.is_autocast_enabled(inputs[0].device.type)
 
 
 def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,8 +19,6 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
-from .cpu_attention import speed_up_attention
-from .cpu_dropout import speed_up_dropout
 from .data import PairColumns, validate_pairs
 from .distributed import RowGather
 from .encoder import LoraEncoder
@@ -33,20 +31,20 @@ from .pair_stream import validate_stream
 from .parallel import check_distributed
 from .prompts import PairPrompt
 from .readings import PairReader, PairVectors
-from .student import accepts_logits_to_keep, keep_head_precision, keep_input_precision, load_tokenizer, padding_id
+from .student import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration
 from .teacher_signal import TeacherSignal, TeacherTargets
 from .trainer_setup import (
-    MIN_PACKED_PREFIX,
+    build_collator,
     build_loss,
     check_args,
     check_batches,
     check_cached,
     check_streamed,
     name_of,
-    packed_from,
     prepare_student,
     prepare_teacher,
+    speed_up_student,
 )
 
 
@@ -112,18 +110,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         check_args(args)
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
-        if isinstance(eval_dataset, Mapping):
-            eval_dataset = {name: self._checked(part, name) for name, part in eval_dataset.items()}
-        else:
-            eval_dataset = self._checked(eval_dataset, "validation")
+        eval_dataset = self._checked(eval_dataset, "validation")
 
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config)
-        speed_up_dropout(student)
-        keep_input_precision(student)
-        if args.device.type == "cpu":
-            speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
+        speed_up_student(student, args.device)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
@@ -149,14 +141,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         super().__init__(
             model=student,
             args=args,
-            data_collator=TeacherScoringCollator(
-                self.prompt,
-                padding_id(tokenizer),
-                encode_alone=args.representation != "joint",
-                matrix=matrix,
-                position_offset=packed_from(self.prompt, student, args.representation),
-                share_prefix=len(self.prompt.prefix_ids) >= MIN_PACKED_PREFIX,
-            ),
+            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), args.representation, matrix),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -165,11 +150,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             optimizers=optimizers,
         )
         check_distributed(args, self.accelerator)
+        check_cached(args, self.accelerator)
+        self.clip_value = resolve_clipping(args, self.accelerator)
         scored = [part for part in (train_dataset, *self._eval_parts()) if isinstance(part, datasets.Dataset)]
         if isinstance(train_dataset, datasets.Dataset):
             check_batches(len(train_dataset), args)
-        self.clip_value = resolve_clipping(args, self.accelerator)
-        check_cached(args, self.accelerator)
         if self.signal is not None and scored:
             self._score_with_teacher(scored)
             # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
@@ -178,6 +163,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     # ---- Construction ----
 
     def _checked(self, dataset: Any, name: str, numbered: bool = False) -> Any:
+        if not numbered and isinstance(dataset, Mapping):
+            return {part_name: self._checked(part, part_name) for part_name, part in dataset.items()}
         if numbered and isinstance(dataset, datasets.IterableDataset):
             return validate_stream(dataset, self.columns, name)
         if not isinstance(dataset, datasets.Dataset):

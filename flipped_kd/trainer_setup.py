@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
@@ -12,7 +13,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from .adapter_checks import check_adapter
+from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
+from .cpu_attention import speed_up_attention
+from .cpu_dropout import speed_up_dropout
 from .losses import (
     DualThreshold,
     FlippedDistillationLoss,
@@ -21,7 +25,7 @@ from .losses import (
 from .packing import packing_offset
 from .prompts import PairPrompt
 from .rivals import build_objective
-from .student import add_adapter, check_causal, default_lora, load_student
+from .student import add_adapter, check_causal, default_lora, keep_input_precision, load_student
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
 
 logger = logging.getLogger(__name__)
@@ -67,6 +71,14 @@ def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraC
             f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
         )
     return add_adapter(model, peft_config or default_lora())
+
+
+def speed_up_student(student: PeftModel, device: torch.device) -> None:
+    """Replace what costs much on `device` by what gives the same for less."""
+    speed_up_dropout(student)
+    keep_input_precision(student)
+    if device.type == "cpu":
+        speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
 
 
 def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
@@ -139,11 +151,20 @@ def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> N
         )
 
 
-def packed_from(prompt: PairPrompt, student: PeftModel, representation: str) -> int | None:
-    """Where positions of packed rows begin, None where text_b alone is not read or cannot be packed."""
-    if representation == "joint":
-        return None
-    return packing_offset(cast(PreTrainedModel, student.get_base_model()), prompt.max_length)
+def build_collator(
+    prompt: PairPrompt, student: PeftModel, pad_id: int, representation: str, matrix: bool
+) -> TeacherScoringCollator:
+    """The collator of training; texts b alone are packed into rows where the student can read them so."""
+    alone = representation != "joint"
+    base = cast(PreTrainedModel, student.get_base_model())
+    return TeacherScoringCollator(
+        prompt,
+        pad_id,
+        encode_alone=alone,
+        matrix=matrix,
+        position_offset=packing_offset(base, prompt.max_length) if alone else None,
+        share_prefix=len(prompt.prefix_ids) >= MIN_PACKED_PREFIX,
+    )
 
 
 def name_of(model: Any) -> str:

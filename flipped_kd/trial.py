@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 ROWS, TOKENS = 2, 8
+# Relative to the largest logit: kernels of float32 differ by about 1e-6, those of half precision by about 1e-2.
+FLOAT32_TOLERANCE = 1e-4
+HALF_TOLERANCE = 3e-2
 # Shape of what a module has given in each of its calls; None where that was no tensor.
 Calls = dict[str, list[tuple[int, ...] | None]]
 
@@ -39,6 +42,13 @@ def attention_window(model: nn.Module) -> int | None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether some weight is not whole here (ZeRO-3, the meta device), so that the model cannot be tried."""
     return any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters())
+
+
+def same_logits(found: Tensor, wanted: Tensor, tolerance: float | None = None) -> bool:
+    """Whether two readings of the same rows agree, by default as nearly as kernels of their precision do."""
+    if tolerance is None:
+        tolerance = FLOAT32_TOLERANCE if wanted.dtype == torch.float32 else HALF_TOLERANCE
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance * wanted.abs().max())
 
 
 @torch.no_grad()

@@ -17,10 +17,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from flipped_kd.attention_masks import additive_mask
 from flipped_kd.collator import TeacherScoringCollator
 from flipped_kd.encoder import ENCODER_FILE, LoraEncoder
 from flipped_kd.encoder_modules import EncoderModule, adapted_modules, resolve_layers
-from flipped_kd.packing import additive_mask, packing_offset
+from flipped_kd.packing import packing_offset
 from flipped_kd.prompts import PairPrompt
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
