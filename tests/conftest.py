@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,51 @@ def shared() -> Path:
     if not (folder / "data").is_dir() or not (folder / "models").is_dir():
         pytest.skip(f"no real data and models at {folder}: set FLIPPED_KD_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def comparison_dir(
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Output folder of a comparison of two seeds and two steps."""
+    from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+    from flipped_kd.experiment import run_comparison
+
+    folder = tmp_path_factory.mktemp("machine path") / "tiny"
+    folder.mkdir()
+    files = {}
+    for split, part in (("train", pairs), ("validation", held_out), ("test", held_out)):
+        files[f"{split}_file"] = str(folder.parent / f"{split}.jsonl")
+        part.to_json(files[f"{split}_file"])
+    config = FlippedDistillationConfig(
+        output_dir=str(folder),
+        max_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=8,
+        max_length=64,
+        save_strategy="no",
+        learning_rate=1e-3,
+        precision="fp32",
+        disable_tqdm=True,
+    )
+    student = StudentArguments(student=str(student_dir), lora_r=4)
+    run_comparison(student, DataArguments(**files, teacher=str(teacher_dir), seeds=2), config)
+    return folder
+
+
+@pytest.fixture
+def card_folder(comparison_dir: Path, tmp_path: Path) -> Path:
+    """A copy of `comparison_dir` that a test may change, without card and plots."""
+    made = tmp_path / "tiny"
+    made.mkdir()
+    for path in comparison_dir.iterdir():
+        if path.is_file() and path.suffix in (".json", ".safetensors"):
+            shutil.copy(path, made)
+    return made
 
 
 @pytest.fixture
