@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, PairPrompt, load_pairs
+from flipped_kd.config import PLAIN
 from flipped_kd.crossencoder_layout import trainable_cross_encoder
 from flipped_kd.student import add_adapter, default_lora, load_student, load_tokenizer
 
@@ -99,7 +100,7 @@ def ours(
 ) -> Callable[[], float]:
     """One epoch of FlippedDistillationTrainer; "plain" is fine-tuning by the answer alone."""
     plain = representation == "plain"
-    settings: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0} if plain else {"representation": representation}
+    settings: dict[str, Any] = dict(PLAIN) if plain else {"representation": representation}
     args = FlippedDistillationConfig(
         teacher_cache_dir=f"{folder}/cache",
         max_length=MAX_LENGTH,

@@ -19,7 +19,10 @@ from .settings import parse_settings
 # Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
 DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
 
-__all__ = ["DataArguments", "FlippedDistillationConfig", "StudentArguments", "parse_settings"]
+# What makes of the method plain fine-tuning, which needs no teacher.
+PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
+
+__all__ = ["PLAIN", "DataArguments", "FlippedDistillationConfig", "StudentArguments", "parse_settings"]
 
 
 def _require(condition: bool, name: str, value: Any, rule: str) -> None:
@@ -62,8 +65,11 @@ class FlippedDistillationConfig(TrainingArguments):
             numbers.
         encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.
         sup_weight: weight of L_sup, the answer's cross-entropy.
+        answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
+            is the paper's; docs/choices.md has what others gave.
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
-        mcl_weight: weight of L_MCL, the margin-aware contrast. Weights (1, 0, 0) are plain LoRA fine-tuning.
+        mcl_weight: weight of L_MCL, the margin-aware contrast. With both 0, and answer_teacher_weight
+            too, it is plain LoRA fine-tuning.
         contrast: "pairwise" or "infonce".
         margin: m_c in radians, in [0, pi].
         positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
@@ -151,6 +157,9 @@ class FlippedDistillationConfig(TrainingArguments):
         default=None, metadata={"help": "Endings of module names of the encoder."}
     )
     sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
+    answer_teacher_weight: float = field(
+        default=0.0, metadata={"help": "How much of the answer the teacher teaches, in [0, 1]; 0: labels alone."}
+    )
     dist_weight: float = field(default=1.0, metadata={"help": "Weight of L_dist."})
     mcl_weight: float = field(default=1.0, metadata={"help": "Weight of L_MCL."})
     contrast: str = field(default="pairwise", metadata={"help": "pairwise or infonce."})
@@ -238,6 +247,11 @@ class FlippedDistillationConfig(TrainingArguments):
             raise ValueError(
                 "sup_weight, dist_weight and mcl_weight are all 0: nothing would be trained; raise one of them."
             )
+        rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
+        value = self.answer_teacher_weight
+        _require(0 <= value <= 1, "answer_teacher_weight", value, rule)
+        rule = "with sup_weight=0 no answer is taught: raise that, or set this to 0."
+        _require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
         rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."
         _require(0 <= self.margin <= math.pi, "margin", self.margin, rule)
         rule = "it must lie in (0, 100]; 0.05 is usual."
@@ -275,7 +289,7 @@ class FlippedDistillationConfig(TrainingArguments):
     @property
     def distils(self) -> bool:
         """Whether the teacher takes part at all."""
-        return self.dist_weight > 0 or self.mcl_weight > 0
+        return any(getattr(self, name) > 0 for name in PLAIN)
 
 
 @dataclass

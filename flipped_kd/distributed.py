@@ -59,6 +59,10 @@ class RowGather:
         rows: ranks x rows here / rows of all; 1 where the ranks have equally many."""
         return self.ranks * self.sizes[self.rank] / self.total
 
+    def own(self, gathered: Tensor) -> Tensor:
+        """This rank's rows of what has been gathered, (total, ...) -> (rows, ...)."""
+        return gathered[self.offset :][: self.sizes[self.rank]]
+
     def __call__(self, tensor: Tensor) -> Tensor:
         """`tensor` (rows, ...) of each rank -> (total, ...), with gradient for every rank's rows.
 

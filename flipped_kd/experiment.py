@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import DataArguments, FlippedDistillationConfig, StudentArguments
+from .config import PLAIN, DataArguments, FlippedDistillationConfig, StudentArguments
 from .evidence import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
 from .model_card import write_card
@@ -128,14 +128,13 @@ class _Comparison:
         splits = load_splits(self.data, seed)
         of_teacher = teacher_split_scores(self.teacher, splits, self.config)
         results: dict[str, RunResult] = {}
-        plain: dict[str, Any] = {"dist_weight": 0.0, "mcl_weight": 0.0}
 
         def first_look(before: SplitScores) -> None:
             if not self.check:
                 self.check.update(_check_teacher(of_teacher, before, splits, self.config))
 
         folder = self.out / "runs" / f"seed-{seed}"
-        for system, weights in (("llm_sft", plain), ("llm_flipped", {})):
+        for system, weights in (("llm_sft", PLAIN), ("llm_flipped", {})):
             say(self.config, f"[{2 * position + len(results) + 1}/{2 * seeds}] seed {seed}: {system}")
             settings = dataclasses.replace(
                 self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False

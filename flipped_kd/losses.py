@@ -78,6 +78,11 @@ class LossOutput:
     dropped: dict[str, Tensor]
 
 
+def own_pairs(values: Tensor) -> Tensor:
+    """Of values for every two texts (N, N), or for the pairs alone (N,): those of the pairs, (N,)."""
+    return values.diagonal() if values.ndim == 2 else values
+
+
 class FlippedDistillationLoss(nn.Module):
     """L = w_sup L_sup + w_dist L_dist + w_mcl L_MCL (arXiv 2507.05617).
 
@@ -93,6 +98,7 @@ class FlippedDistillationLoss(nn.Module):
             or "all" on which teacher and label disagree, as the paper does. A labelled pair on which the teacher errs
             is the last to imitate the teacher on, and the first to learn from the label: docs/choices.md has what it
             gave.
+        sup: L_sup.
 
     Raises:
         ValueError: a weight is out of range, or there are not three.
@@ -107,13 +113,14 @@ class FlippedDistillationLoss(nn.Module):
         threshold: DualThreshold | None = None,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
         contrast_filter: ContrastFilter = "assumed",
+        sup: AnswerLoss | None = None,
     ) -> None:
         super().__init__()
         if len(weights) != 3:
             raise ValueError(f"weights={weights!r}: give three, (sup, dist, mcl).")
         for name, weight in zip(("sup_weight", "dist_weight", "mcl_weight"), weights, strict=True):
             check_range(name, weight, 0.0)
-        self.sup = AnswerLoss()
+        self.sup = sup or AnswerLoss()
         self.dist = dist or SimilarityDistillationLoss()
         self.mcl = mcl or MarginAwareContrastiveLoss()
         self.threshold = threshold or DualThreshold()
@@ -124,7 +131,7 @@ class FlippedDistillationLoss(nn.Module):
     def forward(
         self,
         logits: Tensor,
-        answers: Tensor,
+        answer_ids: tuple[int, int],
         labels: Tensor,
         vectors_a: Tensor,
         vectors_b: Tensor,
@@ -137,14 +144,14 @@ class FlippedDistillationLoss(nn.Module):
 
         Args:
             logits: (N, V) at the answer position.
-            answers: (N,) token ids of the gold answers.
+            answer_ids: token ids of "no" and "yes".
             labels: as in `compare`, and so are all that follow.
 
         Raises:
             ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
         """
         comparison = self.compare(labels, vectors_a, vectors_b, similarity, probability, excluded, joint_b)
-        return self.compose(self.sup(logits, answers), comparison)
+        return self.compose(self.sup(logits, labels, answer_ids, own_pairs(probability)), comparison)
 
     def compare(
         self,
@@ -176,8 +183,7 @@ class FlippedDistillationLoss(nn.Module):
         """
         check_same_shape(similarity=similarity, probability=probability, excluded=excluded)
         matrix = similarity.ndim == 2
-        own_similarity = similarity.diagonal() if matrix else similarity
-        own_probability = probability.diagonal() if matrix else probability
+        own_similarity, own_probability = own_pairs(similarity), own_pairs(probability)
         own = self.threshold(labels, own_probability)
         selection = self.threshold(torch.diag(labels), probability, excluded) if matrix else own
         cosines = (cosine_matrix if matrix else paired_cosines)(vectors_a, vectors_b)
@@ -212,6 +218,7 @@ class FlippedDistillationLoss(nn.Module):
         """The settings as plain JSON values; each part's are the arguments that rebuild it."""
         return {
             "weights": dict(zip(("sup", "dist", "mcl"), self.weights, strict=True)),
+            "sup": self.sup.get_config_dict(),
             "dist": self.dist.get_config_dict(),
             "mcl": self.mcl.get_config_dict(),
             "threshold": self.threshold.get_config_dict(),

@@ -146,6 +146,7 @@ def card_data(
     found = _report(report, folder, source)
     if found is not None:  # reports from before there was a choice
         found["settings"]["training"].setdefault("contrast_filter", "all")
+        found["settings"]["training"].setdefault("answer_teacher_weight", 0.0)
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _adapter_config(source, required=not merged)

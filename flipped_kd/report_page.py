@@ -20,7 +20,7 @@ TEMPLATE = "report_page.html.jinja"
 METHOD = (
     *("sup_weight", "dist_weight", "mcl_weight", "contrast", "dist_loss", "representation", "margin", "temperature"),
     *("positive_margin", "negative_margin", "positive_threshold", "negative_threshold"),
-    *("contrast_filter", "encoder_layers", "train_sampling_strategy", "seed"),
+    *("answer_teacher_weight", "contrast_filter", "encoder_layers", "train_sampling_strategy", "seed"),
 )
 
 

@@ -25,7 +25,7 @@ from .encoder import LoraEncoder
 from .gradient_cache import Part, cached_backward
 from .keys import KnownMatches
 from .loss_log import LossLog
-from .losses import Comparison, paired_cosines
+from .losses import Comparison, own_pairs, paired_cosines
 from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
 from .pair_stream import validate_stream
 from .parallel import check_distributed
@@ -58,7 +58,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     Args:
         model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter
             named "default".
-        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None with dist_weight = mcl_weight = 0
+        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None where no weight asks for one
             (plain fine-tuning).
         args: settings.
         train_dataset: pairs with text_a, text_b, label. A stream (`datasets.IterableDataset`) needs max_steps and an
@@ -200,7 +200,9 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
         """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
         if self.signal is None:
-            raise ValueError("this trainer has no teacher (dist_weight = mcl_weight = 0).")
+            raise ValueError(
+                "this trainer has no teacher, for which no weight of its settings asks (plain fine-tuning)."
+            )
         dataset = self._to_score(dataset, "teacher_similarity")
         self._score_with_teacher([dataset])
         return self.signal.similarity(dataset)
@@ -212,9 +214,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     ) -> Any:
         """The mean loss of one micro-batch; with `return_outputs` also (answer log-odds (B,), similarity (B,))."""
         logits, vectors = self.reader(model, inputs, self.signal is not None or return_outputs)
-        sup = self._answer_loss(logits, inputs["labels"])
         gather = self._gather(model, inputs)
         targets = self._targets(inputs, gather)
+        probability = self._own_probability(targets, gather)
+        sup = self.loss.sup(logits, inputs["labels"], self.prompt.answer_ids, probability)
         if targets is None:
             loss = self.loss.weights[0] * sup
         else:
@@ -233,10 +236,6 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         assert vectors is not None
         return loss, (log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
 
-    def _answer_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        no_id, yes_id = self.prompt.answer_ids
-        return self.loss.sup(logits, torch.where(labels.bool(), yes_id, no_id))
-
     def _gather(self, model: nn.Module, inputs: dict[str, Any]) -> RowGather | None:
         """Joins the ranks' rows in training, where that is wanted and there are several."""
         if not (model.training and self.args.gather_across_devices and self.args.world_size > 1):
@@ -245,6 +244,13 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     def _targets(self, inputs: dict[str, Any], gather: RowGather | None) -> TeacherTargets | None:
         return self.signal.targets(inputs, gather) if self.signal is not None else None
+
+    def _own_probability(self, targets: TeacherTargets | None, gather: RowGather | None) -> Tensor | None:
+        """The teacher's P of this rank's pairs, (B,)."""
+        if targets is None:
+            return None
+        probability = own_pairs(targets.probability)
+        return probability if gather is None else gather.own(probability)
 
     def _compare(self, vectors: PairVectors, targets: TeacherTargets) -> Comparison:
         return self.loss.compare(
@@ -277,6 +283,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         share = 1.0 if gather is None or targets is None else gather.local_share
         sup = torch.zeros((), device=inputs["labels"].device)
         comparison: Comparison | None = None
+        parts: list[Part] = inputs["mini_batches"]
+        probability = self._own_probability(targets, gather)
+        if probability is not None:
+            split = probability.split([len(part["labels"]) for part in parts])
+            parts = [{**part, "probability": own} for part, own in zip(parts, split, strict=True)]
 
         def compared(stacked: Tensor) -> Tensor:
             nonlocal comparison
@@ -288,13 +299,15 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
         def answered(logits: Tensor, part: Part) -> Tensor:
             nonlocal sup
-            loss = self._answer_loss(logits, part["labels"]) * (share * len(part["labels"]) / pairs)
+            labels = part["labels"]
+            loss = self.loss.sup(logits, labels, self.prompt.answer_ids, part.get("probability"))
+            loss = loss * (share * len(labels) / pairs)
             sup = sup + loss.detach()
             self._check_finite(loss, part)
             return self.loss.weights[0] * loss
 
         cached_backward(
-            inputs["mini_batches"],
+            parts,
             read=lambda part: self.reader(model, part, targets is not None),
             compared=None if targets is None else compared,
             answered=answered,

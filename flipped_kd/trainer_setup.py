@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from .adapter_checks import check_adapter
 from .collator import TeacherScoringCollator
-from .config import FlippedDistillationConfig
+from .config import PLAIN, FlippedDistillationConfig
 from .cpu_attention import speed_up_attention
 from .cpu_dropout import speed_up_dropout
 from .losses import (
+    AnswerLoss,
     DualThreshold,
     FlippedDistillationLoss,
     MarginAwareContrastiveLoss,
@@ -86,9 +87,9 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
     if not args.distils:
         return None
     if teacher is None:
+        asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
         raise ValueError(
-            f"dist_weight={args.dist_weight} and mcl_weight={args.mcl_weight} need a teacher: give one, or set both "
-            "to 0 for plain fine-tuning."
+            f"{asking} cannot do without a teacher: give one, or set all of them to 0 for plain fine-tuning."
         )
     prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
     if isinstance(prepared, CrossEncoderTeacher):
@@ -114,6 +115,7 @@ def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
         DualThreshold(args.positive_threshold, args.negative_threshold),
         (args.sup_weight, args.dist_weight, args.mcl_weight),
         args.contrast_filter,  # type: ignore[arg-type]
+        AnswerLoss(args.answer_teacher_weight),
     )
 
 

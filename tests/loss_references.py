@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,9 +77,12 @@ def reference_dist(loss: SimilarityDistillationLoss, student: Tensor, teacher: T
     return loss.scale * loss.temperature**2 * sum(divergences) / max(len(divergences), 1)
 
 
-def reference_answer(logits: Tensor, answers: Tensor) -> float:
+def reference_answer(logits: Tensor, targets: Sequence[float], answer_ids: tuple[int, int]) -> float:
+    """`targets`: how much of each answer is to be yes."""
+    no_id, yes_id = answer_ids
     rows = [reference_softmax(row.tolist()) for row in logits]
-    return -sum(math.log(row[answer]) for row, answer in zip(rows, answers.tolist(), strict=True)) / len(rows)
+    pairs = zip(rows, targets, strict=True)
+    return -sum(yes * math.log(row[yes_id]) + (1 - yes) * math.log(row[no_id]) for row, yes in pairs) / len(rows)
 
 
 def problem(seed: int, matrix: bool, count: int = 5) -> dict[str, Any]:
@@ -98,12 +102,12 @@ def problem(seed: int, matrix: bool, count: int = 5) -> dict[str, Any]:
     return {"angles": angles, "p": p, "selection": selection, "t": random(*shape) * 2 - 1, "s": random(*shape) * 2 - 1}
 
 
-def whole_batch(seed: int, matrix: bool, count: int = 4, size: int = 3) -> dict[str, Tensor]:
+def whole_batch(seed: int, matrix: bool, count: int = 4, size: int = 3) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     shape = (count, count) if matrix else (count,)
-    batch = {
+    batch: dict[str, Any] = {
         "logits": torch.randn(count, 7, generator=generator, dtype=torch.float64),
-        "answers": torch.tensor([1, 2, 2, 1])[:count],
+        "answer_ids": (1, 2),
         "labels": torch.tensor([0, 1, 1, 0])[:count],
         "vectors_a": torch.randn(count, size, generator=generator, dtype=torch.float64),
         "vectors_b": torch.randn(count, size, generator=generator, dtype=torch.float64),

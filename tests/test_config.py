@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import PLAIN, DataArguments, FlippedDistillationConfig, StudentArguments
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,9 @@ INDEPENDENT = {"representation": "independent"}
         ({"dist_weight": math.inf}, "dist_weight=inf: a loss weight"),
         ({"mcl_weight": math.nan}, "mcl_weight=nan: a loss weight"),
         ({"sup_weight": 0, "dist_weight": 0, "mcl_weight": 0}, "all 0: nothing would be trained; raise one"),
+        ({"answer_teacher_weight": 1.5}, r"answer_teacher_weight=1\.5: .*give the teacher's share, in \[0, 1\]"),
+        ({"answer_teacher_weight": math.nan}, "answer_teacher_weight=nan: "),
+        ({"answer_teacher_weight": 0.5, "sup_weight": 0}, r"answer_teacher_weight=0\.5: with sup_weight=0 no answer"),
         ({"margin": -0.1}, r"margin=-0.1: .*\[0, pi\] radians"),
         ({"margin": 3.2}, "margin=3.2: "),
         ({"margin": math.nan}, "margin=nan: "),
@@ -102,6 +105,7 @@ def test_the_paper_s_defaults_and_the_guards_are_on(make: Any) -> None:
 def test_the_teacher_takes_part_if_a_weight_asks_for_it(make: Any) -> None:
     assert not make(dist_weight=0, mcl_weight=0).distils
     assert make(dist_weight=0).distils and make(mcl_weight=0).distils and make(sup_weight=0).distils
+    assert make(dist_weight=0, mcl_weight=0, answer_teacher_weight=0.1).distils and not make(**PLAIN).distils
 
 
 @pytest.mark.parametrize("given", [{"every_n_layers": 2}, '{"every_n_layers": 2}'])

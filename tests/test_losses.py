@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from flipped_kd.losses import (
     CONTRAST_FILTERS,
+    AnswerLoss,
     DualThreshold,
     FlippedDistillationLoss,
     MarginAwareContrastiveLoss,
@@ -40,6 +41,7 @@ def test_the_whole_equals_the_reference_from_vectors_on(
         DualThreshold(0.3, 0.7),
         weights=(0.5, 2.0, 3.0),
         contrast_filter=contrast_filter,
+        sup=AnswerLoss(0.25),
     )
     for seed in range(3):
         batch = whole_batch(seed, matrix)
@@ -51,6 +53,7 @@ def test_the_whole_equals_the_reference_from_vectors_on(
         labels, p, excluded = batch["labels"].tolist(), batch["probability"], batch.get("excluded")
         if not matrix:
             cosines = cosines.diagonal()
+        taught = 0.75 * batch["labels"].double() + 0.25 * (p.diagonal() if matrix else p)
         positive, negative = (torch.zeros(p.shape, dtype=torch.bool) for _ in range(2))
         for place, probability in cells(p).items():
             on_diagonal = len(set(place)) == 1
@@ -63,7 +66,7 @@ def test_the_whole_equals_the_reference_from_vectors_on(
             if len(set(place)) == 1:
                 contrasted.positive[place], contrasted.negative[place] = labels[place[0]] == 1, labels[place[0]] == 0
         expected = {
-            "sup": reference_answer(batch["logits"], batch["answers"]),
+            "sup": reference_answer(batch["logits"], taught.tolist(), batch["answer_ids"]),
             "dist": reference_dist(loss.dist, cosines, batch["similarity"], positive | negative),
             "mcl": reference_mcl(loss.mcl, cosines.acos(), p, contrasted),
         }
@@ -111,7 +114,7 @@ def test_extreme_angles_give_finite_values_and_gradients(
     gold = torch.diag(labels) if matrix else labels
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         # Teacher certain to the last bit, and right, so that everything is kept.
-        output = loss(logits, labels, labels, a, b, similarity, gold.float())
+        output = loss(logits, (0, 1), labels, a, b, similarity, gold.float())
         output.total.backward()
     assert output.total.dtype == torch.float32
     assert all(term.isfinite() and term.dtype == torch.float32 for term in output.terms.values())
@@ -122,9 +125,10 @@ def test_extreme_angles_give_finite_values_and_gradients(
 
 def test_autocast_changes_no_value() -> None:
     batch = {
-        name: value.float() if value.is_floating_point() else value for name, value in whole_batch(0, True).items()
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in whole_batch(0, True).items()
     }
-    loss = FlippedDistillationLoss()
+    loss = FlippedDistillationLoss(sup=AnswerLoss(0.5))
     with torch.autocast("cpu", torch.bfloat16):
         inside = loss(**batch)
     outside = loss(**batch)
@@ -152,6 +156,7 @@ def test_configs_are_json_and_rebuild_the_same_loss() -> None:
         DualThreshold(0.3, 0.6),
         weights=(0.1, 0.2, 0.3),
         contrast_filter="assumed",
+        sup=AnswerLoss(0.6),
     )
     config = json.loads(json.dumps(original.get_config_dict()))
     rebuilt = FlippedDistillationLoss(
@@ -160,6 +165,7 @@ def test_configs_are_json_and_rebuild_the_same_loss() -> None:
         DualThreshold(**config["threshold"]),
         weights=tuple(config["weights"][name] for name in ("sup", "dist", "mcl")),
         contrast_filter=config["contrast_filter"],
+        sup=AnswerLoss(**config["sup"]),
     )
     batch = whole_batch(2, matrix=True)
     assert rebuilt.get_config_dict() == original.get_config_dict()

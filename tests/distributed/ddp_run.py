@@ -24,6 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "default": {},
     "two_forwards": {},
     "no_answer_loss": {"sup_weight": 0.0},
+    "taught_answer": {"answer_teacher_weight": 0.5},
     "accumulated": {"gradient_accumulation_steps": 2, "representation": "joint"},
 }
 STEPS = 5

@@ -24,6 +24,8 @@ LISTS: dict[str, Any] = {"representation": "independent", "contrast": "infonce",
 RUNS: dict[str, dict[str, Any]] = {
     "gathered": GATHERED,
     "gathered_thresholds": GATHERED | {"positive_threshold": 0.5, "negative_threshold": 0.5},
+    "gathered_taught": GATHERED | {"answer_teacher_weight": 0.5},
+    "gathered_cached_taught": GATHERED | CACHED | {"answer_teacher_weight": 0.5},
     "gathered_lists": GATHERED | LISTS,
     "gathered_joint": GATHERED | {"representation": "joint"},
     "gathered_accumulated": GATHERED | {"gradient_accumulation_steps": 4},
@@ -34,6 +36,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "alone_accumulated": {"gradient_accumulation_steps": 4},
     "alone_cached": CACHED,
     "alone_cached_accumulated": CACHED | {"gradient_accumulation_steps": 4},
+}
+# Settings that read awkward batches too, and what each must be equal to in one process.
+AWKWARD = {
+    "gathered": "gathered",
+    "gathered_cached": "gathered",
+    "gathered_taught": "gathered_taught",
+    "gathered_cached_taught": "gathered_taught",
 }
 STEPS = 20
 
@@ -110,7 +119,7 @@ def main(folder: Path) -> None:
     """Every setting one after the other, then every awkward batch, read at once and in mini-batches."""
     for name in RUNS:
         train(folder, name)
-    for name in ("gathered", "gathered_cached"):
+    for name in AWKWARD:
         trainer = make(folder, name)
         trainer._wrap_model(trainer.model)  # decides how DDP wraps it, as train() does
         model = trainer.accelerator.prepare_model(trainer.model)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.distributed.gather_run import RUNS, STEPS, awkward_batches, make, step_gradients
+from tests.distributed.gather_run import AWKWARD, RUNS, STEPS, awkward_batches, make, step_gradients
 from tests.distributed.launching import launch
 from tests.invariants.training import assert_equal, gradients_of
 
@@ -85,9 +85,9 @@ def test_gathering_and_not_gathering_differ(folder: Path) -> None:
         assert_same_gradient(gathered, alone)
 
 
-@pytest.mark.parametrize("name", ["gathered", "gathered_cached"])
+@pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_batches_give_the_gradient_of_one_process(name: str, folder: Path) -> None:
-    trainer = make(folder, "gathered")
+    trainer = make(folder, AWKWARD[name])
     for case, (first, second) in awkward_batches(trainer).items():
         expected = step_gradients(trainer, trainer.model, first + second, case)
         for found in of_ranks(folder, f"{name}_{case}"):

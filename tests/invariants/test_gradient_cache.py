@@ -33,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lists": {"representation": "independent", "contrast": "infonce", "dist_loss": "kl"},
     **{name: {"dist_loss": name, "mcl_weight": 0.0} for name in DIST_LOSSES},
     "no_answer_loss": {"sup_weight": 0.0},
+    "taught_answer": {"answer_teacher_weight": 0.4},
+    "taught_answer_joint": {"answer_teacher_weight": 1.0, "representation": "joint"},
     "plain": PLAIN,
     "checkpointed": {"activation_checkpointing": True},
 }
