@@ -113,6 +113,14 @@ def test_losses_are_those_of_the_settings(card_folder: Path) -> None:
     assert "**L_MCL**" not in card and loss.dist.citation in card
 
 
+def test_an_answer_taught_by_the_teacher_too_is_said(card_folder: Path) -> None:
+    said = "whose target is 40.0% the teacher's calibrated probability and else the gold label"
+    report = report_of(card_folder)
+    assert said not in render_card(card_data(card_folder))
+    report["settings"]["training"]["answer_teacher_weight"] = 0.4
+    assert said in render_card(card_data(card_folder, report=report))
+
+
 @pytest.mark.parametrize("name", DIST_LOSSES)
 def test_every_objective_is_named_and_cited(name: str, card_folder: Path) -> None:
     """A card that fails would end a run after its training."""
@@ -151,7 +159,8 @@ def test_a_report_of_an_earlier_release_is_enough(card_folder: Path) -> None:
         for name in ("student_parameters", "student_revision"):
             del run["llm_flipped"][name]
         run["llm_flipped"]["dropped_share"] = {"positive": 0.1, "negative": 0.2}
-    del report["settings"]["training"]["contrast_filter"]  # all pairs were dropped alike then
+    # All pairs were dropped alike then, and labels alone taught the answer.
+    del report["settings"]["training"]["contrast_filter"], report["settings"]["training"]["answer_teacher_weight"]
     card = render_card(card_data(card_folder, report=report))
     assert "## How it was trained" in card and "The command" not in card
     assert "takes no part in L_dist and L_MCL (it stays in L_sup)" in card
