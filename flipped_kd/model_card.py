@@ -40,6 +40,8 @@ TEMPLATE = "model_card_template.md.jinja"
 SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}
 REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings", "seconds")
 SMALL_STUDENT = 100_000_000
+# What was done before it was a setting, for reports that lack it.
+BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,9 @@ def card_data(
     """
     folder, source = Path(folder), Path(adapter or folder)
     found = _report(report, folder, source)
-    if found is not None:  # reports from before there was a choice
-        found["settings"]["training"].setdefault("contrast_filter", "all")
-        found["settings"]["training"].setdefault("answer_teacher_weight", 0.0)
+    if found is not None:
+        training = {**BEFORE_THE_CHOICE, **found["settings"]["training"]}
+        found = {**found, "settings": {**found["settings"], "training": training}}
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _adapter_config(source, required=not merged)
