@@ -147,8 +147,9 @@ def card_data(
     folder, source = Path(folder), Path(adapter or folder)
     found = _report(report, folder, source)
     if found is not None:
-        training = {**BEFORE_THE_CHOICE, **found["settings"]["training"]}
-        found = {**found, "settings": {**found["settings"], "training": training}}
+        settings = found["settings"]
+        training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
+        found = {**found, "settings": {**settings, "training": training}}
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _adapter_config(source, required=not merged)
