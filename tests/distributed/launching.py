@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).parents[2]
+# Ranks of one machine need no other interface, whatever its own name resolves to.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in [name for _, name in socket.if_nameindex()] else {}
 
 
 class HangError(AssertionError):
@@ -54,6 +57,7 @@ def start(command: Sequence[str], module: str, *arguments: object) -> subprocess
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONFAULTHANDLER": "1",
+            **LOOPBACK,
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
