@@ -66,7 +66,7 @@ class FlippedDistillationConfig(TrainingArguments):
         encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.
         sup_weight: weight of L_sup, the answer's cross-entropy.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
-            is the paper's; docs/choices.md has what others gave.
+            is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
         mcl_weight: weight of L_MCL, the margin-aware contrast. With both 0, and answer_teacher_weight
             too, it is plain LoRA fine-tuning.
