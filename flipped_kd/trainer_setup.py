@@ -88,9 +88,7 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
         return None
     if teacher is None:
         asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
-        raise ValueError(
-            f"{asking} cannot do without a teacher: give one, or set all of them to 0 for plain fine-tuning."
-        )
+        raise ValueError(f"a teacher is needed for {asking}: give one, or set each to 0 for plain fine-tuning.")
     prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
     if isinstance(prepared, CrossEncoderTeacher):
         if args.contrast != "pairwise":

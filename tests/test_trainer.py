@@ -121,8 +121,10 @@ def test_cross_encoder_teacher_cannot_score_every_two_texts(build: Any, cross_en
 
 
 def test_missing_or_wrong_teachers_are_refused(build: Any, student_dir: Path) -> None:
-    with pytest.raises(ValueError, match="dist_weight=1.0.*need a teacher"):
+    with pytest.raises(ValueError, match=r"a teacher is needed for dist_weight=1\.0 and mcl_weight=1\.0: give one"):
         build(teacher=None)
+    with pytest.raises(ValueError, match=r"needed for answer_teacher_weight=0\.5: give one, or set"):
+        build(teacher=None, dist_weight=0.0, mcl_weight=0.0, answer_teacher_weight=0.5)
     with pytest.raises(ValueError, match="nothing_here.*neither an existing folder nor a Hub id"):
         build(teacher=str(student_dir / "nothing_here"))
     with pytest.raises(ValueError, match="Qwen2ForCausalLM.*bi-encoder"):
