@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,21 +22,26 @@ class HangError(AssertionError):
     """Ranks that have not ended; the message shows where each of them was."""
 
 
-def launch(module: str, *arguments: object, ranks: int = 2, timeout: float = 200) -> None:
-    """Run `python -m module arguments` on so many CPU ranks; fails with the end of what they wrote.
-
-    Ranks that hang are started once more, with a warning that shows where they hung: two ranks of gloo did so once in
-    hundreds of runs and in none of those made to find out why. What hangs each time fails.
-    """
+def launch(module: str, *arguments: object, ranks: int = 2) -> None:
+    """Run `python -m module arguments` on so many CPU ranks; fails with the end of what they wrote."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
         *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
     ]
+    complete(lambda: start(command, module, *arguments))
+
+
+def complete(begin: Callable[[], subprocess.Popen[str]], timeout: float = 300) -> str:
+    """`finish` what `begin` starts, and begin once more where it hangs, with a warning that shows where.
+
+    Two ranks of gloo hung once in hundreds of runs, and in none of those made to find out why. What hangs each time
+    fails.
+    """
     try:
-        finish(start(command, module, *arguments), timeout)
+        return finish(begin(), timeout)
     except HangError as error:
-        warnings.warn(f"{module} hung and is started again: {error}", stacklevel=2)
-        finish(start(command, module, *arguments), timeout)
+        warnings.warn(f"ranks hung and are started again: {error}", stacklevel=2)
+        return finish(begin(), timeout)
 
 
 def accelerate_launch(config: str, options: Sequence[str], module: str, *arguments: object) -> subprocess.Popen[str]:
