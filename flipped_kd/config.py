@@ -68,8 +68,8 @@ class FlippedDistillationConfig(TrainingArguments):
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
-        mcl_weight: weight of L_MCL, the margin-aware contrast. With both 0, and answer_teacher_weight
-            too, it is plain LoRA fine-tuning.
+        mcl_weight: weight of L_MCL, the margin-aware contrast. With this, dist_weight and
+            answer_teacher_weight 0 it is plain LoRA fine-tuning.
         contrast: "pairwise" or "infonce".
         margin: m_c in radians, in [0, pi].
         positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".

@@ -148,6 +148,7 @@ def card_data(
     found = _report(report, folder, source)
     if found is not None:
         settings = found["settings"]
+        # What the report says, in its order, and what it lacks behind it.
         training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
         found = {**found, "settings": {**settings, "training": training}}
     if not (folder / PROMPT_FILE).is_file():

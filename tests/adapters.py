@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -95,3 +95,18 @@ def make_adapter(
         odds = {"answer": (1.0, 0.0, 0.0), "similarity": (0.0, 3.0, -1.0), "both": (0.5, 2.0, 0.25)}
         MatchScore({kind: LogOdds(*values, threshold=0.0) for kind, values in odds.items()}).save_pretrained(folder)  # type: ignore[misc]
     return folder
+
+
+def with_lora(student: Qwen2ForCausalLM, **settings: Any) -> PeftModel:
+    """The student with a LoRA adapter whose B is not zero, so that the layers above feel those below."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"r": 3, "target_modules": "all-linear", "lora_dropout": 0.0} | settings
+    return fill_b(get_peft_model(student, LoraConfig(**options)), std=0.2).eval()
+
+
+def fill_b(model: PeftModel, std: float) -> PeftModel:
+    """Give B random weights, as after training, in place of zeros."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=std)
+    return model

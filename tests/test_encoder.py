@@ -1,4 +1,4 @@
-"""LoraEncoder: vectors equal to a slow reference, the choice of modules, capture, checkpointing, saving."""
+"""LoraEncoder: vectors equal to a slow reference, capture, checkpointing, saving."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
@@ -20,22 +18,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from flipped_kd.attention_masks import additive_mask
 from flipped_kd.collator import TeacherScoringCollator
 from flipped_kd.encoder import ENCODER_FILE, LoraEncoder
-from flipped_kd.encoder_modules import EncoderModule, adapted_modules, resolve_layers
+from flipped_kd.encoder_modules import EncoderModule
 from flipped_kd.packing import packing_offset
 from flipped_kd.prompts import PairPrompt
-
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def with_lora(student: Qwen2ForCausalLM, **settings: Any) -> PeftModel:
-    """The student with a LoRA adapter whose B is not zero, so that the layers above feel those below."""
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"r": 3, "target_modules": "all-linear", "lora_dropout": 0.0} | settings
-    model = get_peft_model(student, LoraConfig(**options))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+from tests.adapters import LINEAR, with_lora
 
 
 @pytest.fixture
@@ -154,73 +140,6 @@ def test_a_vector_does_not_depend_on_padding_or_on_the_rest_of_the_batch(
     for span in ("span_a", "span_b"):
         single = torch.cat([vectors([row], span) for row in rows])
         torch.testing.assert_close(vectors(rows, span), single, rtol=0, atol=1e-6)
-
-
-# ---- Which modules ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [("all", {0, 1}), ("last:1", {1}), ("first:1", {0}), ("last:2", {0, 1}), ("0", {0}), ("0,1", {0, 1})]
-    + [([1], {1}), ([-1], {1}), ("-2,-1", {0, 1}), ((0,), {0})],
-)
-def test_layers_are_chosen_by_name_or_number(model: PeftModel, layers: Any, expected: set[int]) -> None:
-    encoder = LoraEncoder.from_model(model, layers=layers)
-    assert {module.layer for module in encoder.modules} == expected
-    assert len(encoder.modules) == len(expected) * len(LINEAR)
-
-
-def test_modules_are_chosen_by_endings_at_a_dot(model: PeftModel) -> None:
-    encoder = LoraEncoder.from_model(model, layers="last:1", modules=["mlp.down_proj", "q_proj"])
-    assert [module.name for module in encoder.modules] == [
-        "model.layers.1.self_attn.q_proj",
-        "model.layers.1.mlp.down_proj",
-    ]
-
-
-def test_each_module_keeps_its_own_rank(student: Qwen2ForCausalLM, ids: Tensor) -> None:
-    model = with_lora(student, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 5})
-    encoder = LoraEncoder.from_model(model, layers="last:1")
-    assert [module.rank for module in encoder.modules] == [3, 5]
-    assert encode(model, encoder, ids).shape == (3, 8) == (3, encoder.dimension)
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        ({"layers": "last:3"}, r"encoder_layers='last:3' .*N from 1 to 2"),
-        ({"layers": "last:0"}, r"encoder_layers='last:0' "),
-        ({"layers": "some"}, r"encoder_layers='some' is none of 'all'"),
-        ({"layers": ""}, r"encoder_layers='' "),
-        ({"layers": "1,2"}, r"encoder_layers=\[1, 2\] .*adapted layers are \[0, 1\]"),
-        ({"layers": [-3]}, r"encoder_layers=\[-3\] "),
-        ({"layers": []}, r"encoder_layers=\[\] "),
-        ({"modules": ["proj"]}, r"encoder_modules=\['proj'\].*self_attn.q_proj"),
-        ({"modules": ["q_proj", "query"]}, r"\['query'\] matches no adapted module.*mlp.down_proj"),
-        ({"modules": []}, r"encoder_modules=\[\]"),
-        ({"modules": "q_proj"}, r"encoder_modules='q_proj'.*give a list"),
-        ({"adapter_name": "other"}, r"'other' adapts no linear layer.*target_modules"),
-    ],
-)
-def test_a_choice_that_matches_nothing_is_refused(model: PeftModel, choice: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LoraEncoder.from_model(model, **choice)
-
-
-@given(st.text(st.sampled_from("0123456789,:-lastfirn ²"), max_size=8) | st.lists(st.integers(-5, 5), max_size=3))
-def test_any_layers_give_adapted_ones_or_a_clear_refusal(layers: str | list[int]) -> None:
-    try:
-        chosen = resolve_layers(layers, [0, 2, 3])
-    except ValueError as error:
-        assert str(error).startswith(f"encoder_layers={layers!r} ") or "the adapted layers are [0, 2, 3]" in str(error)
-    else:
-        assert chosen and chosen <= {0, 2, 3}
-
-
-def test_an_adapter_outside_the_decoder_layers_is_refused(student: Qwen2ForCausalLM) -> None:
-    model = get_peft_model(student, LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match="adapts no linear layer inside the numbered decoder layers"):
-        LoraEncoder.from_model(model)
 
 
 # ---- Capture ---------------------------------------------------------------------------------------------
@@ -394,8 +313,3 @@ def test_an_encoder_does_not_attach_to_a_model_without_its_modules(
         encoder.attach(bare)
     with torch.no_grad():
         assert encode(model, encoder, ids).isfinite().all()
-
-
-def test_adapted_modules_lists_every_linear_layer_in_order(model: PeftModel) -> None:
-    assert [module.name.rsplit(".", 1)[-1] for module in adapted_modules(model)] == LINEAR * 2
-    assert {(module.layer, module.rank) for module in adapted_modules(model)} == {(0, 3), (1, 3)}

@@ -20,6 +20,7 @@ from flipped_kd.prompts import PairPrompt
 from flipped_kd.student import add_adapter, default_lora
 from flipped_kd.trial import unwrapped
 
+from .adapters import fill_b
 from .decoders import DECODERS, LLAMA, Decoder
 
 PAIRS = [("Can I pay by card?", text) for text in ("yes", "is card payment possible at all?", "no cards, only cash")]
@@ -32,9 +33,7 @@ FLAT = {"OPT", "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "gpt-oss", "Llama 4, text", 
 
 def reader_of(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> Reader:
     model = add_adapter(decoder.build(), default_lora(4, target_modules=decoder.target_modules)).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(weight, std=0.1)
+    fill_b(model, std=0.1)
     return Reader(model, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(model), 0)
 
 

@@ -27,6 +27,7 @@ from flipped_kd.encoder import LoraEncoder
 from flipped_kd.packing import pack_rows, packing_offset, stack_rows
 from flipped_kd.prompts import PairPrompt, PairTokens
 from flipped_kd.readings import PairReader
+from tests.adapters import fill_b
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -100,9 +101,7 @@ def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: 
     """Logits at the answer, representations and gradients are those of separate rows."""
     student.set_attn_implementation(attention)
     model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
+    fill_b(model, std=0.1)
     prompt = PairPrompt.from_preset(tokenizer, max_length=40)  # short enough to cut some texts
     encoder = LoraEncoder.from_model(model, layers="last:1")
     packed = TeacherScoringCollator(
