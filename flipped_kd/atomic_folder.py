@@ -84,18 +84,19 @@ def take_name(partial: Path, target: Path, aside: Path) -> None:
             aside.rename(target)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def sync_tree(folder: Path) -> None:
     """Wait until all files and folders within are on the disk: after a power cut, names may else stand for nothing."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     if not hasattr(os, "O_DIRECTORY"):
         return  # Windows opens no folders, and syncs no file that is open for reading
     descriptor = os.open(path, os.O_RDONLY)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .atomic_file import write_atomically
 from .encoder import ENCODER_FILE
 from .model_card import ADAPTER_CONFIG, REPORT_FILE, card_data, render_card, write_card
 from .plots import TERMS, write_plots
 from .prompts import PROMPT_FILE
 from .push import CARD_FILE
-from .report import write_atomically
 from .scoring import SCORE_FILE
 
 MERGED_FOLDER = "merged"

@@ -15,13 +15,13 @@ import pyarrow as pa
 from accelerate import PartialState
 from scipy.special import expit
 
+from .atomic_file import write_atomically
 from .cli_arguments import UsageError
 from .cli_runtime import Work, open_matcher, run_job, shows_progress
 from .data import PairColumns, load_pairs
 from .matcher import FlippedMatcher
 from .metrics import matching_metrics
 from .provenance import shown_name
-from .report import write_atomically
 from .scoring import KINDS, LogOdds, MatchScore, ScoreKind
 from .tables import STANDARD
 from .text_tables import Chunk

@@ -9,11 +9,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from .config import FlippedDistillationConfig
 
 logger = logging.getLogger(__name__)
+TRAINER_NORM = TrainingArguments.max_grad_norm
 
 
 def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) -> float:
@@ -26,6 +27,11 @@ def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) 
         )
     if sharded and args.max_grad_value is None:
         logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
+    if not sharded and args.max_grad_value is None and args.max_grad_norm != TRAINER_NORM:
+        raise ValueError(
+            f"max_grad_norm={args.max_grad_norm} has no effect beside clipping by value, the default: set "
+            "max_grad_value=0 to clip by norm alone, or leave max_grad_norm out."
+        )
     default = 0.0 if sharded else 1.0
     return default if args.max_grad_value is None else args.max_grad_value
 
@@ -44,7 +50,7 @@ class ValueClippingTrainer(Trainer):
         if self.accelerator.scaler is None and not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradient's norm is {float(norm)} at step {self.state.global_step + 1}: training stops before "
-                "the weights are spoilt. Lower the learning rate or use precision='fp32'."
+                "the weights are spoilt. Lower the learning rate, or use precision='fp32' with a student in float32."
             )
         torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
         return norm

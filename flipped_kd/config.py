@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .precision import has_bfloat16
 from .settings import parse_settings
 
 # Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
@@ -122,7 +123,7 @@ class FlippedDistillationConfig(TrainingArguments):
         default="group_by_length",
         metadata={
             "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
-            "choices": ["group_by_length", "random", "sequential", "batch_rebalance"],
+            "choices": ["group_by_length", "random", "sequential"],
         },
     )
     remove_unused_columns: bool = field(
@@ -205,7 +206,7 @@ class FlippedDistillationConfig(TrainingArguments):
         on_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.precision == "auto":
             launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-            on_gpu = on_accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            on_gpu = on_accelerator and has_bfloat16()
             self.precision = launched if launched in ("bf16", "fp16") else "bf16" if on_gpu else "fp32"
         rule = "a CPU has no float16 training; use 'bf16' or 'fp32'."
         _require(self.precision != "fp16" or on_accelerator, "precision", self.precision, rule)
@@ -283,6 +284,15 @@ class FlippedDistillationConfig(TrainingArguments):
             rule = "clip at a finite positive value, or give 0 for no clipping by value."
             finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
             _require(finite, "max_grad_value", self.max_grad_value, rule)
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            rule = "it would round the adapter that is being trained, in place: give precision instead."
+            _require(not getattr(self, name), name, getattr(self, name), rule)
+        rule = "scores of all pairs are one array; leave it True."
+        _require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
+        strategies = ("group_by_length", "random", "sequential")
+        rule = f"choose one of {list(strategies)}; batches of unequal numbers of pairs would weigh pairs unequally."
+        value = self.train_sampling_strategy
+        _require(value in strategies, "train_sampling_strategy", value, rule)
         rule = "L_sup is the cross-entropy of one answer token; leave it 0."
         _require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
 
@@ -303,8 +313,8 @@ class StudentArguments:
         lora_alpha: numerator of the scaling alpha / r.
         lora_dropout: dropout before A.
         lora_target_modules: "all-linear" or comma-separated endings of module names.
-        student_dtype: dtype the weights are loaded in: "auto" (float32 on a CPU, bfloat16 on a GPU that has it),
-            "float32" or "bfloat16".
+        student_dtype: dtype the weights are loaded in: "auto" (float32 on a CPU and with precision="fp32", bfloat16 on
+            a GPU that has it), "float32" or "bfloat16".
         load_in_4bit: QLoRA: keep the student's frozen weights in 4 bits (needs the extra `qlora`).
         trust_remote_code: run code that the student's or teacher's repository brings. Never on unless asked.
 

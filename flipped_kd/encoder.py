@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .angles import wide
+from .atomic_file import replacing, write_atomically
 from .encoder_modules import EncoderModule, choose_modules, lora_layers
 
 ENCODER_FILE = "lora_encoder.json"
@@ -113,13 +114,8 @@ class LoraEncoder:
             for name, matrix in self._matrices(model).items()
         }
         target = Path(folder) / MATRICES_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with replacing(target) as partial:
             save_file(matrices, partial, metadata={"format": "pt"})
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def attach_merged(self, model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
         """Read the inputs of the encoder set's modules in a merged model and apply the saved A matrices to them.
@@ -259,10 +255,7 @@ class LoraEncoder:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write lora_encoder.json into `folder` (made if absent), whole or not at all."""
         target = Path(folder) / ENCODER_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:

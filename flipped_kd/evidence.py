@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,14 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 
+from .atomic_file import write_atomically
 from .config import FlippedDistillationConfig
 from .encoder_modules import lora_layers
 from .evidence_sample import Sample, sample_pairs
 from .examples import choose_examples, judge_systems, shortened
 from .keys import text_keys
 from .pair_scorer import PairScorer
-from .report import SplitScores, write_atomically
+from .report import SplitScores
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
 from .trainer import FlippedDistillationTrainer
 from .trial import is_sharded
@@ -190,7 +190,4 @@ def _one_of_each(sample: Sample) -> list[str]:
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    write_atomically(path, buffer.getvalue())

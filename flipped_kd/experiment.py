@@ -18,6 +18,8 @@ from .evidence import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
 from .model_card import write_card
 from .provenance import device_name, library_versions, shown_command, shown_name
+from .publish import publish
+from .push import open_repository
 from .report import (
     REPORT_VERSION,
     SplitScores,
@@ -46,7 +48,8 @@ def run_comparison(
     """Train plainly and flipped with the same budget for each seed, compare on test, write report.json and report.md.
 
     Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last
-    checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself.
+    checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself;
+    with `config.push_to_hub` it is pushed at the end, card and results included.
 
     Args:
         student: the LLM and its adapter.
@@ -59,17 +62,25 @@ def run_comparison(
     Raises:
         ValueError: bad settings or pairs.
         RuntimeError: another process writes into the output folder.
+        PublishError: the repository to push to cannot be opened (before anything is trained), or the push failed.
     """
     _check_named(student, data)
     out = Path(config.output_dir or "outputs")
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
     load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
+    repository = None
+    if config.push_to_hub and config.should_save:  # so is a repository that cannot be written
+        repository = open_repository(config.hub_model_id or out.absolute().name, **_hub(config))
     with sole_writer(out) if config.should_save else nullcontext():
-        return _compare(student, data, config, out)
+        return _compare(student, data, config, out, repository)
 
 
 def _compare(
-    student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig, out: Path
+    student: StudentArguments,
+    data: DataArguments,
+    config: FlippedDistillationConfig,
+    out: Path,
+    repository: str | None,
 ) -> dict[str, Any]:
     started = time.time()
     teacher = load_teacher(
@@ -97,7 +108,14 @@ def _compare(
     say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
     if config.should_save:
         write_card(out)  # once more, now with the results
+        if repository is not None:
+            url = publish(out, repository, **_hub(config), revision=config.hub_revision).adapter_url
+            say(config, f"Pushed: {url}")
     return report
+
+
+def _hub(config: FlippedDistillationConfig) -> dict[str, Any]:
+    return {"private": config.hub_private_repo, "token": config.hub_token}
 
 
 def _check_named(student: StudentArguments, data: DataArguments) -> None:

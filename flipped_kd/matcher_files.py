@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checks import check_choice
 from .encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
+from .precision import weights_dtype
 from .prompts import PROMPT_FILE, PairPrompt
 from .redaction import redact
 from .scoring import SCORE_FILE, MatchScore
@@ -162,7 +163,7 @@ def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtyp
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return weights_dtype(device)
     check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     resolved: torch.dtype = getattr(torch, dtype)
     return resolved

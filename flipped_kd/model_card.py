@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 from scipy.special import expit
 
+from .atomic_file import write_atomically
 from .card_metadata import TITLES, front_matter, kept_metadata, may_replace, signed
 from .config import FlippedDistillationConfig
 from .encoder import LoraEncoder
@@ -29,7 +30,7 @@ from .plots import LOSSES_PLOT, SYSTEMS_PLOT, have_matplotlib, write_plots
 from .prompts import PROMPT_FILE, read_prompt_file
 from .provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_paths
 from .push import ADAPTER_FILES, CARD_FILE, MERGE_FILE
-from .report import METRICS, REPORT_VERSION, markdown_table, write_atomically
+from .report import METRICS, REPORT_VERSION, markdown_table
 from .scoring import KINDS, SCORE_FILE, MatchScore
 from .trainer_setup import build_loss
 

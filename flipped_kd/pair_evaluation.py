@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import datasets
@@ -111,11 +112,22 @@ class PairScoringTrainer(PublishingTrainer):
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
         loader = self.get_test_dataloader(dataset.select(order))
-        # Not predict(), which gives no scores under prediction_loss_only.
-        predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
+        with self._without_metrics():
+            # Not predict(), which gives no scores under prediction_loss_only.
+            predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
         scores = np.empty((2, len(order)))
         scores[:, order] = np.stack(predictions)
         return scores[0], scores[1]
+
+    @contextmanager
+    def _without_metrics(self) -> Iterator[None]:
+        """Inside, scores are kept and no metrics are computed of them: those may count on a set's own order."""
+        keep = self.compute_metrics, self.args.batch_eval_metrics
+        self.compute_metrics, self.args.batch_eval_metrics = None, False
+        try:
+            yield
+        finally:
+            self.compute_metrics, self.args.batch_eval_metrics = keep
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
         """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default).

@@ -202,7 +202,8 @@ def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | N
         return None
     if threshold is not None:
         return f"column {columns.label!r} is {_short(label)}, but with label_threshold it must be a finite number"
-    return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1 (for scores, set label_threshold)"
+    remedy = "load_pairs and validate_pairs make labels of scores by label_threshold"
+    return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1 ({remedy})"
 
 
 def text_fault(text: Any, column: str) -> str | None:
@@ -231,7 +232,7 @@ def report_bad_rows(first: str, bad: int, total: int, *, skip: bool, name: str) 
     """
     message = f"{name}: {first}. {bad} of {total} rows are bad"
     if not skip:
-        raise ValueError(f"{message}: correct them, or pass skip_bad_rows=True to drop them")
+        raise ValueError(f"{message}: correct them, or have load_pairs drop them by skip_bad_rows=True")
     if bad == total:
         raise ValueError(f"{message}, so {name} is empty without them: check that columns names the right ones")
     logger.warning("%s and dropped", message)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .atomic_file import replacing
 from .report import SYSTEMS
 
 if TYPE_CHECKING:
@@ -149,10 +150,9 @@ def write_plots(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> li
         if figure is None:
             continue
         path = Path(folder) / name
-        partial = path.with_name(f"{name}.{os.getpid()}.tmp")
         about = {"Software": None, "Source": report_digest(report)}
-        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata=about)
-        partial.replace(path)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata=about)
         written.append(path)
     return written
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from .atomic_file import write_atomically
 from .chat_template import (
     INSTRUCTIONS,
     preset_answers,
@@ -271,11 +271,7 @@ class PairPrompt:
             Path of the file.
         """
         target = Path(folder) / PROMPT_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            part = Path(scratch) / PROMPT_FILE
-            part.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, target)
+        write_atomically(target, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
         return target
 
     @classmethod

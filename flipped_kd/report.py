@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .atomic_file import write_atomically
 from .metrics import best_f1_threshold, matching_metrics
 from .scoring import fit_log_odds
 
@@ -166,10 +167,3 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> N
     )
     write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomically(Path(folder) / "report.md", title + markdown_table(report) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it, so that `path` is never half-written."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import escape
 
+from .atomic_file import replacing
 from .plots import BLACK, DOTS_PER_INCH, GREY, GRID, WHITE, new_figure
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ def picture(drawing: Drawing) -> Picture:
 def write_png(drawing: Drawing, folder: Path) -> Path:
     """Write the drawing into `folder` as a PNG on white, whole or not at all."""
     path = folder / f"{drawing.name}.png"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    drawing.figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    partial.replace(path)
+    with replacing(path) as partial:
+        drawing.figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from .report import write_atomically
+from .atomic_file import write_atomically
 from .report_data import ReportData, gather
 from .report_figures import Drawing, Picture, picture, write_png
 from .report_sections import all_sections

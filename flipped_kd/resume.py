@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
-from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, has_length
 
 from .checkpoint_files import (
     checkpoints_in,
@@ -146,6 +146,26 @@ class ResumingTrainer(Trainer):
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """As in Trainer; of a stream, whose passes have no known length, the place is read from its epoch."""
+        place = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or has_length(self.train_dataset):
+            return place
+        # Trainer counts a batch of a stream as one of max_steps * accumulation, and a new pass as the next integer.
+        old = _state_of(Path(resume_from_checkpoint))
+        passes, part = divmod(old.epoch or 0.0, 1)
+        batches = round(part * old.max_steps * self.args.gradient_accumulation_steps)
+        return int(passes), 0 if self.args.ignore_data_skip else batches
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> TrainOutput:
         self._evaluate_if_missed(trial)  # no epoch is run where the last one was whole

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from .atomic_file import write_atomically
 from .metrics import best_f1_threshold
 
 SCORE_FILE = "match_score.json"
@@ -122,10 +123,7 @@ class MatchScore:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write match_score.json into `folder` (made if absent), whole or not at all."""
         target = Path(folder) / SCORE_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:

@@ -30,6 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .adapter_checks import check_adapter, check_lora_config
 from .angles import wide
+from .precision import has_bfloat16
 from .trial import calls, is_sharded, read_rows, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def load_student(
         ImportError: `load_in_4bit` without bitsandbytes.
     """
     if dtype == "auto":
-        dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+        dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

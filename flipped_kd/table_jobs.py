@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from .atomic_file import write_atomically
 from .table_writers import Layout, open_writer
-from .teacher_cache import write_durably
 from .text_tables import Chunk, Scan, TextTable, check_names, scan
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class TableJob:
 
     def _write_manifest(self, **more: Any) -> None:
         manifest = {"format_version": FORMAT_VERSION, **self._identity, **more}
-        write_durably(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -235,7 +235,7 @@ class TableJob:
         data = sink.getvalue()
         digest = hashlib.blake2b(data, digest_size=8).hexdigest()
         with clear_write_error(self.folder):
-            write_durably(self.folder / f"part-{chunk.number:06d}-{digest}.arrow", data)
+            write_atomically(self.folder / f"part-{chunk.number:06d}-{digest}.arrow", data)
 
     def _read(self, chunk: Chunk) -> pa.Table | None:
         """The chunk's part, if there is one that is whole and was made by this work from these texts."""

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .atomic_file import write_atomically
 from .teacher_scores import VectorTable
 from .teacher_shards import (
     SHARD_NAME,
@@ -40,11 +41,10 @@ from .teacher_shards import (
     shard_bytes,
     shard_name,
     stored_identity,
-    write_durably,
     write_named,
 )
 
-__all__ = ["CacheIdentity", "TeacherCache", "fill_cache", "scoring_order", "write_durably"]
+__all__ = ["CacheIdentity", "TeacherCache", "fill_cache", "scoring_order"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class TeacherCache:
         with _clear_write_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": self.identity.teacher, **self.identity.to_dict()}
-            write_durably(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
+            write_atomically(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
             # By the clock that dates the files, which on a network drive is not this machine's.
             now = (self.folder / METADATA_NAME).stat().st_mtime
             for path in self.folder.glob(".tmp-*"):

@@ -137,13 +137,8 @@ def is_intact(path: Path) -> bool:
     return intact
 
 
-def write_durably(path: Path, data: bytes | pa.Buffer) -> None:
-    """Write `data` beside `path`, flush it to the disk, then rename: `path` is whole even after a power cut."""
-    write_named(path.parent, data, lambda: path.name)
-
-
 def write_named(folder: Path, data: bytes | pa.Buffer, name: Callable[[], str]) -> Path:
-    """As `write_durably`, to a file whose name is asked for when the bytes are safe, just before the rename."""
+    """As `write_atomically`, to a file whose name is asked for when the bytes are safe, just before the rename."""
     for attempt in range(1, _WRITE_ATTEMPTS + 1):
         temporary = folder / f".tmp-{uuid.uuid4().hex}"
         try:

@@ -48,8 +48,8 @@ class TeacherSignal:
         teacher: the teacher, outside any module tree.
         args: settings; the cache folder and the thresholds are read.
         matrix: whether targets are wanted for every two texts of a batch.
-        known_matches: texts known to match; None where the training set is a stream, of which only a batch's own
-            positive pairs are known.
+        known_matches: texts known to match beside a batch's own positive pairs: those of the training set; None where
+            that is a stream.
 
     Attributes:
         scores: the teacher's scores of all data sets given to `score`, memory-mapped.
@@ -178,6 +178,9 @@ class TeacherSignal:
             return TeacherTargets(labels, similarity, self.calibration.probability(similarity), None)
         teacher_a, teacher_b, keys_a, keys_b = values
         similarity = cosine_matrix(teacher_a, teacher_b).clamp(-1.0, 1.0)
-        known = self.known_matches or KnownMatches.of_batch(keys_a, keys_b, labels)
-        excluded = known(keys_a, keys_b).fill_diagonal_(False)  # the diagonal has gold labels
+        # A batch's own positives as well: those of a stream, and of an evaluation set, are in no list.
+        excluded = KnownMatches.of_batch(keys_a, keys_b, labels)(keys_a, keys_b)
+        if self.known_matches is not None:
+            excluded |= self.known_matches(keys_a, keys_b)
+        excluded.fill_diagonal_(False)  # the diagonal has gold labels
         return TeacherTargets(labels, similarity, self.calibration.probability(similarity), excluded)

@@ -108,13 +108,18 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     ) -> None:
         args = args or FlippedDistillationConfig()
         check_args(args)
+        if args.batch_eval_metrics and compute_metrics is None:
+            raise ValueError(
+                "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or "
+                "give compute_metrics."
+            )
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
         eval_dataset = self._checked(eval_dataset, "validation")
 
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
-        student = prepare_student(model, peft_config)
+        student = prepare_student(model, peft_config, args)
         speed_up_student(student, args.device)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
@@ -162,9 +167,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     # ---- Construction ----
 
-    def _checked(self, dataset: Any, name: str, numbered: bool = False) -> Any:
+    def _checked(self, dataset: Any, name: str, numbered: bool = False, both: bool = True) -> Any:
         if not numbered and isinstance(dataset, Mapping):
-            return {part_name: self._checked(part, part_name) for part_name, part in dataset.items()}
+            # The first of several is what scores are fitted on; the others may be of one class, as hard negatives are.
+            names = list(dataset)
+            return {part: self._checked(dataset[part], part, both=part == names[0]) for part in names}
         if numbered and isinstance(dataset, datasets.IterableDataset):
             return validate_stream(dataset, self.columns, name)
         if not isinstance(dataset, datasets.Dataset):
@@ -174,7 +181,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
                 f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, "
                 "label."
             )
-        dataset = validate_pairs(dataset, columns=self.columns, name=name)
+        dataset = validate_pairs(dataset, columns=self.columns, name=name, require_both_classes=both)
         if not numbered:
             return dataset
         # Row numbers for error messages; characters stand for tokens in train_sampling_strategy="group_by_length".
@@ -332,8 +339,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
         raise FloatingPointError(
             f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training "
-            "set: training stops before the weights are spoilt. Lower the learning rate, use precision='fp32' or look "
-            "at these rows."
+            "set: training stops before the weights are spoilt. Lower the learning rate, use precision='fp32' "
+            "with a student in float32, or look at these rows."
         )
 
     # ---- Logging ----

@@ -24,6 +24,7 @@ from .losses import (
     MarginAwareContrastiveLoss,
 )
 from .packing import packing_offset
+from .precision import weights_dtype
 from .prompts import PairPrompt
 from .rivals import build_objective
 from .student import add_adapter, check_causal, default_lora, keep_input_precision, load_student
@@ -46,8 +47,12 @@ def check_args(args: FlippedDistillationConfig) -> None:
         )
 
 
-def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None) -> PeftModel:
+def prepare_student(
+    model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None, args: FlippedDistillationConfig
+) -> PeftModel:
     """The student with a trainable LoRA adapter: a new one, unless it brings its own.
+
+    One given by name is loaded in the dtype that device and precision of `args` ask for.
 
     Raises:
         ValueError: the student or its adapter is none that can be trained (see `adapter_checks`).
@@ -59,7 +64,7 @@ def prepare_student(model: str | PreTrainedModel | PeftModel, peft_config: LoraC
         check_causal(cast(PreTrainedModel, model.get_base_model()))
         return model
     if isinstance(model, str):
-        model = load_student(model)
+        model = load_student(model, dtype=weights_dtype(args.device, args.precision))
     elif isinstance(model, PreTrainedModel):
         if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
             raise ValueError(

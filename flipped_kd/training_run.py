@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -14,18 +15,22 @@ from typing import Any
 import numpy as np
 from transformers import TrainingArguments
 
+from .atomic_file import replacing, write_atomically
+from .checkpoint_files import checkpoints_in
 from .config import DataArguments, FlippedDistillationConfig, StudentArguments
 from .evidence import look, write_evidence
 from .faq_ranking import answer_retrieval, student_retrieval
 from .keys import dataset_keys
+from .precision import weights_dtype
 from .provenance import shown_name
-from .report import SplitScores, write_atomically
+from .report import SplitScores
 from .splits import SPLITS, Splits
 from .student import default_lora, load_student, load_tokenizer
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
 from .teacher_check import teacher_scores
 from .trainer import FlippedDistillationTrainer
 
+RUN_FILE, FINGERPRINT_FILE = "run.json", "fingerprint.txt"
 # What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
 # Settings that change where or how often something is written, not what is learned.
@@ -66,11 +71,12 @@ def train_once(
         first_look: of plain fine-tuning: is given the untrained student's answers before it is trained.
 
     Raises:
-        ValueError: the folder holds a finished run with other settings, data or models.
+        ValueError: the folder holds a run, finished or begun, with other settings, data or models.
     """
     folder = Path(str(config.output_dir))
     fingerprint = _fingerprint(student, data, config, splits, teacher)
-    finished = _finished(folder, fingerprint)
+    _claim(folder, fingerprint, config.should_save)
+    finished = _finished(folder)
     if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
         say(config, f"  finished before: {folder}")
         if first_look is not None and not config.distils:
@@ -94,11 +100,13 @@ def train_once(
         trainer.save_model(str(keep_in))
     facts = _facts(trainer, seconds)
     if data.questions_file is not None and config.should_save:
-        facts["retrieval"] = student_retrieval(trainer, data)
-        facts["retrieval_by_answer"] = by_answer
+        if trainer.is_fsdp_enabled:  # one process cannot read a sharded model by itself
+            say(config, "  the student is sharded: questions are not ranked by its vectors")
+        else:
+            facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
     result = RunResult(answer, similarity, before, facts)
     if config.should_save:
-        _write_result(folder, fingerprint, result)
+        _write_result(folder, result)
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -109,10 +117,11 @@ def _new_trainer(
     splits: Splits,
     teacher: BiEncoderTeacher | CrossEncoderTeacher,
 ) -> FlippedDistillationTrainer:
+    automatic = weights_dtype(config.device, config.precision)
     model = load_student(
         student.student or "",
         revision=student.student_revision,
-        dtype=student.student_dtype,
+        dtype=automatic if student.student_dtype == "auto" else student.student_dtype,
         trust_remote_code=student.trust_remote_code,
         load_in_4bit=student.load_in_4bit,
     )
@@ -187,7 +196,19 @@ def _fingerprint(
             digest.update(keys.tobytes())
         digest.update(np.asarray(part["label"], dtype=np.int8).tobytes())
     digest.update(teacher.fingerprint.encode())
+    digest.update(_files_of(student.student or ""))
     return digest.hexdigest()
+
+
+@functools.cache  # the student of a comparison does not change while it runs
+def _files_of(student: str) -> bytes:
+    """sha256 of a local student's configuration, tokenizer and weights; nothing of one on the Hub, which is named."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(student).glob("*")) if Path(student).is_dir() else []:
+        if path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()
 
 
 def run_settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:
@@ -215,28 +236,40 @@ def run_settings(student: StudentArguments, data: DataArguments, config: Flipped
     }
 
 
-def _write_result(folder: Path, fingerprint: str, result: RunResult) -> None:
+def _claim(folder: Path, fingerprint: str, writes: bool) -> None:
+    """Say what the run in `folder` depends on before its first step: its checkpoints are gone on from by no other.
+
+    Raises:
+        ValueError: it holds a run, finished or begun, that depends on something else.
+    """
+    path = folder / FINGERPRINT_FILE
+    finished = (folder / RUN_FILE).is_file()
+    if path.is_file() and path.read_text(encoding="utf-8").strip() != fingerprint:
+        if finished or checkpoints_in(folder):
+            raise ValueError(
+                f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "
+                "data or models: use another --output_dir, or delete it to run anew."
+            )
+    if writes:
+        write_atomically(path, fingerprint + "\n")
+
+
+def _write_result(folder: Path, result: RunResult) -> None:
     """scores.npz first, run.json last: the latter marks a finished run."""
-    partial = folder / "scores.tmp.npz"
     arrays = {
         f"{kind}_{split}": getattr(getattr(result, kind), split)
         for kind in ("answer", "similarity", "before")
         for split in ("validation", "test")
     }
-    np.savez(partial, **arrays)
-    partial.replace(folder / "scores.npz")
-    write_atomically(folder / "run.json", json.dumps({"fingerprint": fingerprint, **result.facts}, indent=2) + "\n")
+    with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    write_atomically(folder / RUN_FILE, json.dumps(result.facts, indent=2) + "\n")
 
 
-def _finished(folder: Path, fingerprint: str) -> RunResult | None:
-    if not (folder / "run.json").is_file():
+def _finished(folder: Path) -> RunResult | None:
+    if not (folder / RUN_FILE).is_file():
         return None
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if facts.pop("fingerprint") != fingerprint:
-        raise ValueError(
-            f"{folder} holds a finished run with other settings, data or models: use another --output_dir, or delete "
-            "it to run anew."
-        )
+    facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     with np.load(folder / "scores.npz") as arrays:
         kinds: list[SplitScores] = [
             SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])

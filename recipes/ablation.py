@@ -27,9 +27,9 @@ from flipped_kd.ablation_plan import Job, Plan, read_plan
 from flipped_kd.ablation_plots import draw_runs
 from flipped_kd.ablation_rows import read_rows
 from flipped_kd.ablation_tables import group_tables
+from flipped_kd.atomic_file import write_atomically
 from flipped_kd.data import load_pairs
 from flipped_kd.plots import have_matplotlib
-from flipped_kd.report import write_atomically
 from flipped_kd.report_figures import write_png
 
 HERE = Path(__file__).parent

@@ -58,7 +58,7 @@ def test_vectors_stay(tmp_path: Path, tokenizer: Any, kind: str, layers: str) ->
     encoder.save_matrices(model, folder)
     encoder.save_pretrained(folder)
     model.merge_and_unload().save_pretrained(folder)
-    assert not [path.name for path in folder.iterdir() if path.suffix == ".tmp"]
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".tmp-")]
     loaded = LoraEncoder.from_pretrained(folder)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     loaded.attach_merged(reloaded, folder)

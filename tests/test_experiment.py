@@ -62,7 +62,7 @@ def test_everything_promised_is_written(finished: tuple[Path, list[object], str]
     assert markdown_table(report) in screen and markdown_table(report) in (out / "report.md").read_text()
     names = {"adapter_model.safetensors", "adapter_config.json", "pair_prompt.json", "lora_encoder.json"}
     assert names | {"match_score.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
-    assert not list(out.rglob("training_args.bin")) and not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".tmp-*"))
 
 
 def test_report_names_no_path_of_the_machine(finished: tuple[Path, list[object], str]) -> None:

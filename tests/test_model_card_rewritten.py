@@ -78,7 +78,7 @@ def test_plots_are_shown_where_they_lie(card_folder: Path) -> None:
     assert "](" + SYSTEMS_PLOT in write_card(card_folder, plots=False).read_text(encoding="utf-8")
     (card_folder / SYSTEMS_PLOT).unlink()
     assert "](" + SYSTEMS_PLOT not in write_card(card_folder, plots=False).read_text(encoding="utf-8")
-    assert not list(card_folder.glob("*.tmp"))
+    assert not list(card_folder.glob(".tmp-*"))
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

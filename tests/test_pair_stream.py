@@ -133,9 +133,19 @@ def test_a_stream_trains_as_the_data_set_does(changes: dict[str, Any], build: An
         torch.testing.assert_close(trainable(streamed.model)[name], weight, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "saved", "changes"),
+    [
+        (0, 3, {}),
+        (1, 3, {}),
+        (0, 11, {}),  # in the second pass of 8 batches
+        (1, 19, {}),  # in the third
+        (0, 8, {}),  # between two
+        (0, 5, {"gradient_accumulation_steps": 2}),
+    ],
+)
 def test_a_resumed_stream_is_the_uninterrupted_one(
-    workers: int, build: Any, pairs: datasets.Dataset, tmp_path: Path
+    workers: int, saved: int, changes: dict[str, Any], build: Any, pairs: datasets.Dataset, tmp_path: Path
 ) -> None:
     def trainer(folder: str, steps: int) -> Any:
         return build(
@@ -145,16 +155,17 @@ def test_a_resumed_stream_is_the_uninterrupted_one(
             max_steps=steps,
             lr_scheduler_type="constant",
             save_strategy="steps",
-            save_steps=3,
+            save_steps=saved,
             peft_config=lora(dropout=0.1),
             dataloader_num_workers=workers,
+            **changes,
         )
 
-    uninterrupted = trainer("whole", 6)
+    uninterrupted = trainer("whole", saved + 3)
     uninterrupted.train()
-    trainer("killed", 4).train()  # one step after its last checkpoint
-    resumed = trainer("killed", 6)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-3"))
+    trainer("killed", saved + 1).train()  # one step after its last checkpoint
+    resumed = trainer("killed", saved + 3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / f"checkpoint-{saved}"))
     assert logged(resumed) == logged(uninterrupted)
     assert_equal(trainable(resumed.model), trainable(uninterrupted.model))
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 
+from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.experiment import run_comparison
 from flipped_kd.matcher import FlippedMatcher
 from flipped_kd.publish import PublishError, PublishReport
 from flipped_kd.scoring import MatchScore
@@ -160,3 +162,34 @@ def test_an_edited_card_is_kept(build: Any, tmp_path: Path) -> None:
     trainer.save_model()
     trainer.create_model_card(language="en")
     assert card.read_text() == mine
+
+
+def compared(folder: Path, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, **hub: Any) -> None:
+    files = {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    for path in files.values():
+        pairs.to_json(path)
+    config = FlippedDistillationConfig(
+        output_dir=str(folder / "out"), max_steps=1, per_device_train_batch_size=8, disable_tqdm=True, **hub
+    )
+    data = DataArguments(**files, teacher=str(teacher_dir))
+    run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, config)
+
+
+def test_a_recipe_pushes_once_with_its_results(
+    hub: LoopbackHub, online: HfApi, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    pushing = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": hub.token, "hub_private_repo": True}
+    compared(tmp_path, student_dir, teacher_dir, pairs, **pushing)
+    assert FILES | {"match_score.json"} <= there(hub)
+    assert "LLM, flipped: both" in dict(hub.stored())[f"{REPO}/README.md"].decode()
+    assert online.model_info(REPO).private and len(online.list_repo_commits(REPO)) == 2  # made, and written once
+
+
+def test_a_recipe_that_may_not_push_trains_nothing(
+    hub: LoopbackHub, online: HfApi, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(PublishError, match="write access"):
+        compared(
+            tmp_path, student_dir, teacher_dir, pairs, push_to_hub=True, hub_model_id=REPO, hub_token="hf_" + "x" * 34
+        )
+    assert not (tmp_path / "out" / "runs").exists()

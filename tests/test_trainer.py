@@ -171,6 +171,45 @@ def test_several_evaluation_sets(build: Any, held_out: datasets.Dataset, pairs: 
     assert trainer.evaluate(pairs)["eval_loss"] == pytest.approx(trainer.evaluate(eval_dataset="far")["eval_loss"])
 
 
+def test_scores_are_fitted_on_the_first_of_several_and_the_others_may_be_of_one_class(
+    build: Any, held_out: datasets.Dataset, pairs: datasets.Dataset
+) -> None:
+    hard = pairs.filter(lambda row: row["label"] == 0)
+    trainer = build(eval_dataset={"near": held_out, "hard": hard})
+    assert np.isnan(trainer.evaluate()["eval_hard_roc_auc"])
+    with pytest.raises(ValueError, match="hard.*single class"):
+        build(eval_dataset={"hard": hard, "near": held_out})
+
+
+class Rows:
+    """A metric of the user's own that counts the rows of the evaluation set, batch by batch."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.seen = rows, 0
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        self.seen += len(prediction.label_ids)
+        if not compute_result:
+            return {}
+        assert self.seen == self.rows, "asked for another set's scores"
+        self.seen = 0
+        return {"rows": self.rows}
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_metric_of_the_user_s_own_is_asked_about_evaluation_sets_alone(
+    batches: bool, build: Any, held_out: datasets.Dataset, pairs: datasets.Dataset
+) -> None:
+    wanted = build().score_pairs(pairs)
+    metric = Rows(len(held_out))
+    trainer = build(
+        compute_metrics=metric, batch_eval_metrics=batches, per_device_eval_batch_size=5, eval_strategy="epoch"
+    )
+    np.testing.assert_allclose(trainer.score_pairs(pairs), wanted, atol=1e-5)  # 64 rows, of which it knows nothing
+    trainer.train()
+    assert trainer.match_score is not None and trainer.evaluate()["eval_rows"] == len(held_out)
+
+
 def test_mapped_columns_give_the_same_run(build: Any, pairs: datasets.Dataset, held_out: datasets.Dataset) -> None:
     names = {"text_a": "question1", "text_b": "question2", "label": "is_duplicate"}
     plain = build(eval_strategy="steps", eval_steps=2)
@@ -253,6 +292,10 @@ def test_settings_that_cannot_work_are_refused(build: Any, student: Any, tmp_pat
         build(max_length=16)
     with pytest.raises(ValueError, match="encoder_layers"):
         build(encoder_layers="last:3")
+    with pytest.raises(ValueError, match=r"batch_eval_metrics=True.*AUC.*give compute_metrics"):
+        build(batch_eval_metrics=True)
+    with pytest.raises(ValueError, match=r"max_grad_norm=0\.3 has no effect.*max_grad_value=0"):
+        build(max_grad_norm=0.3)
     with pytest.raises((TypeError, ValueError), match="TrainingArguments.*FlippedDistillationConfig"):
         build(args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
 
