@@ -21,6 +21,7 @@ from .redaction import redact
 VERBS = {
     "train": "cli_models",
     "evaluate": "cli_score",
+    "calibrate": "cli_score",
     "predict": "cli_score",
     "encode": "cli_score",
     "rank": "cli_search",

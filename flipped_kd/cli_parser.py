@@ -52,7 +52,20 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     add_common(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for add in (_train, _evaluate, _predict, _encode, _rank, _search, _merge, _push, _card, _report, _check_teacher):
+    for add in (
+        _train,
+        _evaluate,
+        _calibrate,
+        _predict,
+        _encode,
+        _rank,
+        _search,
+        _merge,
+        _push,
+        _card,
+        _report,
+        _check_teacher,
+    ):
         add(verbs)
     return parser
 
@@ -79,6 +92,29 @@ def _evaluate(verbs: Any) -> None:
     parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")
     parser.add_argument("--score", choices=SCORES, help="one score only")
     parser.add_argument("-o", "--output", metavar="FILE", help="write the metrics as JSON; -: on the screen")
+    add_labelled(parser)
+
+
+def _calibrate(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "calibrate",
+        "MODEL PAIRS [--min-precision P]",
+        "fit a model's scores and thresholds anew on labelled pairs",
+        "For pairs of another kind, or with another share of matches, than those the model was validated on. Writes "
+        "match_score.json into the model's folder: how similarity and both become probabilities, and the threshold "
+        "from which on a pair is said to match, by the best F1 or by a precision. The model stays as it is.",
+    )
+    add_model(parser)
+    parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")
+    parser.add_argument(
+        "--min-precision",
+        type=number(float, 0, 1),
+        metavar="P",
+        help="thresholds with the most recall at this precision (default: with the best F1)",
+    )
+    add_score(parser, "what predictions are made of from now on")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here, not into the model's folder")
     add_labelled(parser)
 
 

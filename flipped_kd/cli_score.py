@@ -1,11 +1,12 @@
-"""The verbs predict, encode and evaluate of `flipped-kd`."""
+"""The verbs predict, encode, evaluate and calibrate of `flipped-kd`."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from .data import PairColumns, load_pairs
 from .matcher import FlippedMatcher
 from .metrics import matching_metrics
 from .provenance import shown_name
-from .scoring import KINDS, LogOdds, MatchScore, ScoreKind
+from .scoring import KINDS, SCORE_FILE, LogOdds, MatchScore, ScoreKind
 from .tables import STANDARD
 from .text_tables import Chunk
 
+logger = logging.getLogger(__name__)
 # What an adapter without match_score.json has: the answer's log-odds as they are.
 ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")
 
@@ -64,7 +66,7 @@ def predict(options: Namespace) -> None:
             columns = {f"score_{each}": expit(values) for each, values in log_odds.items()}
             columns |= {"score": expit(log_odds[kind]), "answer_log_odds": answer, "cosine": similarity}
             if options.threshold == "tuned":
-                columns["match"] = log_odds[kind] >= scorer.kinds[kind].threshold
+                columns["match"] = scorer.matches(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
             elif options.threshold is not None:
                 columns["match"] = columns["score"] >= options.threshold
             return pa.table([columns[name.removeprefix(prefix)] for name in schema.names], schema=schema)
@@ -139,22 +141,54 @@ def evaluate(options: Namespace) -> None:
         show_progress_bar=shows_progress(options),
         kind=kinds[0] if len(kinds) == 1 else None,
     )
+    judged = _judged(scorer, kinds, answer, similarity, np.asarray(pairs["label"]))
+    report = {"model": shown_name(options.model)} | judged
+    write_report(options, report, _metrics_table(report))
+
+
+def calibrate(options: Namespace) -> None:
+    """Fit a model's match score and thresholds anew on labelled pairs."""
+    if options.output is None and not Path(options.model).is_dir():
+        raise UsageError(
+            f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
+            "name the file by --output"
+        )
+    target = Path(options.output or Path(options.model) / SCORE_FILE)
+    check_report_file(str(target))
+    pairs = labelled_pairs(options, options.pairs)
+    matcher, _ = open_matcher(options)
+    answer, similarity = matcher.scores(
+        pairs, batch_size=options.batch_size, show_progress_bar=shows_progress(options)
+    )
     labels = np.asarray(pairs["label"])
+    default = matcher.match_score.default if matcher.match_score is not None else "both"
+    score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)
+    write_atomically(target, score.to_json())
+    print(_metrics_table(_judged(score, KINDS, answer, similarity, labels)), file=options.stdout)
+    logger.info(
+        "%s is fitted on these pairs, whose metrics flatter it: judge it on others by `flipped-kd evaluate`. "
+        "`flipped-kd card` writes the thresholds into the card.",
+        target,
+    )
+
+
+def _judged(
+    scorer: MatchScore, kinds: Sequence[ScoreKind], answer: np.ndarray, similarity: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Metrics of each kind of score at its natural threshold and at the chosen one, where one was chosen."""
     scores = {}
-    for each in kinds:
-        tuned = None if matcher.match_score is None else scorer.kinds[each].threshold
-        log_odds = _log_odds(scorer, answer, similarity, each)
-        scores[each] = matching_metrics(log_odds, labels, threshold=0.0, tuned_threshold=tuned) | {"threshold": 0.5}
+    for kind in kinds:
+        tuned = None if scorer is ANSWER_ONLY else scorer.kinds[kind].threshold
+        log_odds = _log_odds(scorer, answer, similarity, kind)
+        scores[kind] = matching_metrics(log_odds, labels, threshold=0.0, tuned_threshold=tuned) | {"threshold": 0.5}
         if tuned is not None:
-            scores[each]["threshold_tuned"] = float(expit(tuned))
-    report = {
-        "model": shown_name(options.model),
-        "pairs": len(pairs),
+            scores[kind]["threshold_tuned"] = scorer.threshold(kind)
+    return {
+        "pairs": len(labels),
         "positive_share": float(labels.mean()),
         "default_score": scorer.default,
         "scores": scores,
     }
-    write_report(options, report, _metrics_table(report))
 
 
 def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:

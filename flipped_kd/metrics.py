@@ -1,7 +1,7 @@
 """Metrics of matching and of retrieval, as plain functions and as `evaluate.Metric` classes that need no network.
 
 - `matching_metrics`, `PairMatching`: F1, precision, recall, accuracy at given thresholds; ROC AUC; average precision.
-- `best_f1_threshold`: the threshold to choose on validation pairs.
+- `best_f1_threshold`, `precision_threshold`: the threshold to choose on validation pairs.
 - `ranking_metrics`, `Retrieval`: accuracy, recall, MRR and nDCG at cut-offs, from ranked document ids.
 
 The classes are made directly (``PairMatching()``): `evaluate.load` would ask the Hub.
@@ -58,15 +58,54 @@ def best_f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: If a score is not finite, a label not 0 or 1, the shapes differ, or no label is 1.
     """
+    scores, last, true_positives = _cuts(scores, labels)
+    f1 = 2 * true_positives / (last + 1 + true_positives[-1])
+    return _threshold_at(scores, int(last[np.argmax(f1)]))
+
+
+def precision_threshold(scores: ArrayLike, labels: ArrayLike, precision: float) -> float:
+    """The threshold with the highest recall among those whose precision on these pairs is at least `precision`.
+
+    For those to whom a wrong match costs more than a missed one. The precision is that of these pairs, chosen on them:
+    of few predicted matches it says little about others.
+
+    Args:
+        scores: as in `best_f1_threshold`, which also says where the threshold lies.
+        labels: the same.
+        precision: in (0, 1].
+
+    Raises:
+        ValueError: as `best_f1_threshold`; no threshold has that precision (the best there is is named), or it is out
+            of range.
+    """
+    if not 0 < precision <= 1:
+        raise ValueError(f"precision={precision} must lie in (0, 1]")
+    scores, last, true_positives = _cuts(scores, labels)
+    reached = true_positives / (last + 1)
+    allowed = np.flatnonzero(reached >= precision)
+    if len(allowed) == 0:
+        raise ValueError(
+            f"no threshold has a precision of {precision} on these {len(scores)} pairs, the best has "
+            f"{reached.max():.3f}: ask for less, or train a better matcher"
+        )
+    # Of cuts with equal recall the highest one: further down there are only wrong matches.
+    best = allowed[np.argmax(true_positives[allowed])]
+    return _threshold_at(scores, int(last[best]))
+
+
+def _cuts(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores in falling order, the last place above each possible cut, and the matches above it."""
     scores, labels = _scores_and_labels(scores, labels)
     if not labels.any():
         raise ValueError(f"none of the {len(labels)} labels is 1, so every threshold has F1 0: add positive pairs")
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order]
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a cut cannot part equal scores
-    true_positives = np.cumsum(labels)[last]
-    f1 = 2 * true_positives / (last + 1 + labels.sum())
-    cut = last[int(np.argmax(f1))]
+    return scores, last, np.cumsum(labels)[last]
+
+
+def _threshold_at(scores: np.ndarray, cut: int) -> float:
+    """The threshold below the score at place `cut` of falling scores."""
     if cut == len(scores) - 1:
         return float(scores[cut])
     above, below = scores[cut], scores[cut + 1]

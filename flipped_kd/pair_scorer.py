@@ -129,6 +129,47 @@ class PairScorer:
         answer, similarity = self.scores(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar, kind=kind)
         return self._probability(answer, similarity, kind)
 
+    def matches(
+        self,
+        pairs: Pairs | Pair,
+        *,
+        threshold: float | Literal["tuned"] = "tuned",
+        score: ScoreKind | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Whether the texts of each pair match.
+
+        Args:
+            pairs: as in `predict`.
+            threshold: "tuned" is the one chosen on held-out pairs and saved with the model (`flipped-kd calibrate`
+                chooses it anew); or the least probability of a match, in [0, 1].
+            score: as in `predict`.
+            batch_size: as in `predict`.
+            show_progress_bar: as in `predict`.
+
+        Returns:
+            (n,) bool; a scalar for a single pair.
+
+        Raises:
+            ValueError: as `predict`; a threshold that is no probability; "tuned" without a match score.
+        """
+        kind = self._kind(score)
+        if threshold == "tuned":
+            if self.match_score is None:
+                raise ValueError(
+                    f"threshold='tuned': no threshold was chosen for {self.source or 'this matcher'!r}, which has no "
+                    "match score: give a probability, or fit one (flipped-kd calibrate)."
+                )
+        elif isinstance(threshold, str) or not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold!r}: give 'tuned' or a probability in [0, 1].")
+        options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        answer, similarity = self.scores(pairs, **options, kind=kind)  # type: ignore[arg-type]
+        if threshold != "tuned":
+            return np.asarray(self._probability(answer, similarity, kind) >= threshold)
+        assert self.match_score is not None
+        return self.match_score.matches(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
+
     def _kind(self, score: ScoreKind | None) -> ScoreKind:
         """Which score to compute, refused where it cannot be had."""
         available = ("answer",) if self.match_score is None else tuple(self.match_score.kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from .atomic_file import write_atomically
-from .metrics import best_f1_threshold
+from .metrics import best_f1_threshold, precision_threshold
 
+logger = logging.getLogger(__name__)
 SCORE_FILE = "match_score.json"
 FORMAT_VERSION = 1
 ScoreKind = Literal["answer", "similarity", "both"]
@@ -73,22 +75,40 @@ class MatchScore:
     Args:
         kinds: log-odds by kind.
         default: the kind that predictions use unless told otherwise.
+        min_precision: the precision that the thresholds were chosen for; None: they have the best F1.
     """
 
-    def __init__(self, kinds: dict[ScoreKind, LogOdds], default: ScoreKind = "both") -> None:
+    def __init__(
+        self, kinds: dict[ScoreKind, LogOdds], default: ScoreKind = "both", min_precision: float | None = None
+    ) -> None:
         if default not in kinds:
             raise ValueError(f"score={default!r} is not one of {list(kinds)}.")
         self.kinds = kinds
         self.default = default
+        self.min_precision = min_precision
 
     @classmethod
     def fit(
-        cls, answer: np.ndarray, similarity: np.ndarray, labels: np.ndarray, default: ScoreKind = "both"
+        cls,
+        answer: np.ndarray,
+        similarity: np.ndarray,
+        labels: np.ndarray,
+        default: ScoreKind = "both",
+        min_precision: float | None = None,
     ) -> MatchScore:
-        """Fit on validation pairs: `answer` log-odds, `similarity` cosines and `labels` 0/1, all (n,).
+        """Fit on held-out pairs, with as many matches among them as where the scores will be used.
+
+        Args:
+            answer: log-odds (n,) of the pairs, as `FlippedMatcher.scores` gives them.
+            similarity: cosines (n,).
+            labels: (n,) 0/1.
+            default: the kind that predictions use unless told otherwise.
+            min_precision: choose the thresholds with the most recall at this precision; by default those with the best
+                F1.
 
         Raises:
-            ValueError: the labels are all of one class.
+            ValueError: the labels are all of one class; no threshold of the default kind has that precision. (Of
+            another kind that is a warning, and nothing matches by it.)
         """
         (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
         (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
@@ -100,9 +120,19 @@ class MatchScore:
         kinds: dict[ScoreKind, LogOdds] = {}
         for kind in KINDS:
             raw = LogOdds(*parameters[kind], threshold=0.0)
-            threshold = best_f1_threshold(raw(answer, similarity), labels)
+            scores = raw(answer, similarity)
+            if min_precision is None:
+                threshold = best_f1_threshold(scores, labels)
+            else:
+                try:
+                    threshold = precision_threshold(scores, labels, min_precision)
+                except ValueError as error:
+                    if kind == default:
+                        raise ValueError(f"score {kind!r}: {error}") from None
+                    logger.warning("score %r: %s; nothing is said to match by it", kind, error)
+                    threshold = float(np.nextafter(scores.max(), np.inf))
             kinds[kind] = LogOdds(*parameters[kind], threshold=float(threshold))
-        return cls(kinds, default)
+        return cls(kinds, default, min_precision)
 
     def log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
         """Log-odds of a match, (n,)."""
@@ -112,18 +142,30 @@ class MatchScore:
         """Match probabilities in [0, 1], (n,)."""
         return expit(self.log_odds(answer, similarity, kind))
 
+    def threshold(self, kind: ScoreKind | None = None) -> float:
+        """The chosen threshold as a probability, on the scale of `probability`."""
+        return float(expit(self.kinds[kind or self.default].threshold))
+
+    def matches(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Which pairs match by the chosen threshold, (n,) bool."""
+        return np.asarray(self.log_odds(answer, similarity, kind) >= self.kinds[kind or self.default].threshold)
+
     def to_dict(self) -> dict[str, Any]:
         """The whole definition as plain JSON values."""
         return {
             "format_version": FORMAT_VERSION,
             "default": self.default,
+            "min_precision": self.min_precision,
             "log_odds": {kind: asdict(odds) for kind, odds in self.kinds.items()},
         }
 
+    def to_json(self) -> str:
+        """What match_score.json holds."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write match_score.json into `folder` (made if absent), whole or not at all."""
-        target = Path(folder) / SCORE_FILE
-        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomically(Path(folder) / SCORE_FILE, self.to_json())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:
@@ -141,7 +183,8 @@ class MatchScore:
             saved = json.loads(path.read_text(encoding="utf-8"))
             version = int(saved["format_version"])
             if version <= FORMAT_VERSION:
-                return cls({kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}, saved["default"])
+                kinds = {kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}
+                return cls(kinds, saved["default"], saved.get("min_precision"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved MatchScore ({error!r}): save or download it again.") from error
         raise ValueError(

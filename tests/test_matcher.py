@@ -126,6 +126,21 @@ def test_similarity_is_the_cosine_of_texts_alone(any_matcher: FlippedMatcher) ->
     assert isinstance(one, torch.Tensor) and one.shape == (any_matcher.encoder.dimension,)
 
 
+def test_matches_are_the_pairs_from_the_threshold_on(any_matcher: FlippedMatcher) -> None:
+    score = any_matcher.match_score
+    assert score is not None
+    for kind in KINDS:
+        probability = any_matcher.predict(PAIRS, score=kind)
+        said = any_matcher.matches(PAIRS, score=kind)
+        assert said.dtype == bool and said.tolist() == (probability >= score.threshold(kind)).tolist()
+        middle = float(np.median(probability))
+        np.testing.assert_array_equal(any_matcher.matches(PAIRS, score=kind, threshold=middle), probability >= middle)
+    assert any_matcher.matches(PAIRS[0]) == any_matcher.matches(PAIRS)[0]
+    for wrong in (1.1, -0.1, float("nan"), "best"):
+        with pytest.raises(ValueError, match=r"threshold=.*'tuned' or a probability in \[0, 1\]"):
+            any_matcher.matches(PAIRS, threshold=wrong)
+
+
 def test_only_what_a_score_needs_is_computed(matcher: FlippedMatcher) -> None:
     unneeded_by: dict[ScoreKind, int] = {"answer": 1, "similarity": 0}
     for kind, unneeded in unneeded_by.items():

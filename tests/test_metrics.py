@@ -16,6 +16,7 @@ from flipped_kd.metrics import (
     Retrieval,
     best_f1_threshold,
     matching_metrics,
+    precision_threshold,
     rank_ids,
     ranking_metrics,
 )
@@ -82,6 +83,28 @@ def test_the_best_threshold_lies_midway():
     assert best_f1_threshold([0.9, 0.7, 0.3, 0.1], [1, 1, 0, 0]) == pytest.approx(0.5)
     assert best_f1_threshold([4, 2, 1], [1, 0, 0]) == 3.0
     assert best_f1_threshold([0.9, 0.2], [0, 1]) == 0.2  # everything matches: the lowest score
+
+
+@settings(deadline=None, max_examples=80)
+@given(SCORED.filter(lambda pairs: any(label for _, label in pairs)), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_no_threshold_of_that_precision_has_more_recall(pairs, precision):
+    scores, labels = zip(*pairs, strict=True)
+    at = {cut: slow_at(pairs, cut) for cut in scores}
+    allowed = [cut for cut in scores if at[cut]["precision"] >= precision]
+    if not allowed:
+        best = max(values["precision"] for values in at.values())
+        with pytest.raises(ValueError, match=f"no threshold has a precision of {precision}.*the best has {best:.3f}"):
+            precision_threshold(scores, labels, precision)
+        return
+    threshold = precision_threshold(scores, labels, precision)
+    found = slow_at(pairs, threshold)
+    assert found["precision"] >= precision and found["recall"] == max(at[cut]["recall"] for cut in allowed)
+
+
+@pytest.mark.parametrize("precision", [0, -0.1, 1.1, float("nan")])
+def test_a_precision_lies_above_0_and_up_to_1(precision):
+    with pytest.raises(ValueError, match=r"precision=.* must lie in \(0, 1\]"):
+        precision_threshold([0.1, 0.2], [0, 1], precision)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

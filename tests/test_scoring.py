@@ -92,6 +92,30 @@ def test_thresholds_have_the_best_f1_of_all_cuts_on_validation() -> None:
         assert chosen == pytest.approx(max(f1_score(labels, odds >= cut) for cut in odds))
 
 
+def test_thresholds_have_the_precision_asked_for() -> None:
+    answer, similarity, labels = validation()
+    score = MatchScore.fit(answer, similarity, labels, min_precision=0.95)
+    plain = MatchScore.fit(answer, similarity, labels)
+    for kind in KINDS:
+        said = score.matches(answer, similarity, kind)
+        assert labels[said].mean() >= 0.95 and score.threshold(kind) > plain.threshold(kind)
+        np.testing.assert_array_equal(said, score.probability(answer, similarity, kind) >= score.threshold(kind))
+        np.testing.assert_array_equal(
+            score.log_odds(answer, similarity, kind), plain.log_odds(answer, similarity, kind)
+        )
+    assert plain.min_precision is None
+
+
+def test_a_precision_that_only_another_score_reaches(caplog: pytest.LogCaptureFixture) -> None:
+    _, similarity, labels = validation()
+    useless = np.where(np.arange(300) == np.argmin(labels), 9.0, 0.0)  # its highest is no match
+    score = MatchScore.fit(useless, similarity, labels, "similarity", min_precision=0.9)
+    assert score.matches(useless, similarity).any() and not score.matches(useless, similarity, "answer").any()
+    assert "score 'answer': no threshold has a precision of 0.9" in caplog.text
+    with pytest.raises(ValueError, match="score 'answer': no threshold has a precision of 0.9"):
+        MatchScore.fit(useless, similarity, labels, "answer", min_precision=0.9)
+
+
 def test_the_answer_threshold_repairs_a_shifted_answer() -> None:
     answer, similarity, labels = validation()  # log-odds centred at -6: nearly all below the natural threshold
     score = MatchScore.fit(answer, similarity, labels)
