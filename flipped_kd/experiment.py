@@ -4,6 +4,7 @@ into one report."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ import numpy as np
 from .config import PLAIN, DataArguments, FlippedDistillationConfig, StudentArguments
 from .evidence import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
+from .keys import shared_texts
 from .model_card import write_card
 from .provenance import device_name, library_versions, shown_command, shown_name
 from .publish import publish
@@ -35,6 +37,7 @@ from .teacher import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
 from .teacher_check import check_scores, check_table, warnings_of
 from .training_run import RunResult, run_settings, say, teacher_split_scores, train_once
 
+logger = logging.getLogger(__name__)
 # Told in the report with their values, whether changed or not.
 OPTIMIZER = (
     *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
@@ -67,12 +70,13 @@ def run_comparison(
     _check_named(student, data)
     out = Path(config.output_dir or "outputs")
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
-    load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
+    splits = load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
+    shared = _shared_pairs(splits, config)
     repository = None
     if config.push_to_hub and config.should_save:  # so is a repository that cannot be written
         repository = open_repository(config.hub_model_id or out.absolute().name, **_hub(config))
     with sole_writer(out) if config.should_save else nullcontext():
-        return _compare(student, data, config, out, repository)
+        return _compare(student, data, config, out, repository, shared)
 
 
 def _compare(
@@ -81,6 +85,7 @@ def _compare(
     config: FlippedDistillationConfig,
     out: Path,
     repository: str | None,
+    shared: dict[str, int],
 ) -> dict[str, Any]:
     started = time.time()
     teacher = load_teacher(
@@ -90,6 +95,8 @@ def _compare(
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
         comparison.add(seed, position, len(seeds))
+    if shared:
+        comparison.pairs["shared_pairs"] = shared
     report = {
         "format_version": REPORT_VERSION,
         "student": shown_name(student.student),
@@ -116,6 +123,21 @@ def _compare(
 
 def _hub(config: FlippedDistillationConfig) -> dict[str, Any]:
     return {"private": config.hub_private_repo, "token": config.hub_token}
+
+
+def _shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str, int]:
+    """How many pairs each two splits share, which is warned of: scores on seen pairs say nothing about others.
+
+    Texts alone are shared where an FAQ's questions recur; they are told in the log.
+    """
+    found = {}
+    for overlap in shared_texts(**{split: getattr(splits, split) for split in SPLITS}):
+        logger.info("%s", overlap)
+        if overlap.pairs:
+            found[f"{overlap.first}, {overlap.second}"] = overlap.pairs
+            warning = f"WARNING: {overlap}: what was learned by heart counts as a result; take them out of one."
+            say(config, warning, lambda text: print(text, file=sys.stderr))
+    return found
 
 
 def _check_named(student: StudentArguments, data: DataArguments) -> None:

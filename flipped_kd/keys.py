@@ -2,7 +2,7 @@
 
 - `text_keys`, `pair_keys`: the keys; the same on every machine and in every run.
 - `KnownMatches`: which texts of a batch are known to match.
-- `shared_texts`: texts that occur in two splits.
+- `shared_texts`: texts and pairs that occur in two splits.
 """
 
 import dataclasses
@@ -165,16 +165,29 @@ class KnownMatches:
 
 @dataclasses.dataclass(frozen=True)
 class SharedTexts:
-    """Texts that occur in two splits: the names of the splits, how many distinct texts, and one of them."""
+    """What two splits share.
+
+    Attributes:
+        first: name of a split.
+        second: name of the other.
+        count: distinct texts that occur in both.
+        example: one of them.
+        pairs: distinct pairs that occur in both, in either order.
+    """
 
     first: str
     second: str
     count: int
     example: str
+    pairs: int
+
+    def __str__(self) -> str:
+        texts = f"{self.count} texts, such as {self.example!r},"
+        return f"{self.first} and {self.second} share {texts} and {self.pairs} pairs"
 
 
 def shared_texts(**splits: Dataset) -> list[SharedTexts]:
-    """Find texts that occur in more than one split, in either column: a leak from training into the test.
+    """Find texts and pairs that occur in more than one split: pairs are a leak from training into the test.
 
     Texts are compared exactly; paraphrases and other spellings are not found.
 
@@ -184,7 +197,9 @@ def shared_texts(**splits: Dataset) -> list[SharedTexts]:
     Returns:
         One entry for each two splits that share texts; an empty list if none do.
     """
-    texts = {name: np.unique(np.concatenate(dataset_keys(split)), return_index=True) for name, split in splits.items()}
+    keys_of = {name: dataset_keys(split) for name, split in splits.items()}
+    texts = {name: np.unique(np.concatenate(keys), return_index=True) for name, keys in keys_of.items()}
+    pairs = {name: np.unique(pair_keys(*keys)) for name, keys in keys_of.items()}
     names, found = list(splits), []
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
@@ -194,5 +209,6 @@ def shared_texts(**splits: Dataset) -> list[SharedTexts]:
                 keys, places = texts[first]
                 column, row = divmod(int(places[np.searchsorted(keys, common[0])]), len(splits[first]))
                 example = splits[first][row][("text_a", "text_b")[column]]
-                found.append(SharedTexts(first, second, len(common), example))
+                both = len(np.intersect1d(pairs[first], pairs[second], assume_unique=True))
+                found.append(SharedTexts(first, second, len(common), example, both))
     return found

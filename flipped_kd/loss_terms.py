@@ -21,6 +21,7 @@ from .selection import PairSelection
 Margin = Literal["teacher", "constant", "none"]
 FLIPPED_CITATION = """@inproceedings{flipped2025,
     title = {Flipping Knowledge Distillation: Leveraging Small Models' Expertise to Enhance LLMs in Text Matching},
+    author = {Li, Mingzhe and Xiang, Jing and Zhang, Qishen and Wan, Kaiyang and Chen, Xiuying},
     booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
     year = {2025},
     eprint = {2507.05617},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import datasets
@@ -11,9 +10,7 @@ import numpy as np
 from .config import DataArguments
 from .data import PairColumns, load_pairs
 from .faq import faq_pairs, read_faq, subset
-from .keys import shared_texts
 
-logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 
@@ -32,10 +29,7 @@ def load_splits(data: DataArguments, max_rows_seed: int = 0) -> Splits:
     Raises:
         ValueError: a split is not named, or its rows are unusable.
     """
-    parts = {split: load_split(data, split, max_rows_seed) for split in SPLITS}
-    for overlap in shared_texts(**parts):
-        logger.info("%s", overlap)
-    return Splits(**parts)
+    return Splits(**{split: load_split(data, split, max_rows_seed) for split in SPLITS})
 
 
 def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Dataset:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from peft import PeftModel
@@ -109,6 +110,26 @@ def test_unknown_key_of_the_yaml_is_refused(tmp_path: Path) -> None:
     config.write_text("learning_rte: 0.1\n")
     run = launch("--config", config)
     assert run.returncode != 0 and "learning_rate" in run.stderr
+
+
+def test_pairs_that_splits_share_are_warned_of_and_told(
+    student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {}
+    for split, rows in (("train", range(64)), ("validation", range(40, 64)), ("test", range(0, 24))):
+        files[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        pairs.select(rows).to_json(files[f"{split}_file"])
+    config = FlippedDistillationConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=8, disable_tqdm=True
+    )
+    data = DataArguments(**files, teacher=str(teacher_dir))
+    report = run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, config)
+    shared = report["data"]["shared_pairs"]
+    assert set(shared) >= {"train, validation", "train, test"} and shared["train, test"] >= 20
+    told = capsys.readouterr().err
+    assert "WARNING: train and test share " in told and f" and {shared['train, test']} pairs: " in told
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"train and test have {shared['train, test']} pairs in common" in card
 
 
 def test_splits_are_drawn_by_the_seed() -> None:

@@ -151,4 +151,12 @@ def test_shared_texts_are_counted_across_columns():
     (found,) = shared_texts(train=train, validation=validation, test=test)
     assert (found.first, found.second, found.count) == ("train", "test", 2)
     assert found.example in {"a", "d"}
+    assert found.pairs == 0 and str(found).endswith("and 0 pairs")
     assert shared_texts(train=train, validation=validation) == []
+
+
+def test_shared_pairs_are_counted_in_either_order():
+    train = pairs_of([("a", "b", 1), ("c", "d", 0), ("a", "b", 1)])
+    test = pairs_of([("b", "a", 1), ("c", "d", 1), ("a", "d", 0)])
+    (found,) = shared_texts(train=train, test=test)
+    assert (found.count, found.pairs) == (4, 2)
