@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Those of the recipes for data and models of the user's own.
 TRAIN_DEFAULTS = {
     "output_dir": "outputs/train",
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-4,
     "save_strategy": "epoch",
     "save_total_limit": 1,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,9 +18,11 @@ from flipped_kd.ablation_rows import read_rows
 from flipped_kd.ablation_tables import overview
 from flipped_kd.cli_parser import build_parser
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.report import markdown_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS, GUIDE = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "guide.md"))
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -52,8 +55,17 @@ def test_python_blocks_run_one_after_the_other(
 
 def test_the_main_table_says_what_the_committed_rows_say() -> None:
     group = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml").groups[0]
-    rows = read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl")
-    assert overview(rows, group) in README
+    table = overview(read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl"), group)
+    assert table in RESULTS
+    shown = re.findall(
+        r"^\| (?:both|teacher|plain|full|full minus|its teacher|plain: answer \+ teacher) \|.*", README, re.M
+    )
+    assert len(shown) == 8 and set(shown) <= set(table.splitlines())
+
+
+def test_the_embedded_table_is_that_of_the_committed_card() -> None:
+    report = json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
+    assert markdown_table(report) in RESULTS
 
 
 def test_the_committed_rows_are_shown_where_data_and_models_are_not(tmp_path: Path) -> None:
@@ -63,7 +75,7 @@ def test_the_committed_rows_are_shown_where_data_and_models_are_not(tmp_path: Pa
 
 
 def test_console_commands_parse() -> None:
-    commands = re.findall(r"^flipped-kd (.+)$", README, re.MULTILINE)
+    commands = re.findall(r"^flipped-kd (.+)$", README + GUIDE, re.MULTILINE)
     assert len(commands) > 5
     for command in commands:
         build_parser().parse_args(shlex.split(command))
@@ -73,14 +85,14 @@ def test_flags_in_commands_exist() -> None:
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)} | {"config", "config_file", "help"}
     # A command ends with its line, unless a backslash carries it on, or with the code span that holds it.
-    launches = re.findall(r"accelerate launch[^\n`]*(?:\\\n[^\n`]*)*", README)
+    launches = re.findall(r"accelerate launch[^\n`]*(?:\\\n[^\n`]*)*", README + RESULTS)
     used = set(re.findall(r"--([a-z]\w*)", "".join(launches)))
     assert len(launches) > 5 and used and used <= known
 
 
 @pytest.mark.parametrize("recipe", ["ablation", "train_teacher", "data.build_pairs"])
 def test_flags_of_other_recipes_exist(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = re.findall(rf"python recipes/{recipe.replace('.', '/')}\.py[^\n`#]*", README)
+    commands = re.findall(rf"python recipes/{recipe.replace('.', '/')}\.py[^\n`#]*", README + GUIDE)
     used = {flag for command in commands for flag in re.findall(r"--[a-z_]+", command)}
     with pytest.raises(SystemExit):
         importlib.import_module(f"recipes.{recipe}").main(["--help"])
@@ -88,5 +100,9 @@ def test_flags_of_other_recipes_exist(recipe: str, capsys: pytest.CaptureFixture
 
 
 def test_files_named_exist() -> None:
-    for name in re.findall(r"\b(?:recipes|docs|benchmarks)/[\w/]+\.(?:py|yaml|md|jsonl)\b", README):
+    for name in re.findall(r"\b(?:recipes|docs|benchmarks)/[\w/]+\.(?:py|yaml|md|jsonl)\b", README + RESULTS + GUIDE):
         assert (ROOT / name).is_file(), name
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", RESULTS + GUIDE):
+        assert (ROOT / "docs" / link).exists(), link
