@@ -67,13 +67,14 @@ def reference_dist(loss: SimilarityDistillationLoss, student: Tensor, teacher: T
     if loss.kind == "mse":
         return loss.scale * sum((s[c] - t[c]) ** 2 for c in inside) / max(len(inside), 1)
     divergences = []
-    for axis, count in ((0, student.shape[0]), (1, student.shape[1])):
-        for number in range(count):
-            line = [c for c in inside if c[axis] == number]
-            if len(line) >= 2:
-                target = reference_softmax([t[c] / loss.temperature for c in line])
-                found = reference_softmax([s[c] / loss.temperature for c in line])
-                divergences.append(sum(p * math.log(p / q) for p, q in zip(target, found, strict=True) if p > 0))
+    lines = [inside]  # pairs alone are one row
+    if student.ndim == 2:
+        lines = [[c for c in inside if c[axis] == number] for axis in (0, 1) for number in range(student.shape[axis])]
+    for line in lines:
+        if len(line) >= 2:
+            target = reference_softmax([t[c] / loss.temperature for c in line])
+            found = reference_softmax([s[c] / loss.temperature for c in line])
+            divergences.append(sum(p * math.log(p / q) for p, q in zip(target, found, strict=True) if p > 0))
     return loss.scale * loss.temperature**2 * sum(divergences) / max(len(divergences), 1)
 
 

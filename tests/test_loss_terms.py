@@ -35,7 +35,7 @@ def test_contrast_equals_the_reference(
         assert expected > 0
 
 
-@pytest.mark.parametrize(("kind", "matrix"), [("mse", True), ("mse", False), ("kl", True)])
+@pytest.mark.parametrize(("kind", "matrix"), [("mse", True), ("mse", False), ("kl", True), ("kl", False)])
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_distillation_equals_the_reference(kind: Any, matrix: bool, temperature: float) -> None:
     loss = SimilarityDistillationLoss(kind, temperature, scale=3.0)

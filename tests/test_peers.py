@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from peers import PEERS, gold_labels, teacher_labels, teacher_margins
+from sentence_transformers.cross_encoder import CrossEncoderTrainer
 
 from flipped_kd.ablation import run_job
 from flipped_kd.ablation_plan import Job
@@ -28,10 +30,25 @@ def job(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Job:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_makes_a_row(name: str, job: Job, tmp_path: Path) -> None:
+def test_a_peer_makes_a_row_of_a_trained_student(
+    name: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    step = CrossEncoderTrainer.training_step
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        assert type(self.loss).__name__ == PEERS[name].loss
+        loss = step(self, *arguments, **options)
+        losses.append(float(loss))
+        return loss
+
+    monkeypatch.setattr(CrossEncoderTrainer, "training_step", watched)
+    job = replace(job, settings={**job.settings, "num_train_epochs": 6})
     row = run_job(job, tmp_path / "out", PEERS[name])
     assert {"teacher", "answer", "answer_plus_teacher"} == row["metrics"].keys()
     assert all(np.isfinite(list(metrics.values())).all() for metrics in row["metrics"].values())
+    half = len(losses) // 2
+    assert half >= 2 and np.mean(losses[half:]) < np.mean(losses[:half])
 
 
 def test_untrained_it_scores_as_our_student(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

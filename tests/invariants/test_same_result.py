@@ -99,7 +99,7 @@ def test_scores_do_not_depend_on_padding_side_or_batch_size(
         np.testing.assert_allclose(other_similarity, similarity, atol=1e-5)
 
 
-def test_packing_changes_no_loss_and_no_gradient(
+def test_packing_and_padding_side_change_no_loss_and_no_gradient(
     student: Any,
     teacher_dir: Path,
     tokenizer: Any,
@@ -113,17 +113,22 @@ def test_packing_changes_no_loss_and_no_gradient(
     rows = [trainer.train_dataset[row] for row in range(8)]  # type: ignore[index]
     results = []
     own = trainer.data_collator
-    others = [replace(own, share_prefix=not own.share_prefix), replace(own, position_offset=None)]
-    for collator in (own, *others):
+    apart = replace(own, position_offset=None)
+    for collator in (
+        own,
+        replace(own, share_prefix=not own.share_prefix),
+        replace(apart, padding_side="left"),
+        apart,
+    ):
         batch = collator(rows)
-        assert ("position_ids" in batch) is (collator is not others[1])
-        assert ("alone_row" in batch) is (collator is not others[1] and not collator.share_prefix)
+        packed = collator.position_offset is not None
+        assert ("position_ids" in batch) is packed and ("alone_row" in batch) is (packed and not collator.share_prefix)
         loss = trainer.compute_loss(trainer.model, batch)
         results.append((float(loss.detach()), gradients_of(loss, trainer.model)))
     separate, expected = results.pop()
     assert all(value.any() for value in expected.values())
-    for packed, found in results:
-        assert packed == pytest.approx(separate, abs=1e-5)
+    for value, found in results:
+        assert value == pytest.approx(separate, abs=1e-5)
         assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
