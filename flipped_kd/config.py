@@ -364,6 +364,8 @@ class DataArguments:
         max_train_pairs: train on a random subset of this size, drawn by the seed.
         teacher: Hub name or folder of the small expert; teacher_revision its revision.
         seeds: how many seeds to run, counted from `seed`.
+        baseline: train plainly with the same budget too, to compare with. False takes half the time; the report then
+            holds the flipped student against the teacher and the bare LLM.
 
     Raises:
         ValueError: a setting is out of range.
@@ -394,6 +396,8 @@ class DataArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub name or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
     seeds: int = field(default=1, metadata={"help": "How many seeds to run, counted from --seed."})
+
+    baseline: bool = field(default=True, metadata={"help": "Train plainly with the same budget too, to compare with."})
 
     def __post_init__(self) -> None:
         _require_integer("seeds", self.seeds, 1, "at least one run is needed.")

@@ -48,7 +48,7 @@ OPTIMIZER = (
 def run_comparison(
     student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig
 ) -> dict[str, Any]:
-    """Train plainly and flipped with the same budget for each seed, compare on test, write report.json and report.md.
+    """Train flipped, and plainly with the same budget, for each seed; compare on test, and write the report.
 
     Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last
     checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself;
@@ -164,7 +164,7 @@ class _Comparison:
     pairs: dict[str, Any] = field(default_factory=dict)
 
     def add(self, seed: int, position: int, seeds: int) -> None:
-        """Train plainly and flipped with one seed, and judge both."""
+        """Train with one seed, and judge."""
         splits = load_splits(self.data, seed)
         of_teacher = teacher_split_scores(self.teacher, splits, self.config)
         results: dict[str, RunResult] = {}
@@ -174,21 +174,35 @@ class _Comparison:
                 self.check.update(_check_teacher(of_teacher, before, splits, self.config))
 
         folder = self.out / "runs" / f"seed-{seed}"
-        for system, weights in (("llm_sft", PLAIN), ("llm_flipped", {})):
-            say(self.config, f"[{2 * position + len(results) + 1}/{2 * seeds}] seed {seed}: {system}")
+        systems: dict[str, dict[str, Any]] = {"llm_sft": PLAIN} if self.data.baseline else {}
+        systems["llm_flipped"] = {}
+        for system, weights in systems.items():
+            number = len(systems) * position + len(results) + 1
+            say(self.config, f"[{number}/{len(systems) * seeds}] seed {seed}: {system}")
             settings = dataclasses.replace(
                 self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False
             )
             keep_in = self.out if system == "llm_flipped" and position == 0 else None
-            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, first_look)
+            look = None if results else first_look
+            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, look)
         students = {system: (result.answer, result.similarity) for system, result in results.items()}
         keep_seed(folder, splits, self.teacher, of_teacher, students, self.config)
         labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}
         self.pairs = {split: len(part) for split, part in labels.items()}
         self.pairs["positive_share"] = {split: float(part.mean()) for split, part in labels.items()}
-        sft, flipped = students["llm_sft"], students["llm_flipped"]
-        before = results["llm_sft"].before
-        self.judged.append(judge_seed(of_teacher, before, sft, flipped, labels["validation"], labels["test"]))
+        before = next(iter(results.values())).before
+        if not self.check:
+            self.check.update(_check_teacher(of_teacher, None, splits, self.config))
+        self.judged.append(
+            judge_seed(
+                of_teacher,
+                before if len(before.test) else None,
+                students.get("llm_sft"),
+                students["llm_flipped"],
+                labels["validation"],
+                labels["test"],
+            )
+        )
         facts = {system: result.facts for system, result in results.items()}
         self.runs.append({"seed": seed, **facts})
         if all("retrieval" in of_run for of_run in facts.values()):
@@ -207,12 +221,13 @@ class _Comparison:
 
 
 def _check_teacher(
-    of_teacher: SplitScores, before: SplitScores, splits: Splits, config: FlippedDistillationConfig
+    of_teacher: SplitScores, before: SplitScores | None, splits: Splits, config: FlippedDistillationConfig
 ) -> dict[str, Any]:
     """Is there something to learn? Teacher against the untrained LLM on the validation pairs, said before training."""
+    student = None if before is None else (before.validation, None)
     labels = np.asarray(splits.validation["label"])
     thresholds = config.positive_threshold, config.negative_threshold
-    report = check_scores(of_teacher.validation, labels, student=(before.validation, None), thresholds=thresholds)
+    report = check_scores(of_teacher.validation, labels, student=student, thresholds=thresholds)
     say(config, f"\nThe teacher on the validation pairs\n\n{check_table(report)}\n")
     for warning in warnings_of(report):
         say(config, f"WARNING: {warning}", lambda text: print(text, file=sys.stderr))

@@ -76,20 +76,25 @@ def judge(
 
 def judge_seed(
     teacher: SplitScores,
-    llm: SplitScores,
-    sft: tuple[SplitScores, SplitScores],
+    llm: SplitScores | None,
+    sft: tuple[SplitScores, SplitScores] | None,
     flipped: tuple[SplitScores, SplitScores],
     validation_labels: np.ndarray,
     test_labels: np.ndarray,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of all systems for one seed; `sft` and `flipped` are (answer, similarity)."""
-    scores: dict[str, tuple[SplitScores, float | None]] = {"teacher": (teacher, None), "llm": (llm, 0.0)}
-    for name, (answer, similarity) in (("llm_sft", sft), ("llm_flipped", flipped)):
+    """Metrics of all systems for one seed; `sft` and `flipped` are (answer, similarity), what is None is left out."""
+    scores: dict[str, tuple[SplitScores, float | None]] = {"teacher": (teacher, None)}
+    if llm is not None:
+        scores["llm"] = (llm, 0.0)
+    trained = {"llm_flipped": flipped} if sft is None else {"llm_sft": sft, "llm_flipped": flipped}
+    for name, (answer, similarity) in trained.items():
         scores[name] = (answer, 0.0)
         scores[f"{name}_similarity"] = (similarity, None)
         scores[f"{name}_both"] = (combine(answer, similarity, validation_labels), 0.0)
-    scores["llm_sft_plus_teacher"] = (combine(sft[0], teacher, validation_labels), 0.0)
-    return {name: judge(scores[name][0], validation_labels, test_labels, scores[name][1]) for name in SYSTEMS}
+    if sft is not None:
+        scores["llm_sft_plus_teacher"] = (combine(sft[0], teacher, validation_labels), 0.0)
+    found = {name: scores[name] for name in SYSTEMS if name in scores}
+    return {name: judge(one, validation_labels, test_labels, threshold) for name, (one, threshold) in found.items()}
 
 
 def summarise(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:

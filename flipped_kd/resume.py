@@ -197,7 +197,7 @@ class ResumingTrainer(Trainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without drawing from training's random numbers: how often a run looks does not change it."""
-        with _random_states_kept():
+        with random_states_kept():
             return super()._evaluate(*args, **kwargs)
 
     def _clear_leftovers(self, run: Path) -> None:
@@ -239,7 +239,7 @@ def _state_of(checkpoint: Path) -> TrainerState:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
     """Give the global random states of the CPU back as they were."""
     python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

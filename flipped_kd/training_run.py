@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .keys import dataset_keys
 from .precision import weights_dtype
 from .provenance import shown_name
 from .report import SplitScores
+from .resume import random_states_kept
 from .splits import SPLITS, Splits
 from .student import default_lora, load_student, load_tokenizer
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
@@ -68,7 +70,8 @@ def train_once(
         splits: the pairs, as `load_splits` gives them.
         teacher: as `load_teacher` gives it.
         keep_in: folder to save the adapter to as well.
-        first_look: of plain fine-tuning: is given the untrained student's answers before it is trained.
+        first_look: is given the untrained student's answers before it is trained, which plain fine-tuning looks at
+            anyway; not of a finished run that had none to look.
 
     Raises:
         ValueError: the folder holds a run, finished or begun, with other settings, data or models.
@@ -79,15 +82,19 @@ def train_once(
     finished = _finished(folder)
     if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
         say(config, f"  finished before: {folder}")
-        if first_look is not None and not config.distils:
+        if first_look is not None and len(finished.before.test):
             first_look(finished.before)
         return finished
     trainer = _new_trainer(student, config, splits, teacher)
-    # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
-    before, _ = _both_splits(trainer, splits) if not config.distils else (SplitScores(*2 * (np.zeros(0),)), None)
-    if first_look is not None and not config.distils:
+    before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
+    if first_look is not None or not config.distils:
+        # A flipped run is the same whether it looks or not.
+        with random_states_kept() if config.distils else nullcontext():
+            # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
+            before, _ = _both_splits(trainer, splits)
+            by_answer = answer_retrieval(trainer, data, trained=False)
+    if first_look is not None:
         first_look(before)
-    by_answer = {} if config.distils else answer_retrieval(trainer, data, trained=False)
     start = look(trainer, splits.test)
     started = time.time()
     trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
@@ -187,7 +194,7 @@ def _fingerprint(
 ) -> str:
     """Names everything a run's result depends on: settings, pairs, teacher and student."""
     settings = run_settings(student, data, config)
-    for name in ("train_file", "validation_file", "test_file", "seeds", "teacher", "max_answer_rankings"):
+    for name in ("train_file", "validation_file", "test_file", "seeds", "baseline", "teacher", "max_answer_rankings"):
         settings["data"].pop(name)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for split in SPLITS:

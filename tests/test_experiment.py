@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
 from flipped_kd.experiment import run_comparison
 from flipped_kd.report import SYSTEMS, markdown_table
+from flipped_kd.report_page import write_page
 from flipped_kd.sole_writer import sole_writer
-from flipped_kd.splits import load_splits
+from flipped_kd.splits import SPLITS, load_splits
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [
@@ -130,6 +132,46 @@ def test_pairs_that_splits_share_are_warned_of_and_told(
     assert "WARNING: train and test share " in told and f" and {shared['train, test']} pairs: " in told
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert f"train and test have {shared['train, test']} pairs in common" in card
+
+
+def test_without_plain_fine_tuning_the_rest_is_compared(
+    comparison_dir: Path,
+    student_dir: Path,
+    teacher_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The flipped run is the same; table, card and page do without the other."""
+    whole = json.loads((comparison_dir / "report.json").read_text(encoding="utf-8"))
+    files = {f"{split}_file": str(comparison_dir.parent / f"{split}.jsonl") for split in SPLITS}
+    config = FlippedDistillationConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=8,
+        max_length=64,
+        save_strategy="no",
+        learning_rate=1e-3,
+        precision="fp32",
+        disable_tqdm=True,
+    )
+    data = DataArguments(**files, teacher=str(teacher_dir), seeds=2, baseline=False)
+    student = StudentArguments(student=str(student_dir), lora_r=4)
+    report = run_comparison(student, data, config)
+    assert "[2/2] seed 43: llm_flipped" in capsys.readouterr().out
+    assert list(report["systems"]) == [name for name in SYSTEMS if not name.startswith("llm_sft")]
+    for name, values in report["systems"].items():
+        assert values == whole["systems"][name], name
+    assert list(report["differences"]) == ["llm_flipped_both - teacher"]
+    assert report["teacher_check"] == whole["teacher_check"] and "student" in report["teacher_check"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "LLM, flipped: both" in card and "plain fine-tuning" not in card
+    page = write_page(tmp_path / "out").read_text(encoding="utf-8")
+    assert "LLM, flipped: both" in page
+    # Asked for later, the baseline is added and the finished runs are taken as they are.
+    again = run_comparison(student, replace(data, baseline=True), config)
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert again["systems"] == whole["systems"]
 
 
 def test_splits_are_drawn_by_the_seed() -> None:
