@@ -7,13 +7,18 @@ import glob
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from .sole_writer import WITHOUT_LOCKS
+
 logger = logging.getLogger(__name__)
+LOCK, ASIDE = ".lock", "-replaced"
 # The disk is full, the user's quota is used up, or a file may not grow that large.
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,12 +49,15 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
     _sweep(target)
     if shutil.disk_usage(target.parent).free < size:
         raise _no_space(target, size)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    # Names of processes are no names: in a container every one may be the first.
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
+    lock = _lock_of(partial)
     try:
+        _hold(lock, partial)
+        partial.mkdir()
         yield partial
         sync_tree(partial)
-        take_name(partial, target, target.with_name(f"{partial.name}-replaced"))
+        take_name(partial, target, target.with_name(f"{partial.name}{ASIDE}"))
     except (OSError, SafetensorError) as error:
         # The writer of safetensors raises no OSError.
         if any(getattr(error, "errno", None) == code or f"os error {code}" in str(error) for code in SPACE_ERRORS):
@@ -57,6 +65,7 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _release(lock)
 
 
 def _no_space(target: Path, size: int) -> OSError:
@@ -106,25 +115,47 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a killed process of this machine has left of the same folder."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-        number = left.name.removesuffix("-replaced").rpartition("-")[2]
-        if not number.isdecimal() or _runs(int(number)):
-            continue
-        if left.name.endswith("-replaced") and not target.exists():  # killed between the two renamings
-            logger.info("giving %s its name back, which a process that was killed took from it", target)
-            left.rename(target)
-            continue
-        logger.info("removing %s, left by a process that was killed", left)
-        shutil.rmtree(left, ignore_errors=True)
+def _lock_of(partial: Path) -> FileLock:
+    """The lock that whoever writes into `partial` holds; it ends with its process."""
+    return FileLock(partial.with_name(f"{partial.name}{LOCK}"))
 
 
-def _runs(process: int) -> bool:
+def _hold(lock: FileLock, partial: Path) -> None:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        logger.warning("%s lies on a file system without locks: what is left by a kill stays", partial.parent)
+
+
+def _release(lock: FileLock) -> None:
+    lock.release()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes have left of the same folder: what nobody holds the lock of."""
+    found = target.parent.glob(f".{glob.escape(target.name)}.partial-*")
+    for name in sorted({path.name.removesuffix(LOCK).removesuffix(ASIDE) for path in found}):
+        partial = target.with_name(name)
+        lock = _lock_of(partial)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # it is being written
+        except OSError as error:
+            logger.warning("%s is left: its lock cannot be had (%s)", partial, error)
+            continue
+        try:
+            aside = target.with_name(f"{name}{ASIDE}")
+            if aside.exists() and not target.exists():  # killed between the two renamings
+                logger.info("giving %s its name back, which a process that was killed took from it", target)
+                aside.rename(target)
+            for left in (partial, aside):
+                if left.exists():
+                    logger.info("removing %s, left by a process that was killed", left)
+                    shutil.rmtree(left, ignore_errors=True)
+        finally:
+            _release(lock)

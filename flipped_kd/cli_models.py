@@ -70,8 +70,10 @@ def merge(options: Namespace) -> None:
     several = len(options.adapters) > 1
     if several and options.revision is not None:
         raise UsageError("--revision is of a single adapter: give several as folders")
-    if not several and (options.weights is not None or options.adapter_only):
-        raise UsageError("--weights and --adapter-only are for several adapters")
+    if not several and (options.weights is not None or options.adapter_only or options.method != "cat"):
+        raise UsageError("--weights, --method and --adapter-only are for several adapters")
+    if options.adapter_only and (options.overwrite or options.no_sentence_transformers):
+        raise UsageError("--overwrite and --no-sentence-transformers are of merged models: leave them out")
     combined: dict[str, Any] = {
         "weights": options.weights,
         "method": options.method,
@@ -106,6 +108,8 @@ def push(options: Namespace) -> None:
     from .push import kind_of
 
     private = True if options.private else None
+    if not options.merged and (options.base_model is not None or options.merged_dir is not None):
+        raise UsageError("--base-model and --merged-dir are for --merged: add it, or leave them out")
     if kind_of(Path(options.folder)) == "adapter":
         report = publish(
             options.folder,

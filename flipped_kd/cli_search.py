@@ -16,6 +16,7 @@ from .cli_runtime import Work, open_matcher, read_all, run_job, shows_progress
 from .cli_score import checked_kind
 from .matcher import FlippedMatcher
 from .search_index import INDEX_FILE, SearchIndex
+from .tables import STANDARD
 from .text_tables import Chunk, digest_of
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,13 @@ def search(options: Namespace) -> None:
         )
     if options.score is not None and not options.rerank:
         raise UsageError(f"--score {options.score} is what --rerank ranks by: give --rerank {options.top_k} or more")
+    if options.queries == options.corpus == STANDARD:
+        raise UsageError("QUERIES and CORPUS are both -: standard input holds one of them, give the other as a file")
     corpus = _Corpus(options)
-    query_id, corpus_id = _id_type(options.query_id_column), _id_type(options.id_column)
+    query_id = _id_type(options.query_id_column)
     schema = pa.schema(
         [("query_id", query_id), ("query", pa.string()), ("rank", pa.int64())]
-        + [("corpus_id", corpus_id), ("score", pa.float64()), ("text", pa.string())]
+        + [("corpus_id", corpus.id_type), ("score", pa.float64()), ("text", pa.string())]
     )
 
     def open_work(state: PartialState) -> Work:
@@ -136,8 +139,8 @@ class _Corpus:
             if options.id_column is not None or options.save_index is not None:
                 raise UsageError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
             self._kept = SearchIndex.load(place)
-            self.texts, self.ids = self._kept.texts, list(range(len(self._kept)))
-            self.digest = digest_of(self.texts)
+            self.texts, self.ids = self._kept.texts, self._kept.ids or list(range(len(self._kept)))
+            self.digest = digest_of(self.texts, map(str, self.ids))
             return
         self.texts, self.ids = read_all(
             options.corpus,
@@ -151,11 +154,16 @@ class _Corpus:
         check_target(Path(options.save_index), INDEX_FILE)
         if (Path(options.save_index) / INDEX_FILE).is_file():
             self._kept = SearchIndex.load(options.save_index)
-            if self._kept.texts != self.texts:
+            if self._kept.texts != self.texts:  # names are the file's, whatever the index calls them
                 raise ValueError(
                     f"{options.save_index} holds the index of another corpus: name another folder by --save-index, or "
                     "remove this one."
                 )
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Row numbers, or the values of a column as text; those that an index was made with stay."""
+        return pa.string() if self.ids and isinstance(self.ids[0], str) else pa.int64()
 
     def index(self, matcher: FlippedMatcher) -> SearchIndex:
         """The corpus's vectors: those kept, or made now and kept where that was asked for."""
@@ -166,6 +174,7 @@ class _Corpus:
         index = matcher.index(
             self.texts, batch_size=self._options.batch_size, show_progress_bar=shows_progress(self._options)
         )
+        index.ids = self.ids
         if self._options.save_index is not None:
             index.save(self._options.save_index)
             logger.info("%s: vectors of %d texts", self._options.save_index, len(index))

@@ -133,7 +133,8 @@ class Reader:
                 order += chosen
             result = np.empty(len(order))
             if order:
-                result[order] = torch.cat(odds).double().cpu().numpy()  # the device is waited for once
+                # The device is waited for once; it may have no float64.
+                result[order] = torch.cat(odds).cpu().double().numpy()
         self._check_finite(np.isfinite(result).all())
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -42,6 +43,7 @@ MODEL_CONFIG = "config.json"
 # What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHT_FILES = ["*.safetensors"]
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SUBFOLDERS = ["*/*"]  # checkpoints, other formats
 OWN = "FlippedDistillationTrainer (an adapter) or flipped_kd.publish.merge_adapter (a merged model)"
 
@@ -97,6 +99,10 @@ def local_folder(
     """
     access = Access(token, cache_dir, trust_remote_code)
     if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is of a repository on the Hub, and {name} is a folder: leave it out."
+            )
         folder = Path(name)
     else:
         folder = _fetch(name, revision, access, SMALL_FILES)
@@ -215,6 +221,8 @@ def _fetch(name: str | os.PathLike[str], revision: str | None, access: Access, p
             )
         )
     except (HfHubHTTPError, HTTPError, OSError) as error:
+        if getattr(error, "errno", None) in LOCAL_ERRORS:
+            raise  # the disk's, not the Hub's
         raise ValueError(
             f"{shown} is no folder here and could not be had from the Hub: {_reason(error, access)} "
             f"({access.without_token(str(error))})"

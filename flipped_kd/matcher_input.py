@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import datasets
@@ -28,12 +28,23 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number from 1.")
 
 
+def _refuse_table(name: str, given: Any) -> None:
+    """A table iterates over the names of its columns, which are texts as well."""
+    if isinstance(given, Mapping) or hasattr(given, "columns"):
+        kind = type(given).__name__
+        raise TypeError(
+            f"{name} is a {kind}, a table: give its rows, as df[['text_a', 'text_b']].values of a DataFrame (of texts "
+            "df['text'].tolist()), or datasets.Dataset.from_dict of columns text_a and text_b."
+        )
+
+
 def text_list(name: str, texts: Texts) -> list[str]:
     """A list of str, checked; one str stands for a list of it, but not where a list of documents is meant."""
     if isinstance(texts, str):
         if name in ("documents", "corpus"):
             raise TypeError(f"{name} must be a list of texts, got one str: {texts[:60]!r}. Put it into a list.")
         return [texts]
+    _refuse_table(name, texts)
     listed = list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
@@ -52,6 +63,7 @@ def pair_columns(pairs: Pairs | Pair) -> tuple[list[tuple[str, str]], bool]:
             )
         rows: list[Any] = list(zip(pairs["text_a"], pairs["text_b"], strict=True))
     else:
+        _refuse_table("pairs", pairs)
         rows = pairs.tolist() if isinstance(pairs, np.ndarray) else list(pairs)
     single = len(rows) == 2 and all(isinstance(text, str) for text in rows)
     rows = [tuple(rows)] if single else rows

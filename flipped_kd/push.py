@@ -61,7 +61,8 @@ ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + 
 TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 LOCAL_PATH = re.compile(r"^(?:[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[\\/])")
 # What a reader's tools would act on if an earlier push left it behind.
-REPLACED = {"adapter": (SCORE_FILE,), "merged model": (SCORE_FILE, *MODEL_FILES, *CROSS_ENCODER_FILES)}
+MERGED_FILES = (*MODEL_FILES, *CROSS_ENCODER_FILES, MATRICES_FILE, MERGE_FILE)
+REPLACED = {"adapter": (SCORE_FILE, *MERGED_FILES), "merged model": (SCORE_FILE, *MERGED_FILES, *ADAPTER_FILES)}
 
 
 class PublishError(RuntimeError):

@@ -75,7 +75,8 @@ def gather(folder: Path, ablation: Path | None = None) -> ReportData:
     report = _read_report(folder / "report.json")
     runs = [folder / "runs" / f"seed-{seed}" for seed in report["seeds"]]
     rows = read_sweep_rows(ablation) if ablation is not None else None
-    return ReportData(report, [_read_seed(run) for run in runs], rows)
+    trained = [name for name in STUDENTS if name in report["systems"]]
+    return ReportData(report, [_read_seed(run, trained) for run in runs], rows)
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -93,10 +94,10 @@ def _read_report(path: Path) -> dict[str, Any]:
     return dict(without_paths(report))
 
 
-def _read_seed(folder: Path) -> SeedData:
+def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:
     shared = _read_arrays(folder / EVIDENCE_FILE)
-    students = {name: _read_arrays(folder / name / EVIDENCE_FILE) for name in STUDENTS}
-    scores = {name: _read_arrays(folder / name / "scores.npz") for name in STUDENTS}
+    students = {name: _read_arrays(folder / name / EVIDENCE_FILE) for name in trained}
+    scores = {name: _read_arrays(folder / name / "scores.npz") for name in trained}
     judged: dict[str, Judged] = {}
     if shared and all(scores.values()):
         judged = judge_systems(

@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from .encoder_modules import LAYER_NUMBER
-from .examples import STUDENTS
 from .plots import BLACK, BLUE, GREY, ORANGE, RATES, TERMS, curves_of, draw_systems, draw_term
 from .report_data import SeedData
 from .report_figures import Drawing, new_panel, plain
@@ -67,7 +66,7 @@ def draw_scores(seeds: Sequence[SeedData]) -> Iterator[Drawing]:
     judged = [seed for seed in seeds if seed.judged]
     bins = np.linspace(0, 1, 26).tolist()
     for name, title in TITLES.items():
-        parts = [(seed.judged[name].probability, seed.labels) for seed in judged]
+        parts = [(seed.judged[name].probability, seed.labels) for seed in judged if name in seed.judged]
         if not parts:
             continue
         probability, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -92,8 +91,8 @@ def draw_precision_recall(seeds: Sequence[SeedData]) -> Iterator[Drawing]:
     if not judged:
         return
     figure, panel = new_panel("Precision against recall", "recall", "precision", height=3.8)
-    for name, title in TITLES.items():
-        color, line, _ = STYLES[name]
+    for name in judged[0].judged:
+        title, (color, line, _) = TITLES[name], STYLES[name]
         areas = [average_precision_score(seed.labels, seed.judged[name].probability) for seed in judged]
         # Every seed has the same teacher.
         for number, seed in enumerate(judged[:1] if name == "teacher" else judged):
@@ -112,16 +111,16 @@ def draw_precision_recall(seeds: Sequence[SeedData]) -> Iterator[Drawing]:
 def mean_norms(seeds: Sequence[SeedData]) -> tuple[list[str], dict[str, dict[str, np.ndarray]]]:
     """Modules in the order of the model, and by student the norms of evidence.npz (m,), averaged over the seeds.
 
-    Only seeds whose runs of both kinds have them, and students that were adapted alike, are compared.
+    Only seeds whose runs of all kinds have them, and students that were adapted alike, are compared.
     """
-    found = [seed.students for seed in seeds if all("update" in seed.students.get(name, {}) for name in STUDENTS)]
+    found = [seed.students for seed in seeds if all("update" in arrays for arrays in seed.students.values())]
     modules = [tuple(arrays["modules"]) for students in found for arrays in students.values()]
     if not found or len(set(modules)) > 1:
         return [], {}
     names = ("a_start", *NORMS)
     return [str(name) for name in modules[0]], {
         student: {norm: np.mean([students[student][norm] for students in found], 0) for norm in names}
-        for student in STUDENTS
+        for student in found[0]
     }
 
 
@@ -177,7 +176,8 @@ def draw_updates(modules: Sequence[str], norms: Mapping[str, Mapping[str, np.nda
         else:
             panel.set_ylim(bottom=0)
         panel.legend(fontsize=8)
-        words = f"Frobenius norm of {title.partition(',')[0]} of every adapted module, plain fine-tuning and flipped."
+        students = " and ".join(TITLES[name] for name in norms)
+        words = f"Frobenius norm of {title.partition(',')[0]} of every adapted module, {students}."
         yield Drawing(f"updates_{norm}", figure, words)
 
 

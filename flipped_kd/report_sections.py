@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .examples import STUDENTS
 from .report import RETRIEVAL, SYSTEMS
 from .report_ablation import ablation
 from .report_data import ReportData
@@ -143,20 +142,18 @@ def updates(data: ReportData, draw: Draw) -> Section:
     rows = []
     for kind in [None, *dict.fromkeys(kinds)]:
         chosen = np.array([kind in (None, found) for found in kinds])
-        cells = [np.linalg.norm(norms[student][norm][chosen]) for norm in NORMS for student in STUDENTS]
+        cells = [np.linalg.norm(norms[student][norm][chosen]) for norm in NORMS for student in norms]
         rows.append([kind or "all modules", *(f"{cell:.4g}" for cell in cells)])
-    head = ["module", *(f"{title.partition(',')[0]} {SHORT[name]}" for title in NORMS.values() for name in STUDENTS)]
+    head = ["module", *(f"{title.partition(',')[0]} {SHORT[name]}" for title in NORMS.values() for name in norms)]
     section.tables.append(Table("Frobenius norms over all layers", head, rows))
     section.plots = draw(draw_updates(modules, norms))
     section.notes.append(
         "A₀ and B₀ are the values before training, s is LoRA's scaling." + (" Means over seeds." * data.several)
     )
-    shares = [moved_share(norms[name]) for name in STUDENTS]
-    if not np.isnan(shares).any():
-        section.notes.append(
-            f"A of a linear layer has moved by {shares[0]:.1%} of its norm in plain fine-tuning, in flipped by "
-            f"{shares[1]:.1%}, on average."
-        )
+    shares = {SHORT[name]: moved_share(arrays) for name, arrays in norms.items()}
+    if not np.isnan(list(shares.values())).any():
+        words = ", ".join(f"{share:.1%} ({name})" for name, share in shares.items())
+        section.notes.append(f"A of a linear layer has moved by so much of its norm, on average: {words}.")
     return section
 
 

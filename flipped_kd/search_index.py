@@ -29,17 +29,27 @@ class SearchIndex:
         texts: N texts.
         embeddings: (N, D) float32 unit vectors, row i that of text i.
         encoder: definition of the encoder that made them, as plain JSON values.
+        ids: names of the texts, numbers or str, kept beside them; `FlippedMatcher.search` gives places, not names.
 
     Raises:
-        ValueError: numbers of texts and vectors differ.
+        ValueError: numbers of texts, names and vectors differ.
     """
 
-    def __init__(self, texts: Sequence[str], embeddings: Tensor, encoder: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        texts: Sequence[str],
+        embeddings: Tensor,
+        encoder: dict[str, Any],
+        ids: Sequence[int] | Sequence[str] | None = None,
+    ) -> None:
+        if ids is not None and len(ids) != len(texts):
+            raise ValueError(f"{len(texts)} texts need as many ids, got {len(ids)}.")
         if embeddings.ndim != 2 or len(texts) != len(embeddings):
             raise ValueError(
                 f"{len(texts)} texts need vectors of shape ({len(texts)}, D), got {tuple(embeddings.shape)}."
             )
         self.texts = list(texts)
+        self.ids = None if ids is None else list(ids)
         self.embeddings = embeddings
         self.encoder = encoder
         # Matchers whose encoder is known to give these vectors.
@@ -71,7 +81,9 @@ class SearchIndex:
         with whole_or_absent(target, self.embeddings.nbytes) as partial:
             (partial / INDEX_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
             with (partial / TEXTS_FILE).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in self.texts)
+                for place, text in enumerate(self.texts):
+                    row = {"text": text} | ({} if self.ids is None else {"id": self.ids[place]})
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
             save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS_FILE)
 
     @classmethod
@@ -89,8 +101,10 @@ class SearchIndex:
             version, count, encoder = int(header["format_version"]), header["count"], header["encoder"]
             if version <= FORMAT_VERSION:
                 with (place / TEXTS_FILE).open(encoding="utf-8") as file:
-                    texts = [json.loads(line)["text"] for line in file]
-                index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], encoder)
+                    rows = [json.loads(line) for line in file]
+                ids = [row["id"] for row in rows] if rows and "id" in rows[0] else None
+                texts = [row["text"] for row in rows]
+                index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], encoder, ids)
                 if len(index) != count:
                     raise ValueError(f"{count} texts expected, {len(index)} found")
                 return index

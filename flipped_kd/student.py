@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import resolve_revision
 
 from .adapter_checks import check_adapter, check_lora_config
 from .angles import wide
@@ -65,6 +66,8 @@ def load_student(
     """
     if dtype == "auto":
         dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    # Of one commit, which the adapter then names: its base must not become another one when a branch moves.
+    revision = resolve_revision(name, revision)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -88,6 +91,7 @@ def load_student(
     except (OSError, ValueError) as error:
         raise ValueError(f"student {str(name)!r} cannot be loaded: {error} {SOURCES}") from error
     model, report = loaded
+    model.hub_commit = getattr(revision, "resolved", None)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(
@@ -221,7 +225,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     if all_linear and not config.target_parameters:
         config = _text_layers(model, config, linear)
     try:
-        adapted: Any = get_peft_model(model, config)
+        adapted: Any = get_peft_model(model, config, revision=getattr(model, "hub_commit", None) or config.revision)
     except ValueError as error:
         endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
         remedy = f"some of {endings}"

@@ -155,7 +155,7 @@ def _facts(trainer: FlippedDistillationTrainer, seconds: float) -> dict[str, Any
         "steps": trainer.state.global_step,
         "trainable_parameters": sum(size for size, trained in weights if trained),
         "student_parameters": sum(size for size, trained in weights if not trained),
-        "student_revision": getattr(model.config, "_commit_hash", None),  # None where it is no model of the Hub
+        "student_revision": getattr(model, "hub_commit", None),  # None where it is no model of the Hub
         "teacher_agreement": trainer.teacher_report,
         "dropped_share": {
             label: trainer.teacher_report.get(f"dropped_{label}_share") for label in ("positive", "negative")

@@ -341,6 +341,24 @@ def test_search_goes_on_and_minds_its_corpus(
     assert target.read_bytes() == whole
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_index_keeps_the_names_of_its_texts(
+    named: bool, adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path
+) -> None:
+    listed = [{"text": " ", "code": "blank"}, *({**row, "code": f"d{n}"} for n, row in enumerate(documents))]
+    corpus = write_rows(tmp_path / "corpus.jsonl", listed)  # its first row is bad, so row numbers are no places
+    queries = write_rows(tmp_path / "queries.jsonl", rows[:4])
+    found = [tmp_path / "of_file.jsonl", tmp_path / "of_index.jsonl"]
+    flags = ("--query-column", "text_a", "--top-k", 2, "--quiet")
+    naming = ("--id-column", "code") if named else ()
+    kept = ("--skip-bad-rows", "--save-index", tmp_path / "index")
+    assert run("search", adapter, queries, corpus, *flags, *naming, *kept, "-o", found[0]) == 0
+    assert run("search", adapter, queries, tmp_path / "index", *flags, "-o", found[1]) == 0
+    first, second = map(read_rows, found)
+    assert first == second and all(isinstance(row["corpus_id"], str if named else int) for row in first)
+    assert all(listed[row["corpus_id"]]["text"] == row["text"] for row in first if not named)
+
+
 # ---- Several processes ----
 
 

@@ -167,7 +167,7 @@ def test_without_plain_fine_tuning_the_rest_is_compared(
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "LLM, flipped: both" in card and "plain fine-tuning" not in card
     page = write_page(tmp_path / "out").read_text(encoding="utf-8")
-    assert "LLM, flipped: both" in page
+    assert "LLM, flipped: both" in page and "adds them" not in page and "another --output_dir" not in page
     # Asked for later, the baseline is added and the finished runs are taken as they are.
     again = run_comparison(student, replace(data, baseline=True), config)
     assert capsys.readouterr().out.count("finished before") == 2

@@ -8,12 +8,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
 from flipped_kd import FlippedMatcher
 from tests.adapters import MIXED_PAIRS, make_adapter, make_base
 
+TABLE = pd.DataFrame({"text_a": ["a"], "text_b": ["b"]})
 DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
 
 
@@ -54,6 +56,14 @@ def test_nothing_in_nothing_out(matcher: FlippedMatcher) -> None:
         (lambda m: m.predict([("a", "b"), ("a", "b", "c")]), ValueError, r"pairs\[1\] is no pair"),
         (lambda m: m.predict(["a", "b", "c"]), ValueError, r"pairs\[0\] is no pair of texts: 'a'"),
         (lambda m: m.predict(datasets.Dataset.from_dict({"question": ["a"]})), ValueError, "rename_column"),
+        (
+            lambda m: m.predict({"text_a": ["a"], "text_b": ["b"]}),
+            TypeError,
+            "pairs is a dict, a table: give its rows",
+        ),
+        (lambda m: m.predict(TABLE), TypeError, r"pairs is a DataFrame, a table: .*\.values"),
+        (lambda m: m.encode(TABLE), TypeError, r"texts is a DataFrame, a table"),
+        (lambda m: m.index(TABLE), TypeError, r"is a DataFrame, a table"),
         (lambda m: m.predict([("a", "b")], score="cosine"), ValueError, "cosine.*is not one of"),
         (lambda m: m.scores([("a", "b")], kind="cosine"), ValueError, "cosine.*is not one of"),
         (lambda m: m.encode(["a", 3]), TypeError, r"texts\[1\] must be a str, got 3"),

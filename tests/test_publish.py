@@ -86,6 +86,22 @@ def test_repeated_it_does_nothing_again(adapter: Path, tmp_path: Path, hub: Loop
     assert weights.stat().st_mtime_ns > made
 
 
+def test_a_push_of_the_other_kind_leaves_nothing_that_readers_would_take(
+    adapter: Path, tmp_path: Path, hub: LoopbackHub, online: HfApi
+) -> None:
+    """A repository with both would be read as an adapter, whatever was pushed last."""
+    merged = tmp_path / "merged"
+    merge.merge_adapter(adapter, merged)
+    weights = (
+        {"adapter_config.json", "adapter_model.safetensors"},
+        {"config.json", "model.safetensors", "modules.json"},
+    )
+    for folder, mine, others in ((adapter, *weights), (merged, *weights[::-1]), (adapter, *weights)):
+        push_folder(folder, REPO)
+        assert mine <= there(hub, REPO) and not others & there(hub, REPO)
+        assert ("merge_report.json" in there(hub, REPO)) is (folder == merged)
+
+
 def test_what_an_earlier_push_left_is_taken_away(
     adapter: Path, tmp_path: Path, hub: LoopbackHub, online: HfApi
 ) -> None:

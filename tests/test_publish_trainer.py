@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import HfApi
 
 from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
@@ -164,7 +166,9 @@ def test_an_edited_card_is_kept(build: Any, tmp_path: Path) -> None:
     assert card.read_text() == mine
 
 
-def compared(folder: Path, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, **hub: Any) -> None:
+def compared(
+    folder: Path, student: StudentArguments, teacher_dir: Path, pairs: datasets.Dataset, **hub: Any
+) -> dict[str, Any]:
     files = {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     for path in files.values():
         pairs.to_json(path)
@@ -172,14 +176,14 @@ def compared(folder: Path, student_dir: Path, teacher_dir: Path, pairs: datasets
         output_dir=str(folder / "out"), max_steps=1, per_device_train_batch_size=8, disable_tqdm=True, **hub
     )
     data = DataArguments(**files, teacher=str(teacher_dir))
-    run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, config)
+    return run_comparison(student, data, config)
 
 
 def test_a_recipe_pushes_once_with_its_results(
     hub: LoopbackHub, online: HfApi, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path
 ) -> None:
     pushing = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": hub.token, "hub_private_repo": True}
-    compared(tmp_path, student_dir, teacher_dir, pairs, **pushing)
+    compared(tmp_path, StudentArguments(student=str(student_dir), lora_r=4), teacher_dir, pairs, **pushing)
     assert FILES | {"match_score.json"} <= there(hub)
     assert "LLM, flipped: both" in dict(hub.stored())[f"{REPO}/README.md"].decode()
     assert online.model_info(REPO).private and len(online.list_repo_commits(REPO)) == 2  # made, and written once
@@ -190,6 +194,53 @@ def test_a_recipe_that_may_not_push_trains_nothing(
 ) -> None:
     with pytest.raises(PublishError, match="write access"):
         compared(
-            tmp_path, student_dir, teacher_dir, pairs, push_to_hub=True, hub_model_id=REPO, hub_token="hf_" + "x" * 34
+            tmp_path,
+            StudentArguments(student=str(student_dir)),
+            teacher_dir,
+            pairs,
+            push_to_hub=True,
+            hub_model_id=REPO,
+            hub_token="hf_" + "x" * 34,
         )
     assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_adapter_names_the_commit_of_its_base(
+    asked: bool,
+    hub: LoopbackHub,
+    online: HfApi,
+    student: Any,
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    tmp_path: Path,
+) -> None:
+    """Asked for by a tag or not: scores are those of training, though the base's main branch has moved on."""
+    base = "tester/base"
+    online.create_repo(base)
+    online.upload_folder(repo_id=base, folder_path=student_dir)
+    first = online.model_info(base).sha
+
+    def move_on() -> None:
+        with torch.no_grad():
+            for weight in student.parameters():
+                weight.mul_(1.5)
+        student.save_pretrained(tmp_path / "next")
+        online.upload_file(
+            repo_id=base, path_or_fileobj=tmp_path / "next" / "model.safetensors", path_in_repo="model.safetensors"
+        )
+
+    if asked:
+        move_on()
+    named = StudentArguments(student=base, student_revision=first if asked else None, lora_r=4)
+    report = compared(tmp_path, named, teacher_dir, pairs)
+    if not asked:
+        move_on()
+    out = tmp_path / "out"
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["revision"] == first
+    assert report["runs"][0]["llm_flipped"]["student_revision"] == first
+    assert first in (out / "README.md").read_text(encoding="utf-8")
+    answer, _ = FlippedMatcher.from_pretrained(out, device="cpu").scores(pairs)
+    with np.load(out / "runs" / "seed-42" / "llm_flipped" / "scores.npz") as saved:
+        np.testing.assert_allclose(answer, saved["answer_test"], atol=1e-4)
