@@ -43,7 +43,7 @@ class CachedPrefix:
         """
         rows = len(ids)
         cache = copy.copy(self.cache)
-        # Views for all rows: the model copies them once, when it appends the rows' own keys.
+        # Views for all rows: each layer copies them once, when it appends the rows' own keys.
         cache.layers = [_expanded(layer, rows) for layer in self.cache.layers]
         return {
             "input_ids": ids,
@@ -52,11 +52,27 @@ class CachedPrefix:
         }
 
 
+class _Beginning(DynamicLayer):
+    """Keys and values before those of the rows, for one forward pass.
+
+    What is joined is not kept, as in the usual cache, so that one layer's memory serves the next.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The rows' keys and values with those before them."""
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
 def _expanded(layer: Any, rows: int) -> Any:
-    twin = copy.copy(layer)
-    if layer.is_initialized:  # a layer that shares another's keys has none
-        twin.keys, twin.values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
-    return twin
+    if not layer.is_initialized:  # a layer that shares another's keys has none
+        return copy.copy(layer)
+    return _Beginning(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)))
 
 
 def read_prefix(model: nn.Module, ids: Sequence[int], keep: bool) -> CachedPrefix | None:
