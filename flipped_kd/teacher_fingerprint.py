@@ -4,6 +4,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -65,11 +66,11 @@ class FingerprintMemory:
 
 def _signature(model: SentenceTransformer | CrossEncoder) -> tuple[object, ...]:
     settings = hashlib.sha256(_settings(model, _tokenizer_as_it_is)).digest()
-    weights = [
-        (name, tensor.dtype, tuple(tensor.shape), zlib.crc32(_bytes_of(tensor)))
-        for name, tensor in model.state_dict().items()
-    ]
-    return settings, tuple(weights)
+    tensors = model.state_dict()
+    with ThreadPoolExecutor() as pool:  # zlib lets other threads run meanwhile
+        sums = list(pool.map(lambda tensor: zlib.crc32(_bytes_of(tensor)), tensors.values()))
+    shapes = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    return settings, tuple(zip(shapes, sums, strict=True))
 
 
 def _settings(model: SentenceTransformer | CrossEncoder, of_tokenizer: Callable[[Any], Any]) -> bytes:
