@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal, overload
+from collections.abc import Iterator
+from typing import Any, Literal, overload
 
 import datasets
 import numpy as np
@@ -83,11 +84,12 @@ class PairScorer:
             check_choice("kind", kind, KINDS)
         check_count("batch_size", batch_size)
         if isinstance(pairs, datasets.Dataset) and len(pairs) > PART:
-            parts = [
-                self.scores(part, batch_size=batch_size, show_progress_bar=show_progress_bar, kind=kind)
-                for part in (pairs.select(range(at, min(at + PART, len(pairs)))) for at in range(0, len(pairs), PART))
-            ]
-            return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+            found = np.empty((2, len(pairs)))
+            for rows_of, part in _parts(pairs):
+                found[:, rows_of] = self.scores(
+                    part, batch_size=batch_size, show_progress_bar=show_progress_bar, kind=kind
+                )
+            return found[0], found[1]
         columns, single = pair_columns(pairs)
         rows, order = unique(columns)
         answer, similarity = np.full((2, len(rows)), np.nan)
@@ -126,8 +128,13 @@ class PairScorer:
             TypeError: a text is no str.
         """
         kind = self._kind(score)
-        answer, similarity = self.scores(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar, kind=kind)
-        return self._probability(answer, similarity, kind)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        if isinstance(pairs, datasets.Dataset) and len(pairs) > PART:
+            found = np.empty(len(pairs))  # all that grows with the set
+            for rows_of, part in _parts(pairs):
+                found[rows_of] = self.predict(part, score=kind, **options)
+            return found
+        return self._probability(*self.scores(pairs, kind=kind, **options), kind)
 
     def matches(
         self,
@@ -262,6 +269,13 @@ class PairScorer:
         if show is None:
             show = logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
         return tqdm(total=total, unit=f" {unit}", disable=not show)
+
+
+def _parts(pairs: datasets.Dataset) -> Iterator[tuple[slice, datasets.Dataset]]:
+    """A set in parts, each with its place."""
+    for start in range(0, len(pairs), PART):
+        place = slice(start, min(start + PART, len(pairs)))
+        yield place, pairs.select(range(place.start, place.stop))
 
 
 def row_cosines(vectors: Tensor, first: list[int], second: list[int]) -> np.ndarray:
