@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.parallel import end_together
 from flipped_kd.recipe import run_recipe
+from tests.distributed.leaving import leave_together
 from tests.invariants.training import RecordingTrainer, lora, settings, trainable
 
 STEPS, SAVED, KILLED_AT = 6, 3, 5
@@ -94,7 +94,7 @@ def main(folder: Path, task: str) -> None:
                 trainer.score_pairs(trainer.eval_dataset)  # type: ignore[arg-type]
         trainer.train(resume_from_checkpoint=True)
         keep(folder, name, trainer)
-    end_together()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from safetensors.torch import save_file
 
-from flipped_kd.parallel import end_together
+from tests.distributed.leaving import leave_together
 from tests.invariants.training import UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
 
 # Settings by name; every gradient is kept as backward left it, and nothing is dropped by a random teacher.
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
             "similarity": similarity.tolist(),
         }
         (folder / f"{name}_facts_{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
-    end_together()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flipped_kd.parallel import end_together
+from tests.distributed.leaving import leave_together
 from tests.invariants.training import UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
 
 EVERY_PAIR = {"positive_threshold": 0.0, "negative_threshold": 1.0}
@@ -126,7 +126,7 @@ def main(folder: Path) -> None:
         rank = trainer.args.process_index
         for case, parts in awkward_batches(trainer).items():
             save_file(step_gradients(trainer, model, parts[rank], case), folder / f"{name}_{case}_{rank}.safetensors")
-    end_together()
+    leave_together()
     assert torch.get_num_threads() == 1
 
 

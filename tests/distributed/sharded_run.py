@@ -30,10 +30,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from flipped_kd.parallel import end_together
 from flipped_kd.student import default_lora, load_student, load_tokenizer
 from tests.distributed import sharded_steps
 from tests.distributed.ddp_run import EVERY_PAIR
+from tests.distributed.leaving import leave_together
 from tests.invariants.training import UNCLIPPED, RecordingTrainer, lora, settings
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -182,7 +182,7 @@ def main(folder: Path) -> None:
     for name in RUNS:
         for sharded in (False, True):
             run(folder, name, sharded)
-    end_together()
+    leave_together()
 
 
 if __name__ == "__main__":
