@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from .config import DataArguments, FlippedDistillationConfig, StudentArguments
+from .config import FlippedDistillationConfig
+from .recipe_arguments import DataArguments, StudentArguments
 from .settings import parse_settings
 
 CLASSES = (StudentArguments, DataArguments, FlippedDistillationConfig)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from .sole_writer import WITHOUT_LOCKS
+from .sole_writer import acquire
 
 logger = logging.getLogger(__name__)
 LOCK, ASIDE = ".lock", "-replaced"
@@ -53,7 +53,7 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
     lock = _lock_of(partial)
     try:
-        _hold(lock, partial)
+        acquire(lock, f"{target.parent} lies on a file system without locks: what is left by a kill stays")
         partial.mkdir()
         yield partial
         sync_tree(partial)
@@ -118,15 +118,6 @@ def sync(path: Path) -> None:
 def _lock_of(partial: Path) -> FileLock:
     """The lock that whoever writes into `partial` holds; it ends with its process."""
     return FileLock(partial.with_name(f"{partial.name}{LOCK}"))
-
-
-def _hold(lock: FileLock, partial: Path) -> None:
-    try:
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-        logger.warning("%s lies on a file system without locks: what is left by a kill stays", partial.parent)
 
 
 def _release(lock: FileLock) -> None:

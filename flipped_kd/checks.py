@@ -1,9 +1,10 @@
-"""Checks of settings and shapes shared by the losses: each names the value, the rule and the remedy."""
+"""Checks of settings and shapes: each names the value, the rule and the remedy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor
 
@@ -28,3 +29,15 @@ def check_same_shape(**tensors: Tensor | None) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor is not None}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"these must have one shape, (N, M) or (N,): {shapes}. Give either matrices or pairs only.")
+
+
+def require(condition: bool, name: str, value: Any, rule: str) -> None:
+    """Raise ValueError, with value and rule, unless `condition` holds of a setting."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: {rule}")
+
+
+def require_integer(name: str, value: Any, least: int, why: str) -> None:
+    """Raise ValueError, with the reason, unless a setting is an integer of at least `least`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    require(is_integer and value >= least, name, value, f"give an integer of at least {least}; {why}")

@@ -43,8 +43,10 @@ def train(options: Namespace) -> None:
     """Train and compare; every setting of the recipes is an option."""
     from accelerate import PartialState
 
-    from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
+    from .config import FlippedDistillationConfig
     from .experiment import run_comparison
+    from .recipe_arguments import DataArguments, StudentArguments
+    from .settings import parse_settings
 
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
     if {"-h", "--help"} & set(options.settings):

@@ -62,11 +62,11 @@ def predict(options: Namespace) -> None:
                 show_progress_bar=False,
                 kind=None if options.all_scores else kind,
             )
-            log_odds = {each: _log_odds(scorer, answer, similarity, each) for each in scorer.kinds}
+            log_odds = {each: scorer.log_odds(answer, similarity, each) for each in scorer.kinds}
             columns = {f"score_{each}": expit(values) for each, values in log_odds.items()}
             columns |= {"score": expit(log_odds[kind]), "answer_log_odds": answer, "cosine": similarity}
             if options.threshold == "tuned":
-                columns["match"] = scorer.matches(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
+                columns["match"] = scorer.matches(answer, similarity, kind)
             elif options.threshold is not None:
                 columns["match"] = columns["score"] >= options.threshold
             return pa.table([columns[name.removeprefix(prefix)] for name in schema.names], schema=schema)
@@ -81,11 +81,6 @@ def predict(options: Namespace) -> None:
         [prefix + name for name in names],
         open_work,
     )
-
-
-def _log_odds(scorer: MatchScore, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind) -> np.ndarray:
-    """Log-odds (n,); what was not computed (NaN) counts only in scores that are not asked for."""
-    return scorer.log_odds(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
 
 
 def checked_kind(matcher: FlippedMatcher, score: str | None) -> ScoreKind:
@@ -179,7 +174,7 @@ def _judged(
     scores = {}
     for kind in kinds:
         tuned = None if scorer is ANSWER_ONLY else scorer.kinds[kind].threshold
-        log_odds = _log_odds(scorer, answer, similarity, kind)
+        log_odds = scorer.log_odds(answer, similarity, kind)
         scores[kind] = matching_metrics(log_odds, labels, threshold=0.0, tuned_threshold=tuned) | {"threshold": 0.5}
         if tuned is not None:
             scores[kind]["threshold_tuned"] = scorer.threshold(kind)

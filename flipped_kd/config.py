@@ -1,7 +1,4 @@
-"""Settings: one TrainingArguments subclass for training, and small dataclasses for the student and the data.
-
-`parse_settings` reads them from YAML and flags.
-"""
+"""The trainer's settings. Those that recipes have beside them stand in `recipe_arguments`; `settings` reads both."""
 
 from __future__ import annotations
 
@@ -14,26 +11,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .checks import require, require_integer
 from .precision import has_bfloat16
-from .settings import parse_settings
 
 # Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
 DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
 
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
-
-__all__ = ["PLAIN", "DataArguments", "FlippedDistillationConfig", "StudentArguments", "parse_settings"]
-
-
-def _require(condition: bool, name: str, value: Any, rule: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value!r}: {rule}")
-
-
-def _require_integer(name: str, value: Any, least: int, why: str) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    _require(is_integer and value >= least, name, value, f"give an integer of at least {least}; {why}")
 
 
 def _mapping(value: Any) -> Any:
@@ -197,11 +182,11 @@ class FlippedDistillationConfig(TrainingArguments):
 
     def _resolve_precision(self) -> None:
         allowed = ("auto", "bf16", "fp16", "fp32")
-        _require(self.precision in allowed, "precision", self.precision, f"choose one of {list(allowed)}.")
+        require(self.precision in allowed, "precision", self.precision, f"choose one of {list(allowed)}.")
         for flag, on in (("bf16", self.bf16), ("fp16", self.fp16)):
             if on:
                 rule = f"it contradicts {flag}=True; give one of the two."
-                _require(self.precision in ("auto", flag), "precision", self.precision, rule)
+                require(self.precision in ("auto", flag), "precision", self.precision, rule)
                 self.precision = flag
         on_accelerator = torch.accelerator.is_available() and not self.use_cpu
         if self.precision == "auto":
@@ -209,7 +194,7 @@ class FlippedDistillationConfig(TrainingArguments):
             on_gpu = on_accelerator and has_bfloat16()
             self.precision = launched if launched in ("bf16", "fp16") else "bf16" if on_gpu else "fp32"
         rule = "a CPU has no float16 training; use 'bf16' or 'fp32'."
-        _require(self.precision != "fp16" or on_accelerator, "precision", self.precision, rule)
+        require(self.precision != "fp16" or on_accelerator, "precision", self.precision, rule)
         self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers accepts bf16 on a CPU only where the CPU was asked for
@@ -240,39 +225,39 @@ class FlippedDistillationConfig(TrainingArguments):
             "score": ("answer", "similarity", "both"),
         }.items():
             value = getattr(self, name)
-            _require(value in allowed, name, value, f"choose one of {list(allowed)}.")
+            require(value in allowed, name, value, f"choose one of {list(allowed)}.")
         for name in ("sup_weight", "dist_weight", "mcl_weight"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
+            require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
         if self.sup_weight + self.dist_weight + self.mcl_weight == 0:
             raise ValueError(
                 "sup_weight, dist_weight and mcl_weight are all 0: nothing would be trained; raise one of them."
             )
         rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
         value = self.answer_teacher_weight
-        _require(0 <= value <= 1, "answer_teacher_weight", value, rule)
+        require(0 <= value <= 1, "answer_teacher_weight", value, rule)
         rule = "with sup_weight=0 no answer is taught: raise that, or set this to 0."
-        _require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
+        require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
         rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."
-        _require(0 <= self.margin <= math.pi, "margin", self.margin, rule)
+        require(0 <= self.margin <= math.pi, "margin", self.margin, rule)
         rule = "it must lie in (0, 100]; 0.05 is usual."
-        _require(0 < self.temperature <= 100, "temperature", self.temperature, rule)
+        require(0 < self.temperature <= 100, "temperature", self.temperature, rule)
         for name in ("positive_threshold", "negative_threshold"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, name, value, "a threshold is a probability in [0, 1]; 0.5 means undecided.")
+            require(0 <= value <= 1, name, value, "a threshold is a probability in [0, 1]; 0.5 means undecided.")
         if self.representation != "independent":
             rule = f"representation={self.representation!r} compares a text_b with its own text_a only: use "
             rule += "contrast='pairwise' or representation='independent'."
-            _require(self.contrast == "pairwise", "contrast", self.contrast, rule)
+            require(self.contrast == "pairwise", "contrast", self.contrast, rule)
         if not isinstance(self.encoder_layers, str):  # one number or several, as Python code may give them
             numbers = [self.encoder_layers] if isinstance(self.encoder_layers, int) else self.encoder_layers
             self.encoder_layers = ",".join(str(number) for number in numbers)
         if isinstance(self.encoder_modules, str):
             self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
-        _require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
+        require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
         if self.mini_batch_size is not None:
-            _require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
-        _require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
+            require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
+        require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
 
     def _check_training(self) -> None:
         if self.remove_unused_columns:
@@ -283,128 +268,20 @@ class FlippedDistillationConfig(TrainingArguments):
         if self.max_grad_value is not None:
             rule = "clip at a finite positive value, or give 0 for no clipping by value."
             finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
-            _require(finite, "max_grad_value", self.max_grad_value, rule)
+            require(finite, "max_grad_value", self.max_grad_value, rule)
         for name in ("bf16_full_eval", "fp16_full_eval"):
             rule = "it would round the adapter that is being trained, in place: give precision instead."
-            _require(not getattr(self, name), name, getattr(self, name), rule)
+            require(not getattr(self, name), name, getattr(self, name), rule)
         rule = "scores of all pairs are one array; leave it True."
-        _require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
+        require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
         strategies = ("group_by_length", "random", "sequential")
         rule = f"choose one of {list(strategies)}; batches of unequal numbers of pairs would weigh pairs unequally."
         value = self.train_sampling_strategy
-        _require(value in strategies, "train_sampling_strategy", value, rule)
+        require(value in strategies, "train_sampling_strategy", value, rule)
         rule = "L_sup is the cross-entropy of one answer token; leave it 0."
-        _require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
+        require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
 
     @property
     def distils(self) -> bool:
         """Whether the teacher takes part at all."""
         return any(getattr(self, name) > 0 for name in PLAIN)
-
-
-@dataclass
-class StudentArguments:
-    """The decoder-only student and its LoRA adapter.
-
-    Args:
-        student: Hub name or folder of a causal language model.
-        student_revision: branch, tag or commit on the Hub.
-        lora_r: rank of A and B.
-        lora_alpha: numerator of the scaling alpha / r.
-        lora_dropout: dropout before A.
-        lora_target_modules: "all-linear" or comma-separated endings of module names.
-        student_dtype: dtype the weights are loaded in: "auto" (float32 on a CPU and with precision="fp32", bfloat16 on
-            a GPU that has it), "float32" or "bfloat16".
-        load_in_4bit: QLoRA: keep the student's frozen weights in 4 bits (needs the extra `qlora`).
-        trust_remote_code: run code that the student's or teacher's repository brings. Never on unless asked.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    student: str | None = field(default=None, metadata={"help": "Hub name or folder of the student."})
-    student_revision: str | None = field(default=None, metadata={"help": "Revision of the student on the Hub."})
-    lora_r: int = field(default=32, metadata={"help": "Rank of A and B."})
-    lora_alpha: float = field(default=64.0, metadata={"help": "Numerator of the scaling alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before A."})
-    lora_target_modules: str = field(
-        default="all-linear", metadata={"help": "all-linear or comma-separated module names."}
-    )
-    student_dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: frozen weights in 4 bits (NF4)."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model repositories."})
-
-    def __post_init__(self) -> None:
-        _require_integer("lora_r", self.lora_r, 1, "it is the rank of A and B.")
-        positive = math.isfinite(self.lora_alpha) and self.lora_alpha > 0
-        _require(positive, "lora_alpha", self.lora_alpha, "give a positive number; twice the rank is usual.")
-        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a dropout share lies in [0, 1).")
-        dtypes = ("auto", "float32", "bfloat16")
-        _require(self.student_dtype in dtypes, "student_dtype", self.student_dtype, f"choose one of {list(dtypes)}.")
-
-
-@dataclass
-class DataArguments:
-    """The pairs and the teacher.
-
-    Args:
-        train_file: local file (JSONL, CSV, TSV, Parquet) or Hub data set of the training pairs; validation_file,
-            test_file likewise.
-        questions_file: FAQ retrieval: JSON Lines of canonical questions (id, question). The three files then hold
-            queries (query, question_id), from which pairs are made (`faq.faq_pairs`, seed 0); all questions are ranked
-            for each test query.
-        max_eval_queries: FAQ retrieval: make validation and test pairs of a random subset of so many queries; ranking
-            takes all.
-        max_answer_rankings: FAQ retrieval: rank by the student's answers too, not by vectors alone, where test queries
-            times questions are at most so many; each is a forward pass. 0 never does.
-        dataset_name: a Hub data set with splits train, validation, test, instead of files.
-        text_a_column: name of the column of the first text; text_b_column, label_column likewise.
-        label_threshold: turns a score column into labels: score >= threshold is 1.
-        skip_bad_rows: leave out bad rows, saying how many, instead of stopping.
-        max_train_pairs: train on a random subset of this size, drawn by the seed.
-        teacher: Hub name or folder of the small expert; teacher_revision its revision.
-        seeds: how many seeds to run, counted from `seed`.
-        baseline: train plainly with the same budget too, to compare with. False takes half the time; the report then
-            holds the flipped student against the teacher and the bare LLM.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    train_file: str | None = field(default=None, metadata={"help": "Training pairs: file or Hub data set."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs."})
-    test_file: str | None = field(default=None, metadata={"help": "Test pairs."})
-    questions_file: str | None = field(
-        default=None, metadata={"help": "FAQ retrieval: canonical questions; the other files hold queries."}
-    )
-    max_eval_queries: int | None = field(
-        default=None, metadata={"help": "FAQ retrieval: queries that validation and test pairs are made of."}
-    )
-    max_answer_rankings: int = field(
-        default=10_000,
-        metadata={"help": "FAQ retrieval: rank by answers too where queries times questions are at most so many."},
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub data set with splits train, validation, test."}
-    )
-    text_a_column: str = field(default="text_a", metadata={"help": "Column of the first text."})
-    text_b_column: str = field(default="text_b", metadata={"help": "Column of the second text."})
-    label_column: str = field(default="label", metadata={"help": "Column of the label."})
-    label_threshold: float | None = field(default=None, metadata={"help": "Scores from here on count as label 1."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Leave out bad rows instead of stopping."})
-    max_train_pairs: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
-    teacher: str | None = field(default=None, metadata={"help": "Hub name or folder of the teacher."})
-    teacher_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
-    seeds: int = field(default=1, metadata={"help": "How many seeds to run, counted from --seed."})
-
-    baseline: bool = field(default=True, metadata={"help": "Train plainly with the same budget too, to compare with."})
-
-    def __post_init__(self) -> None:
-        _require_integer("seeds", self.seeds, 1, "at least one run is needed.")
-        _require_integer("max_answer_rankings", self.max_answer_rankings, 0, "0 ranks by vectors alone.")
-        for name in ("max_train_pairs", "max_eval_queries"):
-            if getattr(self, name) is not None:
-                _require_integer(name, getattr(self, name), 1, "leave it out to take all.")
-        if self.label_threshold is not None:
-            rule = "scores from here on count as label 1; give a finite number."
-            _require(math.isfinite(self.label_threshold), "label_threshold", self.label_threshold, rule)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import PLAIN, DataArguments, FlippedDistillationConfig, StudentArguments
+from .config import PLAIN, FlippedDistillationConfig
 from .evidence import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
 from .keys import shared_texts
@@ -22,6 +22,7 @@ from .model_card import write_card
 from .provenance import device_name, library_versions, shown_command, shown_name
 from .publish import publish
 from .push import open_repository
+from .recipe_arguments import DataArguments, StudentArguments
 from .report import (
     REPORT_VERSION,
     SplitScores,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
-from .config import DataArguments, FlippedDistillationConfig
+from .config import FlippedDistillationConfig
 from .faq import Faq, rank_questions, rank_scores, read_faq
 from .keys import text_keys
 from .pair_scorer import PairScorer
+from .recipe_arguments import DataArguments
 from .teacher import BiEncoderTeacher, CrossEncoderTeacher
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ class PairScorer:
         if threshold != "tuned":
             return np.asarray(self._probability(answer, similarity, kind) >= threshold)
         assert self.match_score is not None
-        return self.match_score.matches(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
+        return self.match_score.matches(answer, similarity, kind)
 
     def _kind(self, score: ScoreKind | None) -> ScoreKind:
         """Which score to compute, refused where it cannot be had."""
@@ -193,8 +193,7 @@ class PairScorer:
     def _probability(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind) -> np.ndarray:
         if self.match_score is None:
             return expit(answer)
-        # What the score does not need was not computed, and has weight 0.
-        return self.match_score.probability(np.nan_to_num(answer), np.nan_to_num(similarity), kind)
+        return self.match_score.probability(answer, similarity, kind)
 
     # ---- Texts ----
 

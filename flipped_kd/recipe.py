@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
+from .config import FlippedDistillationConfig
 from .experiment import run_comparison
 from .parallel import end_together
+from .recipe_arguments import DataArguments, StudentArguments
+from .settings import parse_settings
 from .splits import SPLITS, load_split
 from .training_run import say
 

@@ -36,12 +36,15 @@ class LogOdds:
     threshold: float
 
     def __call__(self, answer: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-        """Log-odds (n,) of pairs with answer log-odds `answer` (n,) and similarity `similarity` (n,)."""
-        return (
-            self.answer * np.asarray(answer, np.float64)
-            + self.similarity * np.asarray(similarity, np.float64)
-            + self.bias
-        )
+        """Log-odds (n,) of pairs with answer log-odds `answer` (n,) and similarity `similarity` (n,).
+
+        What has weight 0 is not looked at, and may be NaN where it was not computed.
+        """
+        total: np.ndarray = np.zeros(np.shape(answer))
+        for weight, values in ((self.answer, answer), (self.similarity, similarity)):
+            if weight:
+                total = total + weight * np.asarray(values, np.float64)
+        return total + self.bias
 
 
 def fit_log_odds(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:

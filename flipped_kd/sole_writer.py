@@ -28,16 +28,27 @@ def sole_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
+        acquire(lock, f"{folder} lies on a file system without locks: see that no two commands write into it")
     except Timeout as error:
         raise RuntimeError(
             f"{folder} is being written by another process: wait until it has ended, or give another output_dir."
         ) from error
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise
-        logger.warning("%s lies on a file system without locks: see that no two commands write into it", folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def acquire(lock: FileLock, without: str) -> None:
+    """Hold `lock`; where the file system has none, only `without` is said, in the log.
+
+    Raises:
+        Timeout: another process holds it.
+        OSError: the lock's file cannot be written.
+    """
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        logger.warning("%s", without)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from .config import DataArguments
 from .data import PairColumns, load_pairs
 from .faq import faq_pairs, read_faq, subset
+from .recipe_arguments import DataArguments
 
 SPLITS = ("train", "validation", "test")
 

@@ -18,12 +18,13 @@ from transformers import TrainingArguments
 
 from .atomic_file import replacing, write_atomically
 from .checkpoint_files import checkpoints_in
-from .config import DataArguments, FlippedDistillationConfig, StudentArguments
+from .config import FlippedDistillationConfig
 from .evidence import look, write_evidence
 from .faq_ranking import answer_retrieval, student_retrieval
 from .keys import dataset_keys
 from .precision import weights_dtype
 from .provenance import shown_name
+from .recipe_arguments import DataArguments, StudentArguments
 from .report import SplitScores
 from .resume import random_states_kept
 from .splits import SPLITS, Splits
@@ -251,12 +252,12 @@ def _claim(folder: Path, fingerprint: str, writes: bool) -> None:
     """
     path = folder / FINGERPRINT_FILE
     finished = (folder / RUN_FILE).is_file()
-    if path.is_file() and path.read_text(encoding="utf-8").strip() != fingerprint:
-        if finished or checkpoints_in(folder):
-            raise ValueError(
-                f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "
-                "data or models: use another --output_dir, or delete it to run anew."
-            )
+    known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    if known != fingerprint and (finished or checkpoints_in(folder)):
+        raise ValueError(
+            f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "
+            "data or models: use another --output_dir, or delete it to run anew."
+        )
     if writes:
         write_atomically(path, fingerprint + "\n")
 

@@ -23,9 +23,10 @@ from transformers import set_seed
 
 from flipped_kd.ablation import Peer, judge_run
 from flipped_kd.ablation_plan import Job, settings_of
-from flipped_kd.config import FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.crossencoder_layout import trainable_cross_encoder
 from flipped_kd.prompts import PairPrompt
+from flipped_kd.recipe_arguments import StudentArguments
 from flipped_kd.report import SplitScores
 from flipped_kd.splits import load_splits
 from flipped_kd.student import default_lora, load_student, load_tokenizer

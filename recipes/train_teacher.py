@@ -37,8 +37,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from flipped_kd.atomic_folder import check_target, whole_or_absent
-from flipped_kd.config import DataArguments
 from flipped_kd.metrics import best_f1_threshold, matching_metrics
+from flipped_kd.recipe_arguments import DataArguments
 from flipped_kd.settings import parse_settings
 from flipped_kd.splits import load_split
 from flipped_kd.teacher import load_teacher

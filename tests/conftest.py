@@ -170,25 +170,11 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def comparison_dir(
-    student_dir: Path,
-    teacher_dir: Path,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Output folder of a comparison of two seeds and two steps."""
-    from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
-    from flipped_kd.experiment import run_comparison
+def comparison_settings(folder: Path) -> Any:
+    """Of the two steps of `comparison_dir`."""
+    from flipped_kd.config import FlippedDistillationConfig
 
-    folder = tmp_path_factory.mktemp("machine path") / "tiny"
-    folder.mkdir()
-    files = {}
-    for split, part in (("train", pairs), ("validation", held_out), ("test", held_out)):
-        files[f"{split}_file"] = str(folder.parent / f"{split}.jsonl")
-        part.to_json(files[f"{split}_file"])
-    config = FlippedDistillationConfig(
+    return FlippedDistillationConfig(
         output_dir=str(folder),
         max_steps=2,
         logging_steps=1,
@@ -199,8 +185,28 @@ def comparison_dir(
         precision="fp32",
         disable_tqdm=True,
     )
-    student = StudentArguments(student=str(student_dir), lora_r=4)
-    run_comparison(student, DataArguments(**files, teacher=str(teacher_dir), seeds=2), config)
+
+
+@pytest.fixture(scope="session")
+def comparison_dir(
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Output folder of a comparison of two seeds and two steps."""
+    from flipped_kd.experiment import run_comparison
+    from flipped_kd.recipe_arguments import DataArguments, StudentArguments
+
+    folder = tmp_path_factory.mktemp("machine path") / "tiny"
+    folder.mkdir()
+    files = {}
+    for split, part in (("train", pairs), ("validation", held_out), ("test", held_out)):
+        files[f"{split}_file"] = str(folder.parent / f"{split}.jsonl")
+        part.to_json(files[f"{split}_file"])
+    data = DataArguments(**files, teacher=str(teacher_dir), seeds=2)
+    run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, comparison_settings(folder))
     return folder
 
 

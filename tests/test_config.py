@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from flipped_kd.config import PLAIN, DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import PLAIN, FlippedDistillationConfig
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,14 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.experiment import run_comparison
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.report import SYSTEMS, markdown_table
 from flipped_kd.report_page import write_page
 from flipped_kd.sole_writer import sole_writer
 from flipped_kd.splits import SPLITS, load_splits
+from tests.conftest import comparison_settings
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [
@@ -144,17 +146,7 @@ def test_without_plain_fine_tuning_the_rest_is_compared(
     """The flipped run is the same; table, card and page do without the other."""
     whole = json.loads((comparison_dir / "report.json").read_text(encoding="utf-8"))
     files = {f"{split}_file": str(comparison_dir.parent / f"{split}.jsonl") for split in SPLITS}
-    config = FlippedDistillationConfig(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        logging_steps=1,
-        per_device_train_batch_size=8,
-        max_length=64,
-        save_strategy="no",
-        learning_rate=1e-3,
-        precision="fp32",
-        disable_tqdm=True,
-    )
+    config = comparison_settings(tmp_path / "out")
     data = DataArguments(**files, teacher=str(teacher_dir), seeds=2, baseline=False)
     student = StudentArguments(student=str(student_dir), lora_r=4)
     report = run_comparison(student, data, config)

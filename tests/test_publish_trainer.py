@@ -14,10 +14,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.experiment import run_comparison
 from flipped_kd.matcher import FlippedMatcher
 from flipped_kd.publish import PublishError, PublishReport
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.scoring import MatchScore
 from tests.hub.server import LoopbackHub
 

@@ -17,7 +17,8 @@ from flipped_kd.ablation_plan import read_plan
 from flipped_kd.ablation_rows import read_rows
 from flipped_kd.ablation_tables import overview
 from flipped_kd.cli_parser import build_parser
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.report import markdown_table
 
 ROOT = Path(__file__).parents[1]

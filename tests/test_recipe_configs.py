@@ -14,7 +14,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed.fsdp import StateDictType
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
+from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
+from flipped_kd.settings import parse_settings
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = sorted(path for path in (RECIPES / "configs").glob("*.yaml") if not path.stem.startswith("ablation"))

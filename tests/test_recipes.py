@@ -16,11 +16,13 @@ from mini_student import MiniStudentSettings, build_mini_student
 from mini_teacher import MiniTeacherSettings, build_mini_teacher
 from sklearn.metrics import roc_auc_score
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments, parse_settings
+from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.faq import read_faq
 from flipped_kd.faq_ranking import answer_retrieval
 from flipped_kd.matcher import FlippedMatcher
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.report import SYSTEMS
+from flipped_kd.settings import parse_settings
 from flipped_kd.splits import load_split
 from flipped_kd.teacher_check import warnings_of
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from flipped_kd.cli import main
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
 from flipped_kd.evidence import EVIDENCE_FILE, EXAMPLES_FILE
 from flipped_kd.experiment import run_comparison
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.report_data import gather
 from flipped_kd.report_page import render_page, write_page
 from tests.cli_helpers import pair_rows, write_rows

@@ -92,6 +92,17 @@ def test_thresholds_have_the_best_f1_of_all_cuts_on_validation() -> None:
         assert chosen == pytest.approx(max(f1_score(labels, odds >= cut) for cut in odds))
 
 
+def test_a_score_looks_at_what_it_needs_alone() -> None:
+    answer, similarity, labels = validation()
+    score, unknown = MatchScore.fit(answer, similarity, labels), np.full(len(labels), np.nan)
+    alone = score.log_odds(answer, unknown, "answer"), score.log_odds(unknown, similarity, "similarity")
+    np.testing.assert_array_equal(alone[0], score.log_odds(answer, similarity, "answer"))
+    np.testing.assert_array_equal(alone[1], score.log_odds(answer, similarity, "similarity"))
+    assert np.isnan(score.log_odds(answer, unknown, "both")).all()  # not taken for 0
+    constant = LogOdds(0.0, 0.0, 0.5, threshold=0.0)
+    np.testing.assert_array_equal(constant(answer, similarity), np.full(len(labels), 0.5))
+
+
 def test_thresholds_have_the_precision_asked_for() -> None:
     answer, similarity, labels = validation()
     score = MatchScore.fit(answer, similarity, labels, min_precision=0.95)

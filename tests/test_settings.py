@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.settings import parse_settings
 
 CLASSES = (StudentArguments, DataArguments, FlippedDistillationConfig)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from flipped_kd import training_run
-from flipped_kd.config import DataArguments, FlippedDistillationConfig, StudentArguments
+from flipped_kd.config import FlippedDistillationConfig
+from flipped_kd.recipe_arguments import DataArguments, StudentArguments
 from flipped_kd.splits import Splits
 from flipped_kd.teacher import load_teacher
 from flipped_kd.trainer import FlippedDistillationTrainer
@@ -82,6 +83,13 @@ def test_a_killed_run_is_gone_on_from_with_its_own_settings_alone(run: Any, kill
     assert run().facts["steps"] == 2
     with pytest.raises(ValueError, match=r"holds a finished run with other settings"):
         run(learning_rate=0.5)
+
+
+def test_a_run_that_nobody_has_named_is_not_taken_for_this_one(run: Any, killed: Any, tmp_path: Path) -> None:
+    killed(1)
+    (tmp_path / "run" / "fingerprint.txt").unlink()
+    with pytest.raises(ValueError, match="holds the checkpoints of a run"):
+        run()
 
 
 def test_a_run_killed_before_its_first_checkpoint_binds_nobody(run: Any, killed: Any) -> None:
