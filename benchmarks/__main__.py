@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+from transformers.utils import logging as transformers_logging
+
 from . import (
     contrast_memory,
     cost_per_pair,
@@ -24,7 +27,7 @@ from . import (
     teacher_scoring,
     training_step,
 )
-from .harness import Row, machine, save
+from .harness import Row, machine, save, say
 
 # What users would compare us by.
 TABLE: dict[str, Callable[..., list[Row]]] = {
@@ -56,6 +59,10 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in names]:
         parser.error(f"there is no benchmark {unknown[0]!r}: choose from {', '.join(names)}")
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    if not options.names:
+        say(f"{'some 10 minutes' if options.quick else 'an hour and more'}; rows are written to {options.json}")
     print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     results: dict[str, list[Row]] = {}
     seconds: dict[str, float] = {}

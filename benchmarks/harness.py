@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -70,11 +71,17 @@ def take_turns(systems: Mapping[str, Callable[[], float]], rounds: int) -> dict[
         # Whoever comes after a heavy one finds a warm or a throttled core: the order changes.
         names = list(systems)
         shift = turn % len(names)
+        say(f"round {turn} of {rounds}" if turn else f"warming up {', '.join(systems)}")
         for name in names[shift:] + names[:shift]:
             value = systems[name]()
             if turn:
                 found[name].append(value)
     return found
+
+
+def say(text: str) -> None:
+    """A line of progress, with the time of day; what is found goes to standard output."""
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> tuple[float, list[float]]:
@@ -126,6 +133,7 @@ def growth() -> Iterator[dict[str, int]]:
 
 def elsewhere(module: str, *arguments: Any) -> Any:
     """The JSON that `python -m benchmarks.<module> arguments` prints last, run in a process of its own."""
+    say(" ".join([module, *map(str, arguments)]))
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -70,8 +70,8 @@ class DataArguments:
         max_train_pairs: train on a random subset of this size, drawn by the seed.
         teacher: Hub name or folder of the small expert; teacher_revision its revision.
         seeds: how many seeds to run, counted from `seed`.
-        baseline: train plainly with the same budget too, to compare with. False takes half the time; the report then
-            holds the flipped student against the teacher and the bare LLM.
+        baseline: train plainly with the same budget too, to compare with. False saves almost half the time; the
+            report then holds the flipped student against the teacher and the bare LLM.
 
     Raises:
         ValueError: a setting is out of range.
