@@ -23,11 +23,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flipped_kd import FlippedMatcher, LoraEncoder, PairPrompt
-from flipped_kd.collator import TeacherScoringCollator
-from flipped_kd.pair_texts import DatasetTexts
-from flipped_kd.scoring import MatchScore
-from flipped_kd.student import default_lora
-from flipped_kd.teacher_scores import TeacherEmbeddings
+from flipped_kd.evaluation.match_score import MatchScore
+from flipped_kd.students.loading import default_lora
+from flipped_kd.teachers.items import DatasetTexts
+from flipped_kd.teachers.score_table import TeacherEmbeddings
+from flipped_kd.training.collator import TeacherScoringCollator
 
 from .harness import Row, elsewhere, growth
 from .teacher_scale import WORDS, static_teacher, stored_rows

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, load_pairs
-from flipped_kd.parallel import end_together
+from flipped_kd.training.processes import end_together
 
 from .harness import SHARED, missing
 

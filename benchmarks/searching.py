@@ -20,7 +20,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import semantic_search
 
 from flipped_kd import FlippedMatcher
-from flipped_kd.search_index import SearchIndex
+from flipped_kd.inference.search_index import SearchIndex
 
 from .harness import SHARED, STUDENT, TEACHER, Row, missing, ratios, take_turns
 from .inference import merged_model

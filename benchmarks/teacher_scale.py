@@ -22,10 +22,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from flipped_kd.pair_texts import DatasetTexts
-from flipped_kd.teacher import BiEncoderTeacher
-from flipped_kd.teacher_cache import TeacherCache
-from flipped_kd.teacher_scores import TeacherEmbeddings
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
+from flipped_kd.teachers.cache import TeacherCache
+from flipped_kd.teachers.items import DatasetTexts
+from flipped_kd.teachers.score_table import TeacherEmbeddings
 
 from .harness import growth
 

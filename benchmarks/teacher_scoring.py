@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from flipped_kd.faq import faq_pairs, read_faq, subset
-from flipped_kd.keys import text_keys
-from flipped_kd.pair_texts import DatasetTexts
-from flipped_kd.teacher import BiEncoderTeacher
+from flipped_kd.data.faq import faq_pairs, read_faq, subset
+from flipped_kd.data.keys import text_keys
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
+from flipped_kd.teachers.items import DatasetTexts
 
 from .harness import SHARED, TEACHER, Row, missing, ratios, take_turns
 

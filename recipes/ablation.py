@@ -22,15 +22,15 @@ from mini_student import MiniStudentSettings, build_mini_student
 from mini_teacher import build_mini_teacher
 from peers import PEERS
 
-from flipped_kd.ablation import ROWS_FILE, pending, run_plan
-from flipped_kd.ablation_plan import Job, Plan, read_plan
-from flipped_kd.ablation_plots import draw_runs
-from flipped_kd.ablation_rows import read_rows
-from flipped_kd.ablation_tables import group_tables
-from flipped_kd.atomic_file import write_atomically
-from flipped_kd.data import load_pairs
-from flipped_kd.plots import have_matplotlib
-from flipped_kd.report_figures import write_png
+from flipped_kd.data.loading import load_pairs
+from flipped_kd.evaluation.plots import have_matplotlib
+from flipped_kd.experiments.ablation.plan import Job, Plan, read_plan
+from flipped_kd.experiments.ablation.plots import draw_runs
+from flipped_kd.experiments.ablation.rows import read_rows
+from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
+from flipped_kd.experiments.ablation.tables import group_tables
+from flipped_kd.experiments.report.figures import write_png
+from flipped_kd.utils.atomic_file import write_atomically
 
 HERE = Path(__file__).parent
 QUICK = HERE / "configs" / "ablation_quick.yaml"

@@ -21,19 +21,19 @@ from sentence_transformers.cross_encoder import losses as cross_encoder_losses
 from torch import nn
 from transformers import set_seed
 
-from flipped_kd.ablation import Peer, judge_run
-from flipped_kd.ablation_plan import Job, settings_of
-from flipped_kd.config import FlippedDistillationConfig
-from flipped_kd.crossencoder_layout import trainable_cross_encoder
-from flipped_kd.prompts import PairPrompt
-from flipped_kd.recipe_arguments import StudentArguments
-from flipped_kd.report import SplitScores
-from flipped_kd.splits import load_splits
-from flipped_kd.student import default_lora, load_student, load_tokenizer
-from flipped_kd.teacher import BiEncoderTeacher, load_teacher
-from flipped_kd.teacher_calibration import PlattCalibration
-from flipped_kd.teacher_check import teacher_scores
-from flipped_kd.training_run import teacher_split_scores
+from flipped_kd.evaluation.comparison import SplitScores
+from flipped_kd.experiments.ablation.plan import Job, settings_of
+from flipped_kd.experiments.ablation.run import Peer, judge_run
+from flipped_kd.experiments.arguments import StudentArguments
+from flipped_kd.experiments.single_run import teacher_split_scores
+from flipped_kd.experiments.splits import load_splits
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.publishing.crossencoder_layout import trainable_cross_encoder
+from flipped_kd.students.loading import default_lora, load_student, load_tokenizer
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher, load_teacher
+from flipped_kd.teachers.calibration import PlattCalibration
+from flipped_kd.teachers.suitability import teacher_scores
+from flipped_kd.training.config import FlippedDistillationConfig
 
 # (pairs, teacher's log-odds of any texts a and b, seed) -> columns that the loss reads.
 Columns = Callable[[datasets.Dataset, Callable[..., np.ndarray], int], dict[str, Sequence[Any]]]

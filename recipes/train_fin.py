@@ -18,7 +18,7 @@ from pathlib import Path
 from mini_student import build_mini_student
 from mini_teacher import build_mini_teacher
 
-from flipped_kd.recipe import run_recipe
+from flipped_kd.experiments.recipe import run_recipe
 
 HERE = Path(__file__).parent
 MINI_DATA = HERE / "data" / "fin_mini"

@@ -36,13 +36,13 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-from flipped_kd.atomic_folder import check_target, whole_or_absent
-from flipped_kd.metrics import best_f1_threshold, matching_metrics
-from flipped_kd.recipe_arguments import DataArguments
-from flipped_kd.settings import parse_settings
-from flipped_kd.splits import load_split
-from flipped_kd.teacher import load_teacher
-from flipped_kd.teacher_check import teacher_scores
+from flipped_kd.evaluation.metrics import best_f1_threshold, matching_metrics
+from flipped_kd.experiments.arguments import DataArguments
+from flipped_kd.experiments.parsing import parse_settings
+from flipped_kd.experiments.splits import load_split
+from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.suitability import teacher_scores
+from flipped_kd.utils.atomic import check_target, whole_or_absent
 
 KINDS = ("bi-encoder", "cross-encoder")
 

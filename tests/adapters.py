@@ -21,9 +21,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from flipped_kd.encoder import LoraEncoder
-from flipped_kd.prompts import PairPrompt
-from flipped_kd.scoring import LogOdds, MatchScore
+from flipped_kd.evaluation.match_score import LogOdds, MatchScore
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.students.lora_encoder import LoraEncoder
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # A batch of many lengths: of one word, with line breaks and Chinese, and long.

@@ -172,7 +172,7 @@ def shared() -> Path:
 
 def comparison_settings(folder: Path) -> Any:
     """Of the two steps of `comparison_dir`."""
-    from flipped_kd.config import FlippedDistillationConfig
+    from flipped_kd.training.config import FlippedDistillationConfig
 
     return FlippedDistillationConfig(
         output_dir=str(folder),
@@ -196,8 +196,8 @@ def comparison_dir(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Output folder of a comparison of two seeds and two steps."""
-    from flipped_kd.experiment import run_comparison
-    from flipped_kd.recipe_arguments import DataArguments, StudentArguments
+    from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+    from flipped_kd.experiments.compare import run_comparison
 
     folder = tmp_path_factory.mktemp("machine path") / "tiny"
     folder.mkdir()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from flipped_kd.prompts import PairPrompt
+from flipped_kd.prompts.pair_prompt import PairPrompt
 
 SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
 CORPUS = [

@@ -31,7 +31,9 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
 
 
 def test_a_data_loader_worker_imports_no_model_library() -> None:
-    loaded = in_fresh_process("import json, sys; import flipped_kd.collator; print(json.dumps([*sys.modules]))")
+    loaded = in_fresh_process(
+        "import json, sys; import flipped_kd.training.collator; print(json.dumps([*sys.modules]))"
+    )
     assert "torch" in loaded
     assert not {"sentence_transformers", "peft", "sklearn", "evaluate"} & set(loaded)
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from flipped_kd.ablation import pending
-from flipped_kd.ablation_plan import read_plan
-from flipped_kd.ablation_rows import read_rows
-from flipped_kd.ablation_tables import overview
-from flipped_kd.cli_parser import build_parser
-from flipped_kd.config import FlippedDistillationConfig
-from flipped_kd.recipe_arguments import DataArguments, StudentArguments
-from flipped_kd.report import markdown_table
+from flipped_kd.cli.parser import build_parser
+from flipped_kd.evaluation.comparison import markdown_table
+from flipped_kd.experiments.ablation.plan import read_plan
+from flipped_kd.experiments.ablation.rows import read_rows
+from flipped_kd.experiments.ablation.run import pending
+from flipped_kd.experiments.ablation.tables import overview
+from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+from flipped_kd.training.config import FlippedDistillationConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

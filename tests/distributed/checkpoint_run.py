@@ -13,7 +13,7 @@ import datasets
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.checkpoint_files import complete_checkpoints
+from flipped_kd.training.checkpoint_files import complete_checkpoints
 from tests.distributed.leaving import leave_together
 from tests.invariants.training import RecordingTrainer, lora, settings, trainable
 

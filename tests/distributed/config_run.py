@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.recipe import run_recipe
+from flipped_kd.experiments.recipe import run_recipe
 from tests.distributed.leaving import leave_together
 from tests.invariants.training import RecordingTrainer, lora, settings, trainable
 

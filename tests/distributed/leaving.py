@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from flipped_kd.parallel import end_together
+from flipped_kd.training.processes import end_together
 
 
 def leave_together() -> None:

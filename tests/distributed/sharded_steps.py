@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flipped_kd.student import position_logits
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.students.loading import position_logits
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 
 STEPS = 3
 NAMES = ("whole", "sharded", "sharded_checkpointed")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from flipped_kd.checkpoint_files import missing_from, read_manifest
+from flipped_kd.training.checkpoint_files import missing_from, read_manifest
 from tests.distributed.checkpoint_run import SAMPLING, SAVED, STEPS
 from tests.distributed.launching import launch
 from tests.invariants.training import assert_equal

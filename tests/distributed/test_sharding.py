@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flipped_kd.encoder import LoraEncoder
+from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.distributed.launching import accelerate_launch, complete
 from tests.distributed.sharded_run import RUNS
 from tests.distributed.sharded_steps import NAMES

@@ -20,7 +20,7 @@ Loader = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 def by_matcher(load: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Scores and vectors through this project."""
-    from flipped_kd.matcher import FlippedMatcher
+    from flipped_kd.inference.matcher import FlippedMatcher
 
     matcher = FlippedMatcher.from_pretrained(load["repo"], **load.get("options", {}))
     answer, similarity = matcher.scores([tuple(pair) for pair in asked["pairs"]])

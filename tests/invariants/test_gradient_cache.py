@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flipped_kd.config import DIST_LOSSES
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.training.config import DIST_LOSSES
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import (
     PLAIN,
     UNCLIPPED,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.resume import EpochLengthGroupedSampler
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.training.resume import EpochLengthGroupedSampler
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import assert_equal, lora, new_trainer, settings, trainable
 
 # All that a resumed run could see otherwise: an epoch is 8 steps, so checkpoints fall at the end of the first and into

@@ -14,11 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.metrics import matching_metrics
-from flipped_kd.prompts import PairPrompt
-from flipped_kd.scoring import MatchScore
-from flipped_kd.teacher import load_teacher
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.evaluation.match_score import MatchScore
+from flipped_kd.evaluation.metrics import matching_metrics
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import assert_equal, logged, lora, new_trainer, settings, trainable
 
 WEIGHTS = {"sup_weight": 1.0, "dist_weight": 0.5, "mcl_weight": 2.0}

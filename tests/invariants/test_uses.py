@@ -12,10 +12,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from flipped_kd.config import FlippedDistillationConfig
-from flipped_kd.prompts import PairPrompt
-from flipped_kd.student import load_student, load_tokenizer
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.training.config import FlippedDistillationConfig
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import PLAIN, logged, new_trainer, settings, trainable
 
 

@@ -13,9 +13,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.config import FlippedDistillationConfig
-from flipped_kd.student import default_lora
-from flipped_kd.trainer import FlippedDistillationTrainer
+from flipped_kd.students.loading import default_lora
+from flipped_kd.training.config import FlippedDistillationConfig
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 
 # Gradients as backward left them.
 UNCLIPPED: dict[str, Any] = {"max_grad_value": 0.0, "max_grad_norm": 0.0}

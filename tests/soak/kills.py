@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flipped_kd.checkpoint_files import STAGING_FOLDER, last_complete_checkpoint, missing_from
+from flipped_kd.training.checkpoint_files import STAGING_FOLDER, last_complete_checkpoint, missing_from
 from tests.soak import forks, stages, tiny_run
 
 SAVE_SECONDS = 0.03  # about what one save takes

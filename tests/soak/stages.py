@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from flipped_kd import checkpoint_files, checkpoints
-from flipped_kd.checkpoint_files import STAGING_FOLDER, checkpoints_in, missing_from
-from flipped_kd.checkpoints import CheckpointingTrainer
+from flipped_kd.training import checkpoint_files, checkpoints
+from flipped_kd.training.checkpoint_files import STAGING_FOLDER, checkpoints_in, missing_from
+from flipped_kd.training.checkpoints import CheckpointingTrainer
 from tests.soak import forks, tiny_run
 
 # The third save: two older checkpoints are there, and one of them is due to be removed.

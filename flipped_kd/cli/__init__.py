@@ -1,0 +1,1 @@
+"""The `flipped-kd` command."""

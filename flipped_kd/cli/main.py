@@ -1,0 +1,165 @@
+"""The `flipped-kd` command: reads its arguments, runs one verb, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, TextIO
+
+from ..utils.redaction import redact
+from .arguments import PROG, UsageError
+from .parser import build_parser
+
+# Where each verb's function is; imported only when it is needed.
+VERBS = {
+    "train": "models",
+    "evaluate": "score",
+    "calibrate": "score",
+    "predict": "score",
+    "encode": "score",
+    "rank": "search",
+    "search": "search",
+    "merge": "models",
+    "push": "models",
+    "card": "models",
+    "report": "models",
+    "check-teacher": "models",
+}
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: verb and options; by default the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 failed at work, 2 wrong usage or bad input, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        options = _parse(arguments)
+        debug = options.debug
+        with _messages(options):
+            _run(options)
+        sys.stdout.flush()
+    except SystemExit as stop:  # --help and --version
+        return stop.code if isinstance(stop.code, int) else DONE
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on with what is finished", "")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        _give_up_stdout()
+        return FAILED
+    except Exception as error:
+        if debug:
+            print(redact(traceback.format_exc()), file=sys.stderr, end="")
+        _complain(_in_words(error, debug), "error: ")
+        if isinstance(error, OSError):
+            _give_up_stdout()
+        return BAD_INPUT if isinstance(error, ValueError) else FAILED
+    return DONE
+
+
+def _parse(arguments: Sequence[str]) -> Namespace:
+    parser = build_parser()
+    verb = next((place for place, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
+    if arguments[verb : verb + 1] != ["train"]:
+        return parser.parse_args(arguments)
+    # What follows are settings of training, which need torch to be understood.
+    options = parser.parse_args(arguments[: verb + 1])
+    options.settings = list(arguments[verb + 1 :])
+    return options
+
+
+def _give_up_stdout() -> None:
+    """If standard output takes no more, drop what is left for it: Python would complain again when it closes it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(options: Namespace) -> None:
+    function = getattr(import_module(f".{VERBS[options.verb]}", __package__), options.verb.replace("-", "_"))
+    alone = options.verb not in ("train", "predict", "encode", "rank")
+    if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{options.verb} runs in one process: start it without accelerate launch")
+    options.stdout = sys.stdout
+    # Results alone go to standard output, whatever the libraries print.
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if options.verb != "train" else contextlib.nullcontext():
+            function(options)
+    finally:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Close what `accelerate launch` has opened: gloo may abort at exit otherwise."""
+    if "WORLD_SIZE" in os.environ and "torch.distributed" in sys.modules:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _messages(options: Namespace) -> Iterator[None]:
+    """Our log and all warnings on standard error, a line each, without tokens."""
+    handler = _Lines(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{PROG}: %(message)s"))
+    logger = logging.getLogger("flipped_kd")
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.WARNING if options.quiet else logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if not options.debug:  # what libraries will rename one day is not for those who use the command
+                for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+                    warnings.simplefilter("ignore", category)
+            warnings.showwarning = _show_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """A log without tokens."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    _complain(str(message), "warning: ")
+
+
+def _complain(message: str, kind: str) -> None:
+    print(f"{PROG}: {kind}{' '.join(redact(message).split())}", file=sys.stderr)
+
+
+def _in_words(error: Exception, debug: bool) -> str:
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({error}): give a smaller --batch-size"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ValueError | OSError | RuntimeError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

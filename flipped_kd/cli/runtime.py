@@ -1,0 +1,228 @@
+"""What the verbs share: the model, the processes of `accelerate launch`, and jobs over tables with their progress."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from tqdm.auto import tqdm
+
+from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error, stream
+from ..data.table_writers import WRITABLE
+from ..data.tables import STANDARD, TableSource, format_of
+from ..data.text_tables import TextTable
+from ..inference.loading import local_folder
+from ..inference.matcher import FlippedMatcher
+from ..publishing.merge import contents_digest
+from ..teachers.fingerprint import hash_weights
+from .arguments import UsageError
+
+logger = logging.getLogger(__name__)
+NUMPY = {".npy": "npy"}
+# The main process joins when the slowest one has finished; the default of ten minutes would end the run.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a verb does with a table, once its model is there.
+
+    Attributes:
+        compute: what is computed for the rows of a part.
+        added: the columns that it gives.
+        model: digest of all that decides what the model computes.
+        arrange: puts all that was computed into its final order.
+    """
+
+    compute: Compute
+    added: pa.Schema
+    model: str
+    arrange: Arrange | None = None
+
+
+def processes() -> int:
+    """How many processes `accelerate launch` has started, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched(options: Namespace) -> PartialState:
+    """The processes that `accelerate launch` has started, this one alone without it."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(
+        cpu=on_cpu or str(options.device).startswith("cpu"), **({"timeout": PATIENCE} if processes() > 1 else {})
+    )
+    if not state.is_main_process:
+        logging.getLogger("flipped_kd").setLevel(logging.ERROR)
+    return state
+
+
+def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple[FlippedMatcher, str]:
+    """The model that the options name, and the digest of all that decides what it computes."""
+    if not shows_progress(options):
+        from huggingface_hub.utils import disable_progress_bars
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+    access = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+    folder = local_folder(options.model, revision=options.revision, **access)
+    matcher = FlippedMatcher.from_pretrained(
+        folder,
+        device=options.device or (state.device if state is not None and state.num_processes > 1 else None),
+        dtype=options.dtype,
+        base_model=options.base_model,
+        **access,
+    )
+    matcher.source = options.model
+    digest = hashlib.sha256(contents_digest(folder).encode())
+    if state is None or state.is_main_process:
+        hash_weights(digest, matcher.model)
+    return matcher, digest.hexdigest()
+
+
+def run_job(
+    options: Namespace,
+    source: str,
+    columns: Mapping[str, str],
+    depends_on: Mapping[str, Any],
+    added: Sequence[str],
+    open_work: Any,
+    *,
+    id_column: tuple[str, str] | None = None,
+    keep_rows: bool = True,
+    vectors: bool = False,
+) -> None:
+    """Do a verb's work on a table, in parts, resumable; or, for standard output, row by row.
+
+    Args:
+        options: of the command.
+        source: the table, or "-".
+        columns: its text columns by the option that sets them.
+        depends_on: the options that change the result, by name.
+        added: the columns that may be added.
+        open_work: loads the model, given the `PartialState`, and returns `Work`.
+        id_column: see `TextTable`.
+        keep_rows: whether the table's own columns are written too.
+        vectors: whether the output may be a .npy file.
+
+    Raises:
+        ValueError: bad input, found before the model is loaded; or unfinished work of another command.
+        OSError: the output cannot be written.
+    """
+    to_screen = options.output == STANDARD
+    format = "jsonl" if to_screen else format_of(options.output, {**WRITABLE, **(NUMPY if vectors else {})})
+    if processes() > 1 and STANDARD in (options.output, source):
+        raise UsageError("several processes need files: give both input and --output a name")
+    if to_screen and (options.overwrite or options.restart):
+        raise UsageError("--overwrite and --restart are about a file: name it by --output")
+    state = launched(options)
+    with _spooled(source, to_screen, options.output) as path:
+        table = TextTable(TableSource(path), columns, options.part_rows, options.skip_bad_rows, id_column)
+        if to_screen:
+            work = open_work(state)
+            file = options.stdout.buffer
+            with _bar(options, state, None) as bar:
+                counted = _counting(work.compute, bar)
+                stream(table, file, counted, work.added, keep_rows=keep_rows, arrange=work.arrange)
+            return
+        job = TableJob(
+            table,
+            Path(options.output),
+            format,
+            depends_on,
+            keep_rows=keep_rows and format != "npy",
+            restart=options.restart,
+            overwrite=options.overwrite,
+        )
+        _run_in_parts(options, state, job, added, open_work)
+
+
+def _run_in_parts(
+    options: Namespace, state: PartialState, job: TableJob, added: Sequence[str], open_work: Any
+) -> None:
+    rows = None
+    if state.is_main_process:
+        found = job.start(added)
+        rows = found.rows
+        if found.bad:
+            logger.warning("%s: %d bad rows are left out", job.table.source.name, found.bad)
+        if not rows:
+            logger.warning("%s holds no rows", job.table.source.name)
+    work = open_work(state)
+    if state.is_main_process and not job.begin(work.model):
+        logger.info("%s had been finished before", job.target)
+    state.wait_for_everyone()
+    if job.is_begun():
+        job.attach()
+        with _bar(options, state, rows) as bar:
+            job.fill(work.compute, rank=state.process_index, world=state.num_processes, progress=bar.update)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            job.join(work.added, work.arrange)
+            logger.info("%s: %d rows", job.target, rows)
+    state.wait_for_everyone()
+
+
+@contextmanager
+def _spooled(source: str, to_screen: bool, output: str) -> Iterator[str]:
+    """The table's path; standard input is copied to a file first where it has to be read more than once."""
+    if source != STANDARD or to_screen:
+        yield source
+        return
+    parent = Path(output).absolute().parent
+    with clear_write_error(parent):
+        folder = tempfile.TemporaryDirectory(prefix=".flipped-kd-", dir=parent if parent.is_dir() else None)
+    with folder as name:
+        path = Path(name, "standard-input.jsonl")
+        with clear_write_error(path), open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield str(path)
+
+
+def _counting(compute: Compute, bar: tqdm) -> Compute:
+    def counted(chunk: Any) -> pa.Table:
+        result = compute(chunk)
+        bar.update(len(chunk.rows))
+        return result
+
+    return counted
+
+
+def _bar(options: Namespace, state: PartialState, rows: int | None) -> tqdm:
+    """Progress in rows: of all processes alike, shown by the main one."""
+    total = None if rows is None else rows // state.num_processes
+    hidden = not shows_progress(options) or not state.is_main_process
+    return tqdm(total=total, unit=" rows", file=sys.stderr, disable=hidden)
+
+
+def shows_progress(options: Namespace) -> bool:
+    """Whether somebody looks on."""
+    return not options.quiet and sys.stderr.isatty()
+
+
+def read_all(
+    path: str, column: tuple[str, str], id_column: tuple[str, str] | None, skip_bad_rows: bool
+) -> tuple[list[str], list[Any]]:
+    """All texts of a table with their ids, in memory."""
+    table = TextTable(TableSource(path), dict([column]), 10_000, skip_bad_rows, id_column)
+    texts: list[str] = []
+    ids: list[Any] = []
+    for chunk in table.chunks():
+        texts += chunk.texts[0]
+        ids += chunk.ids
+    return texts, ids

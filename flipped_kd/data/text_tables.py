@@ -1,0 +1,181 @@
+"""The texts of a table file: checked, cut into parts of a fixed number of rows, each part with a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from .table_writers import Layout, json_text
+from .tables import Rows, TableSource, column_values, select_rows
+from .validation import text_fault
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows of one part.
+
+    Attributes:
+        number: which part it is, from 0.
+        rows: the rows, without bad ones.
+        texts: their texts by column.
+        ids: what names each row: its number in the file (the first is 0), or the value of the id column as text.
+        bad: how many rows were left out.
+    """
+
+    number: int
+    rows: Rows
+    texts: tuple[list[str], ...]
+    ids: list[int] | list[str]
+    bad: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of texts and ids, hexadecimal."""
+        return digest_of(*self.texts, map(str, self.ids))
+
+
+def digest_of(*columns: Iterable[str]) -> str:
+    """BLAKE2b of columns of strings, each with its length, hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in columns:
+        texts = list(column)
+        digest.update(len(texts).to_bytes(8, "little"))
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+    return digest.hexdigest()
+
+
+class TextTable:
+    """A table file, and the columns of it that are read as texts.
+
+    Args:
+        source: the file.
+        columns: names of the text columns, by the option that sets them (for messages).
+        part_rows: rows of a part.
+        skip_bad_rows: leave out rows without proper texts instead of stopping.
+        id_column: (option that sets it, name) of a column whose values name the rows; by default their numbers do.
+
+    Raises:
+        ValueError: a column is missing, or part_rows is not positive.
+    """
+
+    def __init__(
+        self,
+        source: TableSource,
+        columns: Mapping[str, str],
+        part_rows: int,
+        skip_bad_rows: bool = False,
+        id_column: tuple[str, str] | None = None,
+    ) -> None:
+        if part_rows < 1:
+            raise ValueError(f"part_rows={part_rows}: a part needs at least one row.")
+        self.source = source
+        self.columns = dict(columns)
+        self.part_rows = part_rows
+        self.skip_bad_rows = skip_bad_rows
+        self.id_column = id_column
+        if source.columns is not None:
+            self._check_columns(source.columns)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The parts in order.
+
+        Raises:
+            ValueError: a text is none (see `pairs.text_fault`) and bad rows are not to be skipped, or the file cannot
+                be read.
+        """
+        for number, rows in enumerate(self.source.batches(self.part_rows)):
+            if number == 0 and not isinstance(rows, pa.Table) and self.source.columns is None:
+                self._check_columns(rows[0])
+            try:
+                texts = [column_values(rows, column) for column in self.columns.values()]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.source.name!r} holds a text that is not UTF-8: convert it.") from error
+            faults = [self._fault(values) for values in zip(*texts, strict=True)]
+            ids = self._ids(rows, number * self.part_rows)
+            bad = len(faults) - faults.count(None)
+            if bad and not self.skip_bad_rows:
+                row, fault = next((row, fault) for row, fault in enumerate(faults) if fault is not None)
+                raise ValueError(
+                    f"{self.source.name!r}, row {number * self.part_rows + row} (the first is row 0): {fault}: "
+                    "correct it, or leave such rows out with --skip-bad-rows."
+                )
+            if bad:
+                keep = [fault is None for fault in faults]
+                rows = select_rows(rows, keep)
+                texts = [list(itertools.compress(column, keep)) for column in texts]
+                ids = list(itertools.compress(ids, keep))
+            yield Chunk(number, rows, tuple(texts), ids, bad)
+
+    def _ids(self, rows: Rows, first: int) -> list[Any]:
+        if self.id_column is None:
+            return list(range(first, first + len(rows)))
+        return [
+            value if isinstance(value, str) else json_text(value) for value in column_values(rows, self.id_column[1])
+        ]
+
+    def _fault(self, values: Sequence[Any]) -> str | None:
+        faults = map(text_fault, values, self.columns.values())
+        return next((fault for fault in faults if fault is not None), None)
+
+    def _check_columns(self, present: Sequence[str] | Mapping[str, Any]) -> None:
+        for option, column in [*self.columns.items(), *([self.id_column] if self.id_column else [])]:
+            if column not in present:
+                raise ValueError(
+                    f"{self.source.name!r} has no column {column!r}; its columns are {sorted(present)}: name the "
+                    f"right one with {option}."
+                )
+
+
+@dataclass
+class Scan:
+    """What a first pass over a table found: its rows, how many of them were left out, its columns and digest."""
+
+    layout: Layout
+    rows: int = 0
+    bad: int = 0
+    digests: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """One digest of all texts and of how they are cut into parts."""
+        return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
+
+
+def scan(table: TextTable, reserved: Sequence[str], keep_rows: bool = True) -> Scan:
+    """Read a whole table once, so that whatever is wrong with it is known before any work.
+
+    Args:
+        table: the table.
+        reserved: names of the columns that will be added.
+        keep_rows: whether the rows are written too, and not only what is added.
+
+    Raises:
+        ValueError: as `TextTable.chunks`; or the table has a column of a reserved name.
+    """
+    found = Scan(Layout(table.source if keep_rows else None))
+    for chunk in table.chunks():
+        if keep_rows:
+            found.layout.see(chunk.rows)
+        found.rows += len(chunk.rows)
+        found.bad += chunk.bad
+        found.digests.append(chunk.digest)
+    check_names(found.layout.names, reserved, table.source.name)
+    return found
+
+
+def check_names(names: Sequence[str], reserved: Sequence[str], where: str) -> None:
+    """Refuse columns that would be overwritten."""
+    taken = [name for name in reserved if name in names]
+    if taken:
+        raise ValueError(
+            f"{where!r} already has a column {taken[0]!r}: have the new columns called otherwise with --column-prefix."
+        )

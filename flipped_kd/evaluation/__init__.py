@@ -1,0 +1,1 @@
+"""From scores to metrics: match scores, comparisons of systems, rankings, mistakes, plots."""

@@ -1,0 +1,174 @@
+"""The comparison as data and as a table: every system's metrics over seeds, and paired differences between systems."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..utils.atomic_file import write_atomically
+from .match_score import fit_log_odds
+from .metrics import best_f1_threshold, matching_metrics
+
+REPORT_VERSION = 1
+METRICS = ("f1", "accuracy", "auc", "average_precision")
+SYSTEMS = {
+    "teacher": "teacher (small encoder)",
+    "llm": "LLM, not trained",
+    "llm_sft": "LLM, plain fine-tuning: answer",
+    "llm_sft_similarity": "LLM, plain fine-tuning: similarity",
+    "llm_sft_both": "LLM, plain fine-tuning: both",
+    "llm_sft_plus_teacher": "LLM, plain fine-tuning: answer + teacher",
+    "llm_flipped": "LLM, flipped: answer",
+    "llm_flipped_similarity": "LLM, flipped: similarity",
+    "llm_flipped_both": "LLM, flipped: both",
+}
+DIFFERENCES = (
+    ("llm_flipped", "llm_sft"),
+    ("llm_flipped_both", "llm_sft_both"),
+    ("llm_flipped_both", "llm_sft_plus_teacher"),
+    ("llm_flipped_both", "teacher"),
+)
+
+RETRIEVAL = {"accuracy@1": "accuracy@1", "accuracy@5": "accuracy@5", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """One feature of every validation and test pair: answer log-odds, a similarity or a teacher's cosine."""
+
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def combine(first: SplitScores, second: SplitScores, validation_labels: np.ndarray) -> SplitScores:
+    """Two features as one log-odds, by a logistic fit on the validation pairs."""
+    coefficients, intercept = fit_log_odds(np.stack([first.validation, second.validation], 1), validation_labels)
+    validation, test = (
+        np.stack(features, 1) @ coefficients + intercept
+        for features in ((first.validation, second.validation), (first.test, second.test))
+    )
+    return SplitScores(validation, test)
+
+
+def judge(
+    scores: SplitScores, validation_labels: np.ndarray, test_labels: np.ndarray, natural_threshold: float | None = None
+) -> dict[str, float]:
+    """Test metrics of one system. F1, precision, recall and accuracy are at the threshold with the best F1 on
+    validation.
+
+    With `natural_threshold` (0 for log-odds) the same four at that one too, as `f1_natural` and so on.
+    """
+    tuned = best_f1_threshold(scores.validation, validation_labels)
+    raw = matching_metrics(scores.test, test_labels, threshold=natural_threshold, tuned_threshold=tuned)
+    thresholded = ("f1", "precision", "recall", "accuracy")
+    result = {name: raw[f"{name}_tuned"] for name in thresholded}
+    result |= {"auc": raw["roc_auc"], "average_precision": raw["average_precision"]}
+    if natural_threshold is not None:
+        result |= {f"{name}_natural": raw[name] for name in thresholded}
+    return result
+
+
+def judge_seed(
+    teacher: SplitScores,
+    llm: SplitScores | None,
+    sft: tuple[SplitScores, SplitScores] | None,
+    flipped: tuple[SplitScores, SplitScores],
+    validation_labels: np.ndarray,
+    test_labels: np.ndarray,
+) -> dict[str, dict[str, float]]:
+    """Metrics of all systems for one seed; `sft` and `flipped` are (answer, similarity), what is None is left out."""
+    scores: dict[str, tuple[SplitScores, float | None]] = {"teacher": (teacher, None)}
+    if llm is not None:
+        scores["llm"] = (llm, 0.0)
+    trained = {"llm_flipped": flipped} if sft is None else {"llm_sft": sft, "llm_flipped": flipped}
+    for name, (answer, similarity) in trained.items():
+        scores[name] = (answer, 0.0)
+        scores[f"{name}_similarity"] = (similarity, None)
+        scores[f"{name}_both"] = (combine(answer, similarity, validation_labels), 0.0)
+    if sft is not None:
+        scores["llm_sft_plus_teacher"] = (combine(sft[0], teacher, validation_labels), 0.0)
+    found = {name: scores[name] for name in SYSTEMS if name in scores}
+    return {name: judge(one, validation_labels, test_labels, threshold) for name, (one, threshold) in found.items()}
+
+
+def summarise(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Means, spreads (sample standard deviation) and values by seed of every system, and paired differences.
+
+    Args:
+        per_seed: what `judge_seed` gave for each seed.
+    """
+    systems = {name: _spread([seed[name] for seed in per_seed]) for name in per_seed[0]}
+    differences = {
+        f"{first} - {second}": _spread(
+            [{metric: seed[first][metric] - seed[second][metric] for metric in METRICS} for seed in per_seed]
+        )
+        for first, second in DIFFERENCES
+        if first in systems and second in systems
+    }
+    return {"systems": systems, "differences": differences}
+
+
+def summarise_retrieval(per_seed: Sequence[Mapping[str, Mapping[str, float] | None]]) -> dict[str, Any]:
+    """Means, spreads and values by seed of the ranking metrics of each system that has them in every seed."""
+    of_systems = {name: [found for seed in per_seed if (found := seed.get(name))] for name in SYSTEMS}
+    return {name: _spread(found) for name, found in of_systems.items() if len(found) == len(per_seed)}
+
+
+def _spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean of each metric under its name, `std` and `by_seed` of all beside them."""
+    by_seed = {metric: [float(seed[metric]) for seed in seeds] for metric in seeds[0]}
+    means = {metric: float(np.mean(values)) for metric, values in by_seed.items()}
+    std = {metric: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for metric, values in by_seed.items()}
+    return {**means, "std": std, "by_seed": by_seed}
+
+
+def markdown_table(report: Mapping[str, Any]) -> str:
+    """The systems and their paired differences as two Markdown tables; mean ± sample standard deviation over seeds."""
+    several = len(report["seeds"]) > 1
+    heads = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
+    lines = ["| system | " + " | ".join(heads.values()) + " |", "|---|" + "---|" * len(heads)]
+    for name, values in report["systems"].items():
+        cells = [_cell(values, metric, several) for metric in heads]
+        lines.append(f"| {SYSTEMS.get(name, name)} | " + " | ".join(cells) + " |")
+    lines += ["", "| paired difference | ΔF1 | ΔAUC | seeds with ΔAUC > 0 |", "|---|---|---|---|"]
+    for name, values in report["differences"].items():
+        first, second = name.split(" - ")
+        wins = sum(value > 0 for value in values["by_seed"]["auc"])
+        cells = [_cell(values, metric, several, sign="+") for metric in ("f1", "auc")]
+        title = f"{SYSTEMS.get(first, first)} − {SYSTEMS.get(second, second)}"
+        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {wins} of {len(report['seeds'])} |")
+    return "\n".join([*lines, *_retrieval_lines(report, several)])
+
+
+def _retrieval_lines(report: Mapping[str, Any], several: bool) -> list[str]:
+    """How all questions of an FAQ are ranked for the test queries; nothing of other data."""
+    if "retrieval" not in report:
+        return []
+    lines = ["", "| all questions ranked for each query | " + " | ".join(RETRIEVAL.values()) + " |"]
+    lines.append("|---|" + "---|" * len(RETRIEVAL))
+    for name, values in report["retrieval"].items():
+        cells = [_cell(values, metric, several) for metric in RETRIEVAL]
+        lines.append(f"| {SYSTEMS.get(name, name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(values: Mapping[str, Any], metric: str, several: bool, sign: str = "") -> str:
+    number = f"{values[metric]:{sign}.4f}"
+    return f"{number} ± {values['std'][metric]:.4f}" if several else number
+
+
+def write_report(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write report.json and report.md into `folder`, each whole or not at all."""
+    size = report["data"]
+    title = (
+        f"# Test results\n\n{size['train']} training, {size['validation']} validation and {size['test']} test pairs; "
+        f"seeds {report['seeds']}. F1 and accuracy at the threshold with the best F1 on validation.\n\n"
+    )
+    write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomically(Path(folder) / "report.md", title + markdown_table(report) + "\n")

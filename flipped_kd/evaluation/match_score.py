@@ -1,0 +1,195 @@
+"""Match scores: what predictions are made of (answer, similarity or both), fitted on validation pairs and saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from ..utils.atomic_file import write_atomically
+from .metrics import best_f1_threshold, precision_threshold
+
+logger = logging.getLogger(__name__)
+SCORE_FILE = "match_score.json"
+FORMAT_VERSION = 1
+ScoreKind = Literal["answer", "similarity", "both"]
+KINDS: tuple[ScoreKind, ...] = ("answer", "similarity", "both")
+
+
+@dataclass(frozen=True)
+class LogOdds:
+    """log-odds of a match = answer * x_answer + similarity * x_similarity + bias.
+
+    `threshold` is the cut on the log-odds chosen on validation.
+    """
+
+    answer: float
+    similarity: float
+    bias: float
+    threshold: float
+
+    def __call__(self, answer: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+        """Log-odds (n,) of pairs with answer log-odds `answer` (n,) and similarity `similarity` (n,).
+
+        What has weight 0 is not looked at, and may be NaN where it was not computed.
+        """
+        total: np.ndarray = np.zeros(np.shape(answer))
+        for weight, values in ((self.answer, answer), (self.similarity, similarity)):
+            if weight:
+                total = total + weight * np.asarray(values, np.float64)
+        return total + self.bias
+
+
+def fit_log_odds(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logistic regression on standardised features, returned in raw units.
+
+    Args:
+        features: (n, k).
+        labels: (n,) 0/1, both classes present.
+
+    Returns:
+        (coefficients (k,), intercept), so that sigmoid(features @ coefficients + intercept) is the match probability.
+    """
+    features, labels = np.asarray(features, np.float64), np.asarray(labels)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all {len(labels)} labels are {labels[0]}: a score is fitted on pairs of both classes.")
+    mean, spread = features.mean(0), features.std(0)
+    # A constant feature keeps coefficient 0; rounding gives it a spread that is not quite 0.
+    spread = np.where(spread > 1e-12 * np.abs(features).max(0), spread, 1.0)
+    model = LogisticRegression().fit((features - mean) / spread, labels)
+    coefficients = model.coef_[0] / spread
+    return coefficients, float(model.intercept_[0] - coefficients @ mean)
+
+
+class MatchScore:
+    """The three ways to score a pair, each as log-odds with natural threshold 0 and a threshold chosen on validation.
+
+    - `answer`: logit(yes) - logit(no), as it is;
+    - `similarity`: the cosine of the representations, through a one-feature logistic fit;
+    - `both`: a two-feature logistic fit of the two.
+
+    Args:
+        kinds: log-odds by kind.
+        default: the kind that predictions use unless told otherwise.
+        min_precision: the precision that the thresholds were chosen for; None: they have the best F1.
+    """
+
+    def __init__(
+        self, kinds: dict[ScoreKind, LogOdds], default: ScoreKind = "both", min_precision: float | None = None
+    ) -> None:
+        if default not in kinds:
+            raise ValueError(f"score={default!r} is not one of {list(kinds)}.")
+        self.kinds = kinds
+        self.default = default
+        self.min_precision = min_precision
+
+    @classmethod
+    def fit(
+        cls,
+        answer: np.ndarray,
+        similarity: np.ndarray,
+        labels: np.ndarray,
+        default: ScoreKind = "both",
+        min_precision: float | None = None,
+    ) -> MatchScore:
+        """Fit on held-out pairs, with as many matches among them as where the scores will be used.
+
+        Args:
+            answer: log-odds (n,) of the pairs, as `FlippedMatcher.scores` gives them.
+            similarity: cosines (n,).
+            labels: (n,) 0/1.
+            default: the kind that predictions use unless told otherwise.
+            min_precision: choose the thresholds with the most recall at this precision; by default those with the best
+                F1.
+
+        Raises:
+            ValueError: the labels are all of one class; no threshold of the default kind has that precision. (Of
+            another kind that is a warning, and nothing matches by it.)
+        """
+        (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
+        (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
+        parameters = {
+            "answer": (1.0, 0.0, 0.0),
+            "similarity": (0.0, float(only), only_bias),
+            "both": (float(first), float(second), bias),
+        }
+        kinds: dict[ScoreKind, LogOdds] = {}
+        for kind in KINDS:
+            raw = LogOdds(*parameters[kind], threshold=0.0)
+            scores = raw(answer, similarity)
+            if min_precision is None:
+                threshold = best_f1_threshold(scores, labels)
+            else:
+                try:
+                    threshold = precision_threshold(scores, labels, min_precision)
+                except ValueError as error:
+                    if kind == default:
+                        raise ValueError(f"score {kind!r}: {error}") from None
+                    logger.warning("score %r: %s; nothing is said to match by it", kind, error)
+                    threshold = float(np.nextafter(scores.max(), np.inf))
+            kinds[kind] = LogOdds(*parameters[kind], threshold=float(threshold))
+        return cls(kinds, default, min_precision)
+
+    def log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Log-odds of a match, (n,)."""
+        return self.kinds[kind or self.default](answer, similarity)
+
+    def probability(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Match probabilities in [0, 1], (n,)."""
+        return expit(self.log_odds(answer, similarity, kind))
+
+    def threshold(self, kind: ScoreKind | None = None) -> float:
+        """The chosen threshold as a probability, on the scale of `probability`."""
+        return float(expit(self.kinds[kind or self.default].threshold))
+
+    def matches(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
+        """Which pairs match by the chosen threshold, (n,) bool."""
+        return np.asarray(self.log_odds(answer, similarity, kind) >= self.kinds[kind or self.default].threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole definition as plain JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "default": self.default,
+            "min_precision": self.min_precision,
+            "log_odds": {kind: asdict(odds) for kind, odds in self.kinds.items()},
+        }
+
+    def to_json(self) -> str:
+        """What match_score.json holds."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write match_score.json into `folder` (made if absent), whole or not at all."""
+        write_atomically(Path(folder) / SCORE_FILE, self.to_json())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:
+        """Read match_score.json from `folder`.
+
+        Raises:
+            ValueError: the file is absent, broken or from a newer release.
+        """
+        path = Path(folder) / SCORE_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"{path.parent} holds no {SCORE_FILE}: train with an eval_dataset, or fit one with MatchScore.fit."
+            )
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            version = int(saved["format_version"])
+            if version <= FORMAT_VERSION:
+                kinds = {kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}
+                return cls(kinds, saved["default"], saved.get("min_precision"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no saved MatchScore ({error!r}): save or download it again.") from error
+        raise ValueError(
+            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+        )

@@ -1,0 +1,1 @@
+"""Many training runs from one plan: run, tables, plots."""

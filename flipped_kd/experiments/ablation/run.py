@@ -1,0 +1,230 @@
+"""Runs an ablation: its training runs side by side in processes, one line of JSON for each that is finished."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...evaluation.comparison import SplitScores, combine, judge
+from ...utils.locking import sole_writer
+from .plan import Job, Plan, settings_of
+from .rows import append_row, read_rows
+
+logger = logging.getLogger(__name__)
+ROW_VERSION = 1
+ROWS_FILE = "rows.jsonl"
+# (job, run folder, cache of teacher scores) -> metrics by system.
+Peer = Callable[[Job, Path, Path], dict[str, Any]]
+
+
+def pending(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """The jobs that have no row yet.
+
+    Raises:
+        ValueError: a row of a job was made with other settings.
+    """
+    done = {(row["set"], row["name"], row["seed"]): row["resolved"] for row in rows}
+    for job in plan.jobs:
+        wanted, found = job.resolved, done.get(job.key, {})
+        # A setting that came into being after the row is none that it was made with otherwise.
+        for name in sorted(wanted.keys() & found.keys()):
+            if wanted[name] != found[name]:
+                raise ValueError(
+                    f"the row of run {job.name!r} of {job.set}, seed {job.seed} was made with {name}={found[name]!r}, "
+                    f"which is now {wanted[name]!r}: give the rows another file, or remove that line to run it anew."
+                )
+    return [job for job in plan.jobs if job.key not in done]
+
+
+def run_plan(
+    plan: Plan,
+    rows_file: Path | None = None,
+    *,
+    workers: int = 1,
+    max_minutes: float | None = None,
+    peers: Mapping[str, Peer] | None = None,
+    emit: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Run what is not finished, so many at a time, and append a row for each as it ends.
+
+    A run that was interrupted goes on from its last checkpoint. One that fails is told and left out; the others go on.
+
+    Args:
+        plan: what to run.
+        rows_file: JSON Lines of finished runs; by default rows.jsonl in the plan's folder.
+        workers: processes; the CPU's cores are shared among them, and so are GPUs.
+        max_minutes: start no run after so many minutes; those that have begun are finished.
+        peers: other trainers, by the name that runs give as `peer`.
+        emit: takes a line for the screen.
+
+    Returns:
+        All finished rows.
+
+    Raises:
+        ValueError: a peer is unknown, `workers` is below 1, or rows were made with other settings.
+        RuntimeError: runs have failed, the others are finished; or another process writes into the plan's folder.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers}: at least one process is needed.")
+    peers = dict(peers or {})
+    for job in plan.jobs:
+        if job.peer is not None and job.peer not in peers:
+            raise ValueError(f"run {job.name!r}: no peer is named {job.peer!r}; there are {sorted(peers)}.")
+    with sole_writer(plan.output_dir):
+        return _run_pending(plan, rows_file or plan.output_dir / ROWS_FILE, workers, max_minutes, peers, emit)
+
+
+def _run_pending(
+    plan: Plan,
+    rows_file: Path,
+    workers: int,
+    max_minutes: float | None,
+    peers: Mapping[str, Peer],
+    emit: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    jobs = pending(plan, read_rows(rows_file))
+    total = len(plan.jobs)
+    emit(f"{total - len(jobs)} of {total} runs are finished ({rows_file})")
+    started, failed = time.monotonic(), []
+    for number, (job, outcome) in enumerate(_outcomes(jobs, plan.output_dir, workers, max_minutes, peers), 1):
+        position = f"[{total - len(jobs) + number}/{total}] {job.set} {job.name}, seed {job.seed}:"
+        if isinstance(outcome, BaseException):
+            failed.append(f"{job.set} {job.name}, seed {job.seed}: {outcome!r}")
+            emit(f"{position} FAILED, {outcome!r}")
+            continue
+        append_row(rows_file, outcome)
+        minutes = (time.monotonic() - started) / 60 * (len(jobs) - number) / number
+        both = outcome["metrics"].get("both") or outcome["metrics"]["answer"]
+        emit(f"{position} F1 {both['f1']:.4f}, AUC {both['auc']:.4f}; about {minutes:.0f} min left")
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs have failed: " + "; ".join(failed))
+    rows = read_rows(rows_file)
+    left = len(pending(plan, rows))
+    if left:
+        emit(f"{left} runs are left: give the command again to go on")
+    return rows
+
+
+def _outcomes(
+    jobs: Sequence[Job], out: Path, workers: int, max_minutes: float | None, peers: Mapping[str, Peer]
+) -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
+    """Rows or errors, in the order in which runs end."""
+    deadline = time.monotonic() + 60 * (float("inf") if max_minutes is None else max_minutes)
+    waiting = list(reversed(jobs))
+    context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
+    places = context.SimpleQueue()
+    for place in range(workers):
+        places.put(place)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    running: dict[Future[dict[str, Any]], Job] = {}
+    with ProcessPoolExecutor(workers, context, _start_worker, (places, threads)) as pool:
+        while waiting or running:
+            while waiting and len(running) < workers and time.monotonic() < deadline:
+                job = waiting.pop()
+                running[pool.submit(run_job, job, out, peers.get(job.peer or ""))] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                error = future.exception()
+                yield job, future.result() if error is None else error
+                if isinstance(error, BrokenProcessPool):  # a process was killed: nothing more can be submitted
+                    return
+
+
+def _start_worker(places: Any, threads: int) -> None:
+    """Give a new process its share of cores, and a GPU if there are any."""
+    place = places.get()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = shown.split(",") if shown else [str(number) for number in range(torch.cuda.device_count())]
+    if gpus:  # CUDA looks at it when it is first used, which is later
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+
+def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
+    """Make one run and return its row.
+
+    Args:
+        job: the run.
+        out: folder of the ablation.
+        peer: makes it instead of our trainer.
+    """
+    folder = out / "runs" / job.set / job.name.replace("/", "_") / f"seed-{job.seed}"
+    started = time.monotonic()
+    metrics = (peer or _own_run)(job, folder, out / "_teacher_cache")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # finished: nothing resumes from it
+    return {
+        "format_version": ROW_VERSION,
+        "set": job.set,
+        "name": job.name,
+        "seed": job.seed,
+        "settings": dict(job.changes),
+        "resolved": job.resolved,
+        "metrics": metrics,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
+    # Here: a process that only reads rows or makes tables needs no training libraries.
+    from ...teachers.bi_encoder import load_teacher
+    from ..faq_ranking import teacher_retrieval
+    from ..single_run import teacher_split_scores, train_once
+    from ..splits import load_splits
+
+    student, data, config = settings_of(job, folder, cache)
+    config.disable_tqdm = True
+    splits = load_splits(data, job.seed)
+    teacher = load_teacher(
+        data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
+    )
+    result = train_once(student, data, config, splits, teacher)
+    labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
+    metrics = judge_run(result.answer, result.similarity, teacher_split_scores(teacher, splits, config), *labels)
+    if len(result.before.test):
+        metrics["llm"] = judge(result.before, labels[0], labels[1], 0.0)
+    dropped = result.facts.get("dropped_share") or {}
+    retrieval = result.facts.get("retrieval")
+    if retrieval is not None:
+        metrics["similarity"] |= retrieval
+        metrics["teacher"] |= teacher_retrieval(teacher, data, config) or {}
+    return metrics | {"run": {"training_seconds": result.facts["training_seconds"], "dropped_share": dropped}}
+
+
+def judge_run(
+    answer: SplitScores,
+    similarity: SplitScores | None,
+    teacher: SplitScores,
+    validation_labels: np.ndarray,
+    test_labels: np.ndarray,
+) -> dict[str, Any]:
+    """Metrics of one run's scores and of its teacher, as `report.judge` gives them.
+
+    Returns:
+        By system: teacher, answer, answer_plus_teacher; with a similarity also similarity and both.
+    """
+    labels = validation_labels, test_labels
+    metrics: dict[str, Any] = {
+        "teacher": judge(teacher, *labels),
+        "answer": judge(answer, *labels, 0.0),
+        "answer_plus_teacher": judge(combine(answer, teacher, validation_labels), *labels, 0.0),
+    }
+    if similarity is not None:
+        metrics["similarity"] = judge(similarity, *labels)
+        metrics["both"] = judge(combine(answer, similarity, validation_labels), *labels, 0.0)
+    return metrics

@@ -1,0 +1,221 @@
+"""Tables of an ablation: means and spreads over seeds, and paired differences with their significance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .plan import Group
+
+Row = Mapping[str, Any]
+SIGNIFICANT = 0.05
+COLUMNS = (
+    ("answer", "f1", "F1 answer"),
+    ("answer", "auc", "AUC answer"),
+    ("similarity", "auc", "AUC similarity"),
+    ("both", "f1", "F1 both"),
+    ("both", "auc", "AUC both"),
+)
+# Like with like: answer with answer, both with both.
+COMPARED = (("answer", "f1"), ("answer", "auc"), ("both", "f1"), ("both", "auc"))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference over seeds.
+
+    Attributes:
+        mean: mean of first - second.
+        std: sample standard deviation; 0 for a single seed.
+        p: two-sided p-value of the paired t-test; None below two seeds or without any spread.
+        wins: seeds with first > second.
+        seeds: how many there are.
+    """
+
+    mean: float
+    std: float
+    p: float | None
+    wins: int
+    seeds: int
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float]) -> Difference:
+        """Compare two systems seed by seed.
+
+        Args:
+            first: (seeds,) values of the one.
+            second: (seeds,) of the other, same seeds in the same order.
+
+        Raises:
+            ValueError: there is no seed, or not as many of both.
+        """
+        if not first or len(first) != len(second):
+            raise ValueError(f"{len(first)} and {len(second)} seeds: give the same seeds of both, at least one.")
+        gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+        std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+        p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if std > 0 else None
+        return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps))
+
+    def short(self) -> str:
+        """Mean, spread, how many seeds gain, and a star where p < 0.05."""
+        spread = f" ± {self.std:.3f}" if self.seeds > 1 else ""
+        star = "\\*" if self.p is not None and self.p < SIGNIFICANT else ""
+        return f"{self.mean:+.3f}{spread} ({self.wins}/{self.seeds}){star}"
+
+    def __str__(self) -> str:
+        p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
+        spread = f" ± {self.std:.4f}" if self.seeds > 1 else ""
+        return f"{self.mean:+.4f}{spread} ({self.wins} of {self.seeds}{p})"
+
+
+def values(rows: Sequence[Row], system: str, metric: str) -> dict[int, float]:
+    """A metric of a system by seed, of the rows that have it."""
+    return {row["seed"]: row["metrics"][system][metric] for row in rows if system in row["metrics"]}
+
+
+def of_run(rows: Sequence[Row], set_name: str, name: str) -> list[Row]:
+    """The rows of one run, by seed."""
+    return sorted((row for row in rows if (row["set"], row["name"]) == (set_name, name)), key=lambda row: row["seed"])
+
+
+def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[Row]]:
+    """The rows of a group's runs of one set, of the seeds that all of them have: means then differ as pairs do.
+
+    A run without any row is left out.
+    """
+    found = {run: [row for row in of_run(rows, set_name, run) if row["seed"] in group.seeds] for run in group.runs}
+    found = {run: part for run, part in found.items() if part}
+    seeds = [{row["seed"] for row in part} for part in found.values()]
+    shared = set.intersection(*seeds) if seeds else set()
+    return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}
+
+
+def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str], metric: str) -> Difference | None:
+    """Difference of a metric over the seeds that both have; None if they share none."""
+    first, second = values(rows, systems[0], metric), values(other, systems[1], metric)
+    shared = sorted(first.keys() & second.keys())
+    return Difference.of([first[seed] for seed in shared], [second[seed] for seed in shared]) if shared else None
+
+
+def group_tables(rows: Sequence[Row], group: Group) -> str:
+    """Markdown of a group: for each of its sets a table of means and one of paired differences."""
+    parts = [f"## {group.title}"]
+    if len(group.sets) > 1:
+        parts += [overview(rows, group), overview(rows, group, "answer")]
+    for name in group.sets:
+        found = of_set(rows, group, name)
+        if not found:
+            continue
+        parts += [f"### {name}", means_table(found), differences_table(found, group.reference)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
+    """Markdown of a group over all its sets at once: F1 and AUC of one system, and what the reference gains.
+
+    Args:
+        rows: finished rows.
+        group: which runs of which sets.
+        system: "both", "answer" or "similarity".
+
+    Returns:
+        A table of means ± sample standard deviations and one of paired differences, like with like, with the number of
+        seeds that gain and a star where the paired t-test gives p < 0.05; empty without rows.
+    """
+    by_set = {name: of_set(rows, group, name) for name in group.sets}
+    sets = [name for name in group.sets if by_set[name]]
+    found = {(name, run): by_set[name].get(run, []) for name in sets for run in group.runs}
+    runs = [run for run in group.runs if any(found[name, run] for name in sets)]
+    if not runs:
+        return ""
+    metrics = (("f1", "F1"), ("auc", "AUC"))
+    heads = " | ".join(f"{name} {title}" for name in sets for _, title in metrics)
+    seeds = {name: len(next(iter(by_set[name].values()))) for name in sets}
+    rule = "|---" * (2 * len(sets) + 1) + "|"
+
+    def means(title: str, pick: Callable[[str], Sequence[Row]], of: str) -> str:
+        return (
+            f"| {title} | " + " | ".join(mean_cell(pick(name), of, m, 3) for name in sets for m, _ in metrics) + " |"
+        )
+
+    def gains(title: str, other: str, systems: tuple[str, str]) -> str:
+        cells = [
+            compare(found[name, group.reference], found[name, other], systems, metric)
+            for name in sets
+            for metric, _ in metrics
+        ]
+        return f"| {title} | " + " | ".join("" if cell is None else cell.short() for cell in cells) + " |"
+
+    lines = [f"| {system} | {heads} |", rule]
+    lines.append("| seeds | " + " | ".join(str(seeds[name]) for name in sets for _ in metrics) + " |")
+    lines.append(means("teacher", lambda name: found[name, runs[0]], "teacher"))
+    lines += [means(run, lambda name, run=run: found[name, run], system) for run in runs]  # type: ignore[misc]
+    if group.reference not in runs:
+        return "\n".join(lines)
+    lines += ["", f"| {group.reference} minus | {heads} |", rule]
+    lines += [gains(run, run, (system, system)) for run in runs if run != group.reference]
+    lines.append(gains("its teacher", group.reference, (system, "teacher")))
+    if "plain" in runs and group.reference != "plain":
+        lines.append(gains("plain: answer + teacher", "plain", (system, "answer_plus_teacher")))
+    return "\n".join(lines)
+
+
+def means_table(found: Mapping[str, Sequence[Row]]) -> str:
+    """Mean ± sample standard deviation of each run, the teacher first."""
+    heads = " | ".join(title for _, _, title in COLUMNS)
+    lines = [f"| run | seeds | matches, others dropped | {heads} |", "|---" * 8 + "|"]
+    first = next(iter(found.values()))
+    lines.append(f"| teacher | | | | | | {mean_cell(first, 'teacher', 'f1')} | {mean_cell(first, 'teacher', 'auc')} |")
+    bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
+    if bare is not None:
+        lines.append(
+            f"| LLM, not trained | | | {mean_cell(bare, 'llm', 'f1')} | {mean_cell(bare, 'llm', 'auc')} | | | |"
+        )
+    for run, rows in found.items():
+        cells = [mean_cell(rows, system, metric) for system, metric, _ in COLUMNS]
+        lines.append(f"| {run} | {len(rows)} | {_dropped(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _dropped(rows: Sequence[Row]) -> str:
+    """Mean shares of the training pairs of each class that the thresholds dropped."""
+    shares = [row["metrics"].get("run", {}).get("dropped_share", {}) for row in rows]
+    found = [[share.get(label) for share in shares] for label in ("positive", "negative")]
+    if any(value is None for of_class in found for value in of_class):
+        return ""
+    return ", ".join(f"{np.mean(of_class):.0%}" for of_class in found)
+
+
+def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str:
+    """The reference minus each other run, like with like, and minus its teacher; empty without the reference."""
+    mine = found.get(reference)
+    if mine is None:
+        return ""
+    heads = " | ".join(f"Δ{'F1' if metric == 'f1' else 'AUC'} {system}" for system, metric in COMPARED)
+    lines = [f"| {reference} minus | {heads} |", "|---" * (len(COMPARED) + 1) + "|"]
+    for run, rows in found.items():
+        if run == reference:
+            continue
+        cells = [compare(mine, rows, (system, system), metric) for system, metric in COMPARED]
+        lines.append(f"| {run} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+    for system, title in (("teacher", "its teacher"), ("answer_plus_teacher", "its answer + teacher")):
+        cells = [compare(mine, mine, (own, system), metric) for own, metric in COMPARED]
+        lines.append(f"| {title} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+    plain = found.get("plain")
+    if plain is not None and reference != "plain":
+        cells = [compare(mine, plain, (own, "answer_plus_teacher"), metric) for own, metric in COMPARED]
+        lines.append("| plain: answer + teacher | " + " | ".join("" if c is None else str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:
+    """Mean ± sample standard deviation of a system's metric; empty where no row has it."""
+    found = np.array(list(values(rows, system, metric).values()))
+    if not len(found):
+        return ""
+    spread = f" ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else ""
+    return f"{found.mean():.{digits}f}{spread}"

@@ -1,0 +1,235 @@
+"""One command's work: teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds,
+into one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.keys import shared_texts
+from ..evaluation.comparison import (
+    REPORT_VERSION,
+    SplitScores,
+    judge_seed,
+    markdown_table,
+    summarise,
+    summarise_retrieval,
+    write_report,
+)
+from ..publishing.card import write_card
+from ..publishing.publish import publish
+from ..publishing.push import open_repository
+from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+from ..teachers.suitability import check_scores, check_table, warnings_of
+from ..training.config import PLAIN, FlippedDistillationConfig
+from ..utils.locking import sole_writer
+from ..utils.provenance import device_name, library_versions, shown_command, shown_name
+from .arguments import DataArguments, StudentArguments
+from .artifacts import keep_seed
+from .faq_ranking import rankings_of, teacher_retrieval
+from .single_run import RunResult, run_settings, say, teacher_split_scores, train_once
+from .splits import SPLITS, Splits, load_splits
+
+logger = logging.getLogger(__name__)
+# Told in the report with their values, whether changed or not.
+OPTIMIZER = (
+    *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+)
+
+
+def run_comparison(
+    student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig
+) -> dict[str, Any]:
+    """Train flipped, and plainly with the same budget, for each seed; compare on test, and write the report.
+
+    Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last
+    checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself;
+    with `config.push_to_hub` it is pushed at the end, card and results included.
+
+    Args:
+        student: the LLM and its adapter.
+        data: pairs and teacher.
+        config: settings of the flipped run; the plain one differs in the weights of L_dist and L_MCL only.
+
+    Returns:
+        The report as written.
+
+    Raises:
+        ValueError: bad settings or pairs.
+        RuntimeError: another process writes into the output folder.
+        PublishError: the repository to push to cannot be opened (before anything is trained), or the push failed.
+    """
+    _check_named(student, data)
+    out = Path(config.output_dir or "outputs")
+    config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
+    splits = load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
+    shared = _shared_pairs(splits, config)
+    repository = None
+    if config.push_to_hub and config.should_save:  # so is a repository that cannot be written
+        repository = open_repository(config.hub_model_id or out.absolute().name, **_hub(config))
+    with sole_writer(out) if config.should_save else nullcontext():
+        return _compare(student, data, config, out, repository, shared)
+
+
+def _compare(
+    student: StudentArguments,
+    data: DataArguments,
+    config: FlippedDistillationConfig,
+    out: Path,
+    repository: str | None,
+    shared: dict[str, int],
+) -> dict[str, Any]:
+    started = time.time()
+    teacher = load_teacher(
+        data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
+    )
+    comparison = _Comparison(student, data, config, teacher, out)
+    seeds = list(range(config.seed, config.seed + data.seeds))
+    for position, seed in enumerate(seeds):
+        comparison.add(seed, position, len(seeds))
+    if shared:
+        comparison.pairs["shared_pairs"] = shared
+    report = {
+        "format_version": REPORT_VERSION,
+        "student": shown_name(student.student),
+        "teacher": {"id": teacher.id, "kind": teacher.kind, "revision": teacher.revision},
+        "seeds": seeds,
+        **comparison.results(),
+        "settings": run_settings(student, data, config),
+        "optimizer": {name: config.to_dict()[name] for name in OPTIMIZER},
+        "command": shown_command(sys.argv),
+        "versions": library_versions(),
+        "device": {"name": device_name(config.use_cpu), "processes": config.world_size},
+        "seconds": round(time.time() - started, 1),
+    }
+    if config.should_save:
+        write_report(report, out)
+    say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
+    if config.should_save:
+        write_card(out)  # once more, now with the results
+        if repository is not None:
+            url = publish(out, repository, **_hub(config), revision=config.hub_revision).adapter_url
+            say(config, f"Pushed: {url}")
+    return report
+
+
+def _hub(config: FlippedDistillationConfig) -> dict[str, Any]:
+    return {"private": config.hub_private_repo, "token": config.hub_token}
+
+
+def _shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str, int]:
+    """How many pairs each two splits share, which is warned of: scores on seen pairs say nothing about others.
+
+    Texts alone are shared where an FAQ's questions recur; they are told in the log.
+    """
+    found = {}
+    for overlap in shared_texts(**{split: getattr(splits, split) for split in SPLITS}):
+        logger.info("%s", overlap)
+        if overlap.pairs:
+            found[f"{overlap.first}, {overlap.second}"] = overlap.pairs
+            warning = f"WARNING: {overlap}: what was learned by heart counts as a result; take them out of one."
+            say(config, warning, lambda text: print(text, file=sys.stderr))
+    return found
+
+
+def _check_named(student: StudentArguments, data: DataArguments) -> None:
+    for name, value in (("student", student.student), ("teacher", data.teacher)):
+        if value is None:
+            raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
+    if data.seeds < 1:
+        raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
+
+
+@dataclass
+class _Comparison:
+    """The runs of a comparison, seed by seed, and what they give."""
+
+    student: StudentArguments
+    data: DataArguments
+    config: FlippedDistillationConfig
+    teacher: BiEncoderTeacher | CrossEncoderTeacher
+    out: Path
+    check: dict[str, Any] = field(default_factory=dict)
+    judged: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    rankings: list[dict[str, Any]] = field(default_factory=list)
+    pairs: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, seed: int, position: int, seeds: int) -> None:
+        """Train with one seed, and judge."""
+        splits = load_splits(self.data, seed)
+        of_teacher = teacher_split_scores(self.teacher, splits, self.config)
+        results: dict[str, RunResult] = {}
+
+        def first_look(before: SplitScores) -> None:
+            if not self.check:
+                self.check.update(_check_teacher(of_teacher, before, splits, self.config))
+
+        folder = self.out / "runs" / f"seed-{seed}"
+        systems: dict[str, dict[str, Any]] = {"llm_sft": PLAIN} if self.data.baseline else {}
+        systems["llm_flipped"] = {}
+        for system, weights in systems.items():
+            number = len(systems) * position + len(results) + 1
+            say(self.config, f"[{number}/{len(systems) * seeds}] seed {seed}: {system}")
+            settings = dataclasses.replace(
+                self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False
+            )
+            keep_in = self.out if system == "llm_flipped" and position == 0 else None
+            look = None if results else first_look
+            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, look)
+        students = {system: (result.answer, result.similarity) for system, result in results.items()}
+        keep_seed(folder, splits, self.teacher, of_teacher, students, self.config)
+        labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}
+        self.pairs = {split: len(part) for split, part in labels.items()}
+        self.pairs["positive_share"] = {split: float(part.mean()) for split, part in labels.items()}
+        before = next(iter(results.values())).before
+        if not self.check:
+            self.check.update(_check_teacher(of_teacher, None, splits, self.config))
+        self.judged.append(
+            judge_seed(
+                of_teacher,
+                before if len(before.test) else None,
+                students.get("llm_sft"),
+                students["llm_flipped"],
+                labels["validation"],
+                labels["test"],
+            )
+        )
+        facts = {system: result.facts for system, result in results.items()}
+        self.runs.append({"seed": seed, **facts})
+        if all("retrieval" in of_run for of_run in facts.values()):
+            of_seed = {"teacher": teacher_retrieval(self.teacher, self.data, self.config)}
+            self.rankings.append(rankings_of(facts) | of_seed)
+
+    def results(self) -> dict[str, Any]:
+        """The parts of the report that the runs give."""
+        return {
+            "data": self.pairs,
+            **summarise(self.judged),
+            **({"retrieval": summarise_retrieval(self.rankings)} if self.rankings else {}),
+            "teacher_check": self.check,
+            "runs": self.runs,
+        }
+
+
+def _check_teacher(
+    of_teacher: SplitScores, before: SplitScores | None, splits: Splits, config: FlippedDistillationConfig
+) -> dict[str, Any]:
+    """Is there something to learn? Teacher against the untrained LLM on the validation pairs, said before training."""
+    student = None if before is None else (before.validation, None)
+    labels = np.asarray(splits.validation["label"])
+    thresholds = config.positive_threshold, config.negative_threshold
+    report = check_scores(of_teacher.validation, labels, student=student, thresholds=thresholds)
+    say(config, f"\nThe teacher on the validation pairs\n\n{check_table(report)}\n")
+    for warning in warnings_of(report):
+        say(config, f"WARNING: {warning}", lambda text: print(text, file=sys.stderr))
+    return report

@@ -1,0 +1,94 @@
+"""How well the canonical questions of an FAQ are found for the test queries: by vectors, and by answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+
+from ..data.faq import Faq, rank_questions, rank_scores, read_faq
+from ..data.keys import text_keys
+from ..inference.scorer import PairScorer
+from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
+from ..training.config import FlippedDistillationConfig
+from .arguments import DataArguments
+
+if TYPE_CHECKING:
+    from ..training.trainer import FlippedDistillationTrainer
+
+
+def student_retrieval(trainer: FlippedDistillationTrainer, data: DataArguments) -> dict[str, float]:
+    """How the trained student's vectors rank all questions for the test queries, in the process that saves."""
+    scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
+    return rank_questions(_test_faq(data), scorer.encode)
+
+
+def answer_retrieval(
+    trainer: FlippedDistillationTrainer, data: DataArguments, *, trained: bool
+) -> dict[str, dict[str, float]]:
+    """The same by reading every test query with every question: a forward pass for each pair.
+
+    Args:
+        trainer: of the student. Called on all ranks, which share the pairs.
+        data: names the files and `max_answer_rankings`.
+        trained: the student is trained and its scores are fitted.
+
+    Returns:
+        Metrics by what ranks: "llm" before training; after it "answer" and "both". Nothing where the data is no FAQ or
+        has more pairs than `max_answer_rankings`.
+    """
+    if data.questions_file is None:
+        return {}
+    faq = _test_faq(data)
+    if len(faq.queries) * len(faq.questions) > data.max_answer_rankings:
+        return {}
+    answer, similarity = trainer.score_pairs(_all_pairs(faq))
+    scores = {"llm": answer}
+    if trained:
+        fitted = trainer.match_score or trainer.fit_match_score()
+        scores = {"answer": answer, "both": fitted.log_odds(answer, similarity, "both")}
+    return {name: rank_scores(faq, values.reshape(len(faq.queries), -1)) for name, values in scores.items()}
+
+
+def teacher_retrieval(
+    teacher: BiEncoderTeacher | CrossEncoderTeacher, data: DataArguments, config: FlippedDistillationConfig
+) -> dict[str, float] | None:
+    """The same of a teacher's vectors; None of a cross-encoder, which has none."""
+    if data.questions_file is None or isinstance(teacher, CrossEncoderTeacher):
+        return None
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        table = teacher.embed(
+            list(texts), cache_dir=config.teacher_cache_dir, batch_size=config.teacher_batch_size, show_progress=False
+        )
+        return table.vectors(text_keys(list(texts)))
+
+    return rank_questions(_test_faq(data), encode)
+
+
+def rankings_of(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float] | None]:
+    """The rankings among the facts of runs (by "llm_sft", "llm_flipped"), by system as in `report.SYSTEMS`."""
+    found: dict[str, dict[str, float] | None] = {}
+    for name, facts in runs.items():
+        systems = {"llm": "llm", "answer": name, "both": f"{name}_both"}
+        found |= {systems[kind]: metrics for kind, metrics in facts.get("retrieval_by_answer", {}).items()}
+        found[f"{name}_similarity"] = facts["retrieval"]
+    return found
+
+
+def _test_faq(data: DataArguments) -> Faq:
+    return read_faq(data.test_file or "", data.questions_file or "")
+
+
+def _all_pairs(faq: Faq) -> datasets.Dataset:
+    """Each query with each question, query by query; the label says which one is its own."""
+    ids, texts = list(faq.questions), list(faq.questions.values())
+    return datasets.Dataset.from_dict(
+        {
+            "text_a": [query for query in faq.queries for _ in ids],
+            "text_b": texts * len(faq.queries),
+            "label": [int(key == gold) for gold in faq.gold for key in ids],
+        }
+    )

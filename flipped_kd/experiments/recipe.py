@@ -1,0 +1,79 @@
+"""A recipe's whole command: settings, mini models where nothing is named, the comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..training.config import FlippedDistillationConfig
+from ..training.processes import end_together
+from .arguments import DataArguments, StudentArguments
+from .compare import run_comparison
+from .parsing import parse_settings
+from .single_run import say
+from .splits import SPLITS, load_split
+
+# A teacher or student of this name is built from the training pairs in the run.
+MINI = "mini"
+
+
+def run_recipe(
+    argv: Sequence[str],
+    *,
+    defaults: dict[str, Any],
+    mini_config: Path,
+    mini_data: Path,
+    build_teacher: Callable[..., Path],
+    build_student: Callable[..., Path],
+) -> dict[str, Any]:
+    """A recipe's whole command: read its settings, build the mini models where no data is named, run the comparison.
+
+    Args:
+        argv: flags.
+        defaults: the recipe's defaults by field name, for data and models of the user's own.
+        mini_config: YAML of the embedded setting, used where neither data nor --config is given.
+        mini_data: folder of its train, validation and test.jsonl; of an FAQ also questions.jsonl.
+        build_teacher: (training pairs, folder, seed=) -> folder of the trained mini teacher.
+        build_student: (texts, folder, seed=) -> folder of the mini student.
+    """
+    classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
+    student, data, config = parse_settings(classes, argv, defaults)
+    if not any((data.train_file, data.validation_file, data.test_file, data.dataset_name)):
+        if not any(flag.startswith("--config") for flag in argv):
+            student, data, config = parse_settings(classes, ["--config", str(mini_config), *argv], defaults)
+        files = {f"{split}_file": str(mini_data / f"{split}.jsonl") for split in SPLITS}
+        if (mini_data / "questions.jsonl").is_file():
+            files["questions_file"] = str(mini_data / "questions.jsonl")
+        data = dataclasses.replace(data, **files, teacher=data.teacher or MINI)
+        student = dataclasses.replace(student, student=student.student or MINI)
+    student, data = _with_mini_models(student, data, config, build_teacher, build_student)
+    report = run_comparison(student, data, config)
+    end_together()
+    return report
+
+
+def _with_mini_models(
+    student: StudentArguments,
+    data: DataArguments,
+    config: FlippedDistillationConfig,
+    build_teacher: Callable[..., Path],
+    build_student: Callable[..., Path],
+) -> tuple[StudentArguments, DataArguments]:
+    """The settings with models built from the training pairs where "mini" is named."""
+    if MINI not in (data.teacher, student.student):
+        return student, data
+    out = Path(config.output_dir or "outputs") / "mini_models"
+    with config.main_process_first(local=False, desc="building the mini models"):
+        pairs = load_split(dataclasses.replace(data, max_train_pairs=None), "train")
+        if data.teacher == MINI:
+            say(config, f"[mini] teacher: {out / 'teacher'}")
+            data = dataclasses.replace(data, teacher=str(build_teacher(pairs, out / "teacher", seed=config.seed)))
+        if student.student == MINI:
+            say(config, f"[mini] student: {out / 'student'}")
+            texts = [*pairs["text_a"], *pairs["text_b"]]
+            student = dataclasses.replace(
+                student, student=str(build_student(texts, out / "student", seed=config.seed))
+            )
+    return student, data

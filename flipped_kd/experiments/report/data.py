@@ -1,0 +1,139 @@
+"""All that the report page shows, gathered from a finished experiment's folder; what is not there is left out."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...evaluation.comparison import REPORT_VERSION, SplitScores
+from ...evaluation.mistakes import STUDENTS, Judged, judge_systems
+from ...utils.provenance import without_paths
+from ..artifacts import EVIDENCE_FILE, EXAMPLES_FILE
+from .sweeps import read_sweep_rows
+
+REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """What the runs of one seed have left. Where a file is not there, its arrays are {}.
+
+    Attributes:
+        shared: arrays of the seed's evidence.npz, see `evidence.keep_seed`.
+        students: by student, arrays of its evidence.npz, see `evidence.write_evidence`.
+        judged: by system; empty without the scores of both students and of the teacher.
+        examples: evidence.json.
+    """
+
+    shared: Mapping[str, np.ndarray]
+    students: Mapping[str, Mapping[str, np.ndarray]]
+    judged: Mapping[str, Judged]
+    examples: Mapping[str, Any]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Gold labels (n,) of the test pairs."""
+        return self.shared["labels_test"]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the page is made of.
+
+    Attributes:
+        report: report.json.
+        seeds: what each seed has left, in the order of the report.
+        ablation_rows: rows of an ablation; None if none was named.
+    """
+
+    report: Mapping[str, Any]
+    seeds: Sequence[SeedData]
+    ablation_rows: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a spread over seeds."""
+        return len(self.report["seeds"]) > 1
+
+
+def gather(folder: Path, ablation: Path | None = None) -> ReportData:
+    """Read a finished experiment's folder.
+
+    Args:
+        folder: the output folder of a recipe, with report.json.
+        ablation: JSON Lines of an ablation's rows.
+
+    Raises:
+        ValueError: the folder holds no report.json, it is of a newer version, or a file is broken.
+    """
+    report = _read_report(folder / "report.json")
+    runs = [folder / "runs" / f"seed-{seed}" for seed in report["seeds"]]
+    rows = read_sweep_rows(ablation) if ablation is not None else None
+    trained = [name for name in STUDENTS if name in report["systems"]]
+    return ReportData(report, [_read_seed(run, trained) for run in runs], rows)
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no report.json: give the output folder of a finished recipe.")
+    report = _read_json(path)
+    missing = [key for key in REPORT_KEYS if key not in report]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}: give the output folder of a finished recipe.")
+    if report.get("format_version", 1) > REPORT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {report['format_version']}, this release reads up to {REPORT_VERSION}: "
+            "upgrade flipped_kd."
+        )
+    return dict(without_paths(report))
+
+
+def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:
+    shared = _read_arrays(folder / EVIDENCE_FILE)
+    students = {name: _read_arrays(folder / name / EVIDENCE_FILE) for name in trained}
+    scores = {name: _read_arrays(folder / name / "scores.npz") for name in trained}
+    judged: dict[str, Judged] = {}
+    if shared and all(scores.values()):
+        judged = judge_systems(
+            shared["labels_validation"],
+            SplitScores(shared["teacher_validation"], shared["teacher_test"]),
+            {
+                name: (_split_scores(arrays, "answer"), _split_scores(arrays, "similarity"))
+                for name, arrays in scores.items()
+            },
+        )
+    path = folder / EXAMPLES_FILE
+    return SeedData(shared, students, judged, _read_json(path) if path.is_file() else {})
+
+
+def _split_scores(arrays: Mapping[str, np.ndarray], kind: str) -> SplitScores:
+    return SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is broken ({error}): remove its folder and give the recipe's command again."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}): give the recipe's command again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, no JSON object: give the recipe's command again.")
+    return content

@@ -1,0 +1,1 @@
+"""A trained model in use: pairs scored, texts encoded, ranked and searched."""

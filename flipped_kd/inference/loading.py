@@ -1,0 +1,312 @@
+"""A trained model's files: an adapter or a merged model, in a folder or on the Hub, read and checked before use."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.match_score import SCORE_FILE, MatchScore
+from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt
+from ..students.loading import load_student, load_tokenizer
+from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
+from ..students.probing import unwrapped
+from ..utils.checks import check_choice
+from ..utils.devices import weights_dtype
+from ..utils.redaction import redact
+
+logger = logging.getLogger(__name__)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_CONFIG = "config.json"
+# What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+WEIGHT_FILES = ["*.safetensors"]
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+SUBFOLDERS = ["*/*"]  # checkpoints, other formats
+OWN = "FlippedDistillationTrainer (an adapter) or flipped_kd.merge_adapter (a merged model)"
+
+
+@dataclass
+class LoadedModel:
+    """All of a trained model; the encoder is attached."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: PairPrompt
+    encoder: LoraEncoder
+    match_score: MatchScore | None
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the Hub is asked."""
+
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
+            # The HTTP library would refuse it with a message that shows it.
+            raise ValueError("the token is empty or holds white space or other control characters: copy it again.")
+
+    def without_token(self, text: str) -> str:
+        """`text` with the token, should it stand there, made unreadable."""
+        return redact(text, self.token if isinstance(self.token, str) else None)
+
+
+def local_folder(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """The folder of a trained model, fetched from the Hub if `name` is no folder here; its contracts are all there.
+
+    Args:
+        name: adapter folder, merged folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        token: for a private repository; True or None takes the one of `hf auth login`.
+        cache_dir: where downloads are kept.
+        trust_remote_code: also fetch the repository's Python files.
+
+    Raises:
+        ValueError: there is no such folder or repository, it cannot be had, or it lacks a contract file.
+    """
+    access = Access(token, cache_dir, trust_remote_code)
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is of a repository on the Hub, and {name} is a folder: leave it out."
+            )
+        folder = Path(name)
+    else:
+        folder = _fetch(name, revision, access, SMALL_FILES)
+        _check_contracts(folder, name, weights=False)
+        # The commit that was checked, whatever has been pushed meanwhile.
+        folder = _fetch(name, folder.name, access, SMALL_FILES + WEIGHT_FILES)
+    _check_contracts(folder, name, weights=True)
+    return folder
+
+
+def load_matcher(
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    base_model: str | os.PathLike[str] | None = None,
+    access: Access | None = None,
+) -> LoadedModel:
+    """Load a folder that `local_folder` gave: contracts first, then the model.
+
+    Args:
+        folder: of an adapter or a merged model.
+        device: where the model goes.
+        dtype: its precision. LoRA's own weights stay in float32, as in training.
+        base_model: folder or Hub id of the base, if not the one the adapter names.
+        access: for a base on the Hub.
+
+    Raises:
+        ValueError: a contract is broken or of a newer release, or the adapter does not fit the base.
+    """
+    access = access or Access()
+    encoder = LoraEncoder.from_pretrained(folder)
+    match_score = MatchScore.from_pretrained(folder) if (folder / SCORE_FILE).is_file() else None
+    tokenizer = load_tokenizer(folder, trust_remote_code=access.trust_remote_code)
+    try:
+        prompt = PairPrompt.from_pretrained(folder, tokenizer)
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / PROMPT_FILE} is no saved PairPrompt ({error}): save or download it again."
+        ) from error
+    model: PreTrainedModel | PeftModel
+    if is_adapter(folder):
+        model = _load_adapted(folder, base_model, dtype, access)
+        encoder.attach(model)
+    elif base_model is not None:
+        raise ValueError(
+            f"{folder} holds a merged model, which has no base: leave base_model={str(base_model)!r} out."
+        )
+    else:
+        model = load_student(folder, dtype=dtype, trust_remote_code=access.trust_remote_code)
+        encoder.attach_merged(model, folder)
+    _check_vocabulary(model, tokenizer, prompt, folder if base_model is None else base_model)
+    return LoadedModel(model.to(device).eval(), tokenizer, prompt, encoder, match_score)  # type: ignore[arg-type]
+
+
+def default_device() -> torch.device:
+    """The accelerator, if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that a name or "auto" means: on a CPU float32, on a GPU bfloat16 if it has it."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return weights_dtype(device)
+    check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter (else a merged model)."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def _check_contracts(folder: Path, name: str | os.PathLike[str], weights: bool) -> None:
+    """Raise ValueError unless all files that a matcher is made of are there; `weights` asks for the large ones too."""
+    adapter = is_adapter(folder)
+    if not adapter and not (folder / MODEL_CONFIG).is_file():
+        raise ValueError(
+            f"{str(name)!r} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}: give what {OWN} has written."
+        )
+    needed = [PROMPT_FILE, ENCODER_FILE, "tokenizer_config.json"]
+    if weights:
+        needed.append(ADAPTER_WEIGHTS if adapter else MATRICES_FILE)
+    missing = [file for file in needed if not (folder / file).is_file()]
+    if weights and not adapter and not any(folder.glob("model*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        kind = "an adapter" if adapter else "a model"
+        raise ValueError(
+            f"{str(name)!r} holds {kind} without {', '.join(missing)}: a matcher reads what {OWN} has written. Save "
+            "or download it again, with all its files."
+        )
+
+
+def _fetch(name: str | os.PathLike[str], revision: str | None, access: Access, patterns: Sequence[str]) -> Path:
+    """The local folder of a repository's files that match, at one commit (the folder's name)."""
+    shown = f"{str(name)!r}" + (f" (revision {revision!r})" if revision else "")
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        raise ValueError(f"{shown} is neither an existing folder nor a Hub id (owner/name): check the path.") from None
+    allowed = [*patterns, "*.py"] if access.trust_remote_code else [*patterns]
+    try:
+        return Path(
+            snapshot_download(
+                str(name),
+                revision=revision,
+                token=access.token,
+                cache_dir=None if access.cache_dir is None else Path(access.cache_dir),
+                allow_patterns=allowed,
+                ignore_patterns=SUBFOLDERS,
+            )
+        )
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        if getattr(error, "errno", None) in LOCAL_ERRORS:
+            raise  # the disk's, not the Hub's
+        raise ValueError(
+            f"{shown} is no folder here and could not be had from the Hub: {_reason(error, access)} "
+            f"({access.without_token(str(error))})"
+        ) from error
+
+
+def _reason(error: Exception, access: Access) -> str:
+    """What the user can do about a failed download."""
+    who = "the token given" if isinstance(access.token, str) else "the token of this machine, if it has one,"
+    if isinstance(error, GatedRepoError):
+        return f"access to it must be asked for on its page, and {who} belong to who was granted it."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository, or it is private and {who} does not open it. Check the name; log in."
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such branch, tag or commit. Check revision."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if status in (401, 403):
+        return f"{who} was refused. Log in again with `hf auth login`, or give another token."
+    if status is not None:
+        return f"the Hub answered {status}. Try again later."
+    return "the Hub could not be reached, and nothing is cached. Check the connection, or give a folder."
+
+
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """PEFT's settings of the adapter in `folder`; ValueError if they are broken or not of LoRA."""
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no adapter configuration of PEFT ({error}): save or download it again."
+        ) from error
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(f"{path} describes a {config.peft_type} adapter: the matcher reads LoRA adapters only.")
+    return config
+
+
+def _load_adapted(
+    folder: Path,
+    base_model: str | os.PathLike[str] | None,
+    dtype: torch.dtype,
+    access: Access,
+) -> PeftModel:
+    """The base with the adapter in `folder` upon it."""
+    config = read_adapter_config(folder)
+    name = base_model or config.base_model_name_or_path
+    if not name:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
+    revision = None if base_model else config.revision
+    try:
+        place = Path(name) if Path(name).is_dir() else _fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
+        base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
+    except ValueError as error:
+        raise ValueError(
+            f"the base {str(name)!r} of the adapter in {folder} cannot be loaded: {error} If it has moved, give "
+            "base_model='its folder or Hub id'."
+        ) from error
+    misfit = f"the adapter in {folder} does not fit the base {str(name)!r}; it was trained on " + (
+        f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
+    )
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            saved = set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}): save or download it again.") from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if "mismatch" in line), str(error))
+        raise ValueError(f"{misfit}: {first.strip()}") from error
+    held = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    unfilled = sorted(held - saved) or sorted(key for key in saved - held if "lora_" in key)
+    if unfilled:
+        raise ValueError(f"{misfit}: {len(unfilled)} of its weights, such as {unfilled[0]!r}, have no counterpart.")
+    return model
+
+
+def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt, name: Any) -> None:
+    """Raise ValueError if the tokenizer gives ids for which the model has no embedding."""
+    embedding: Any = unwrapped(model).get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    fixed = max(*prompt.prefix_ids, *prompt.middle_ids, *prompt.suffix_ids, *prompt.answer_ids)
+    largest = max(fixed, tokenizer.vocab_size - 1)
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer gives token ids up to {largest}, the model {str(name)!r} has embeddings for {rows}: it is "
+            "not the base that the adapter was trained on."
+        )

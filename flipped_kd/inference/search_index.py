@@ -1,0 +1,116 @@
+"""A corpus with its vectors, kept on disk: what `FlippedMatcher.search` looks through."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..utils.atomic import check_target, whole_or_absent
+
+INDEX_FILE = "search_index.json"
+TEXTS_FILE = "texts.jsonl"
+EMBEDDINGS_FILE = "embeddings.safetensors"
+FORMAT_VERSION = 1
+
+
+class SearchIndex:
+    """Texts and their vectors. Made by `FlippedMatcher.index`.
+
+    Args:
+        texts: N texts.
+        embeddings: (N, D) float32 unit vectors, row i that of text i.
+        encoder: definition of the encoder that made them, as plain JSON values.
+        ids: names of the texts, numbers or str, kept beside them; `FlippedMatcher.search` gives places, not names.
+
+    Raises:
+        ValueError: numbers of texts, names and vectors differ.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        embeddings: Tensor,
+        encoder: dict[str, Any],
+        ids: Sequence[int] | Sequence[str] | None = None,
+    ) -> None:
+        if ids is not None and len(ids) != len(texts):
+            raise ValueError(f"{len(texts)} texts need as many ids, got {len(ids)}.")
+        if embeddings.ndim != 2 or len(texts) != len(embeddings):
+            raise ValueError(
+                f"{len(texts)} texts need vectors of shape ({len(texts)}, D), got {tuple(embeddings.shape)}."
+            )
+        self.texts = list(texts)
+        self.ids = None if ids is None else list(ids)
+        self.embeddings = embeddings
+        self.encoder = encoder
+        # Matchers whose encoder is known to give these vectors.
+        self.known_to: WeakSet[Any] = WeakSet()
+        self._placed = embeddings
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def on(self, device: torch.device) -> Tensor:
+        """The vectors on `device`; the copy there is kept for the next search."""
+        self._placed = self._placed.to(device)
+        return self._placed
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write search_index.json, texts.jsonl and embeddings.safetensors; the folder appears whole or not at all.
+
+        Args:
+            folder: absent or empty.
+            overwrite: replace an index that is there.
+
+        Raises:
+            ValueError: something else is there.
+            OSError: no space left.
+        """
+        target = Path(folder)
+        check_target(target, INDEX_FILE if overwrite else None)
+        header = {"format_version": FORMAT_VERSION, "count": len(self), "encoder": self.encoder}
+        with whole_or_absent(target, self.embeddings.nbytes) as partial:
+            (partial / INDEX_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+            with (partial / TEXTS_FILE).open("w", encoding="utf-8") as file:
+                for place, text in enumerate(self.texts):
+                    row = {"text": text} | ({} if self.ids is None else {"id": self.ids[place]})
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
+        """Read a saved index.
+
+        Raises:
+            ValueError: a file is absent or broken, the files do not belong together, or a newer release wrote them.
+        """
+        place = Path(folder)
+        if not (place / INDEX_FILE).is_file():
+            raise ValueError(f"{place} holds no {INDEX_FILE}: give a folder that SearchIndex.save has written.")
+        try:
+            header = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))
+            version, count, encoder = int(header["format_version"]), header["count"], header["encoder"]
+            if version <= FORMAT_VERSION:
+                with (place / TEXTS_FILE).open(encoding="utf-8") as file:
+                    rows = [json.loads(line) for line in file]
+                ids = [row["id"] for row in rows] if rows and "id" in rows[0] else None
+                texts = [row["text"] for row in rows]
+                index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], encoder, ids)
+                if len(index) != count:
+                    raise ValueError(f"{count} texts expected, {len(index)} found")
+                return index
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"the index in {place} is broken ({error}): make it again.") from error
+        raise ValueError(
+            f"{place / INDEX_FILE} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade "
+            "flipped_kd."
+        )

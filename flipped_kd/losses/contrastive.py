@@ -1,0 +1,279 @@
+"""The three objectives of flipped distillation, each a module over tensors (see `losses` for their composition).
+
+Sources: *Flipping Knowledge Distillation* (arXiv 2507.05617) for the three terms; AdapACSE (arXiv 2403.17486) for
+margins scaled by a teacher; ArcCSE (ACL 2022) and KDMCSE (the paper of AdapACSE) for the presets; CoSENT for the
+pairwise contrast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.angles import extended_cosine, wide
+from ..utils.checks import check_choice, check_range, check_same_shape
+from .base import Compared, SimilarityObjective
+from .dual_threshold import PairSelection
+
+Margin = Literal["teacher", "constant", "none"]
+FLIPPED_CITATION = """@inproceedings{flipped2025,
+    title = {Flipping Knowledge Distillation: Leveraging Small Models' Expertise to Enhance LLMs in Text Matching},
+    author = {Li, Mingzhe and Xiang, Jing and Zhang, Qishen and Wan, Kaiyang and Chen, Xiuying},
+    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+    year = {2025},
+    eprint = {2507.05617},
+    archivePrefix = {arXiv},
+}"""
+NEEDS_MATRIX = (
+    "{name}={value!r} compares rows and columns of a similarity matrix, but only paired similarities are given "
+    "(representation 'joint' or 'both', or a cross-encoder teacher): use {name}={other!r}, or "
+    "representation='independent' with a bi-encoder teacher."
+)
+
+
+class AnswerLoss(nn.Module):
+    """L_sup: cross-entropy of the answer token at the answer position, over the whole vocabulary.
+
+    With `teacher_weight` w > 0 gold label y and teacher P are taught together: the target is "yes" by (1 - w) y + w P
+    and "no" by the rest, the soft targets of Hinton et al. (arXiv 1503.02531) over the two answers. The paper has
+    w = 0.
+
+    Divisor: the number of rows.
+
+    Args:
+        teacher_weight: w in [0, 1].
+
+    Raises:
+        ValueError: w is out of range.
+    """
+
+    citation = FLIPPED_CITATION
+
+    def __init__(self, teacher_weight: float = 0.0) -> None:
+        super().__init__()
+        check_range("answer_teacher_weight", teacher_weight, 0.0, 1.0)
+        self.teacher_weight = teacher_weight
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, answer_ids: tuple[int, int], probability: Tensor | None = None
+    ) -> Tensor:
+        """The mean over B pairs, a scalar.
+
+        Args:
+            logits: (B, V) at the answer position.
+            labels: (B,) gold labels 0/1.
+            answer_ids: token ids of "no" and "yes".
+            probability: (B,) the teacher's P; None teaches the labels alone.
+        """
+        no_id, yes_id = answer_ids
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = wide(logits)
+            if probability is None or not self.teacher_weight:
+                return nn.functional.cross_entropy(logits, torch.where(labels.bool(), yes_id, no_id))
+            yes = torch.lerp(labels.to(logits.dtype), probability.to(logits.dtype), self.teacher_weight)
+            by_answer = logits.log_softmax(-1)[:, [no_id, yes_id]]
+            return -(by_answer * torch.stack([1 - yes, yes], -1)).sum(-1).mean()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values, by argument name."""
+        return {"teacher_weight": self.teacher_weight}
+
+
+class SimilarityDistillationLoss(SimilarityObjective):
+    """L_dist: aligns the student's similarities with the teacher's over the kept pairs (arXiv 2507.05617).
+
+    - `mse`: `scale` * sum over kept (S - T)^2 / number of kept pairs. Zero if nothing is kept.
+    - `kl`: `scale` * t^2 * [sum of KL(softmax(T/t) || softmax(S/t)) over the rows and the columns with at least two
+      kept pairs, softmax over the kept pairs] / number of such rows and columns. Zero if there are none. t^2 keeps the
+      size of the gradient independent of t (Hinton et al., arXiv 1503.02531). Pairs alone are one row.
+
+    Args:
+        kind: "mse" or "kl".
+        temperature: t in (0, 100] of `kl`.
+        scale: constant factor >= 0, so that weight 1 is right beside the other terms.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    citation = FLIPPED_CITATION
+
+    def __init__(self, kind: Literal["mse", "kl"] = "mse", temperature: float = 0.05, scale: float = 10.0) -> None:
+        super().__init__()
+        check_choice("dist_loss", kind, ("mse", "kl"))
+        check_range("temperature", temperature, 0.0, 100.0, open_low=True)
+        check_range("scale", scale, 0.0)
+        self.kind = kind
+        self.temperature = temperature
+        self.scale = scale
+
+    def forward(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+        """`student`, `teacher` cosines and the boolean `kept`, all (N, M) or (N,) -> scalar.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        check_same_shape(student=student, teacher=teacher, kept=kept)
+        with torch.autocast(student.device.type, enabled=False):
+            student, teacher = wide(student), wide(teacher)
+            if self.kind == "mse":
+                return self.scale * ((student - teacher).square() * kept).sum() / kept.sum().clamp(min=1)
+            if student.ndim == 1:
+                total, count = self._divergence(student[None], teacher[None], kept[None])
+                return self.scale * self.temperature**2 * total / count.clamp(min=1)
+            row_sum, row_count = self._divergence(student, teacher, kept)
+            column_sum, column_count = self._divergence(student.T, teacher.T, kept.T)
+            lists = (row_count + column_count).clamp(min=1)
+            return self.scale * self.temperature**2 * (row_sum + column_sum) / lists
+
+    def align(self, compared: Compared) -> Tensor:
+        """`forward` of what is compared."""
+        return self(compared.student, compared.teacher, compared.kept)
+
+    def _divergence(self, student: Tensor, teacher: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the rows' KL divergences, and the number of rows with something to compare."""
+        usable = kept.sum(-1) >= 2
+        kept = kept & usable[:, None]
+        # A finite floor: rows with nothing kept would give NaN from an all -inf softmax, also in the gradient.
+        floor = torch.finfo(student.dtype).min / 2
+        log_s = torch.log_softmax((student / self.temperature).masked_fill(~kept, floor), -1)
+        log_t = torch.log_softmax((teacher / self.temperature).masked_fill(~kept, floor), -1)
+        return (log_t.exp() * (log_t - log_s)).masked_fill(~kept, 0.0).sum(), usable.sum()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values, by argument name."""
+        return {"kind": self.kind, "temperature": self.temperature, "scale": self.scale}
+
+
+class MarginAwareContrastiveLoss(nn.Module):
+    """L_MCL: a contrast in angular space with two margin regions, each scaled by the teacher.
+
+    Sources: arXiv 2507.05617 for the two margins, AdapACSE (arXiv 2403.17486) for their scaling.
+
+    Positives are judged at theta + m * w, negatives at theta - m * w, where w is P for positives and 1 - P for
+    negatives ("teacher"), 1 ("constant") or 0 ("none"). With s = cos of the judged angle (continued linearly outside
+    [0, pi]) and temperature t:
+
+    - `pairwise`: `scale` * t * log(1 + sum over kept positives p and kept negatives n of exp((s_n - s_p) / t)). One
+      value per batch: divisor 1. Zero if either class is empty.
+    - `infonce`: `scale` * t * sum over kept positives p of [-log softmax of p among itself and the kept negatives of
+      its row] and the same of its column, divided by 2 * number of kept positives. Zero if there are none. Needs a
+      matrix.
+
+    The factor t expresses both in units of cosine: the gradient for a similarity is of order one at any temperature,
+    comparable with that of the answer's cross-entropy. Without it (t = 0.05) the contrast is twenty times larger and
+    drowns the answer.
+
+    Args:
+        contrast: "pairwise" or "infonce".
+        margin: m_c in [0, pi] radians (paper: 0.06).
+        positive_margin: how m is scaled for positives: "teacher", "constant" or "none".
+        negative_margin: the same for negatives.
+        temperature: t in (0, 100].
+        scale: constant factor >= 0.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    citation = FLIPPED_CITATION
+
+    def __init__(
+        self,
+        contrast: Literal["pairwise", "infonce"] = "pairwise",
+        margin: float = 0.06,
+        positive_margin: Margin = "teacher",
+        negative_margin: Margin = "teacher",
+        temperature: float = 0.05,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_choice("contrast", contrast, ("pairwise", "infonce"))
+        check_choice("positive_margin", positive_margin, ("teacher", "constant", "none"))
+        check_choice("negative_margin", negative_margin, ("teacher", "constant", "none"))
+        check_range("margin", margin, 0.0, math.pi)
+        check_range("temperature", temperature, 0.0, 100.0, open_low=True)
+        check_range("scale", scale, 0.0)
+        self.contrast = contrast
+        self.margin = margin
+        self.positive_margin = positive_margin
+        self.negative_margin = negative_margin
+        self.temperature = temperature
+        self.scale = scale
+
+    @classmethod
+    def preset(cls, name: Literal["mcl", "arccse", "kdmcse"], **settings: Any) -> MarginAwareContrastiveLoss:
+        """The published forms of the margins.
+
+        Args:
+            name: "arccse" (constant positive margin only), "kdmcse" (adaptive negative margin only) or "mcl" (both
+                adaptive).
+            **settings: the other arguments of the class.
+        """
+        margins: dict[str, tuple[Margin, Margin]] = {
+            "mcl": ("teacher", "teacher"),
+            "arccse": ("constant", "none"),
+            "kdmcse": ("none", "teacher"),
+        }
+        check_choice("preset", name, margins)
+        positive, negative = margins[name]
+        return cls(positive_margin=positive, negative_margin=negative, **settings)
+
+    def judged(self, angles: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of every pair as a positive and as a negative, margins applied: two tensors shaped as `angles`."""
+        up = self.margin * _margin_weight(self.positive_margin, probability)
+        down = self.margin * _margin_weight(self.negative_margin, 1 - probability)
+        return extended_cosine(angles + up), extended_cosine(angles - down)
+
+    def forward(self, angles: Tensor, probability: Tensor, selection: PairSelection) -> Tensor:
+        """`angles` (radians) and the teacher's `probability`, (N, M) or, for pairwise, (N,) -> scalar.
+
+        Raises:
+            ValueError: the shapes differ, or `infonce` is given pairs only.
+        """
+        check_same_shape(
+            angles=angles, probability=probability, positive=selection.positive, negative=selection.negative
+        )
+        if self.contrast == "infonce" and angles.ndim != 2:
+            raise ValueError(NEEDS_MATRIX.format(name="contrast", value="infonce", other="pairwise"))
+        contrast = self._pairwise if self.contrast == "pairwise" else self._infonce
+        with torch.autocast(angles.device.type, enabled=False):
+            as_positive, as_negative = self.judged(wide(angles), wide(probability))
+            return self.scale * self.temperature * contrast(as_positive, as_negative, selection)
+
+    def _pairwise(self, as_positive: Tensor, as_negative: Tensor, selection: PairSelection) -> Tensor:
+        # Two log-sum-exps, never the P x N matrix. The finite floor keeps an empty class at loss and gradient 0.
+        floor = torch.finfo(as_positive.dtype).min / 4
+        negatives = (as_negative / self.temperature).masked_fill(~selection.negative, floor).flatten().logsumexp(0)
+        positives = (-as_positive / self.temperature).masked_fill(~selection.positive, floor).flatten().logsumexp(0)
+        return nn.functional.softplus(negatives + positives)
+
+    def _infonce(self, as_positive: Tensor, as_negative: Tensor, selection: PairSelection) -> Tensor:
+        floor = torch.finfo(as_positive.dtype).min / 4
+        negative = (as_negative / self.temperature).masked_fill(~selection.negative, floor)
+        positive = as_positive / self.temperature
+        # -log(e^p / (e^p + sum of e^n)) = softplus(log-sum-exp of n, less p)
+        rows = nn.functional.softplus(negative.logsumexp(1, keepdim=True) - positive)
+        columns = nn.functional.softplus(negative.logsumexp(0, keepdim=True) - positive)
+        return ((rows + columns) * selection.positive).sum() / (2 * selection.positive.sum().clamp(min=1))
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values, by argument name."""
+        return {
+            "contrast": self.contrast,
+            "margin": self.margin,
+            "positive_margin": self.positive_margin,
+            "negative_margin": self.negative_margin,
+            "temperature": self.temperature,
+            "scale": self.scale,
+        }
+
+
+def _margin_weight(kind: Margin, teacher: Tensor) -> Tensor | float:
+    """w of the margin m * w; `teacher` is the teacher's probability of the pair's own class."""
+    if kind == "teacher":
+        return teacher
+    return 1.0 if kind == "constant" else 0.0

@@ -1,0 +1,394 @@
+"""The prompt that puts a pair of texts before a causal language model: prefix | text_a | middle | text_b | suffix.
+
+- The five parts are tokenised apart, so the token span of each text is known exactly.
+- A text can never forge a control token: texts go through a copy of the tokenizer that does not know them.
+- text_a is cut on its own length alone, so a causal model gives it the same vector alone or in a pair.
+- The fixed parts are never cut; the answer position is always the last token.
+- The ids equal those of the whole rendered string (a probe at construction checks it), so a chat template made from
+  the same parts gives other tools the same input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ..utils.atomic_file import write_atomically
+from .chat_families import (
+    INSTRUCTIONS,
+    preset_answers,
+    preset_segments,
+    render_chat_template,
+    resolve_answers,
+)
+from .text_tokenizer import (
+    WHITE_SPACE,
+    TextTokenizer,
+    control_tokens,
+    end_marker,
+    token_ids,
+    unk_ids,
+    whole_backend,
+)
+
+PROMPT_FILE = "pair_prompt.json"
+FORMAT_VERSION = 1
+SETTINGS = ("prefix", "middle", "suffix", "answers", "max_length")
+RESOLVED_IDS = ("answer_ids", "prefix_ids", "middle_ids", "suffix_ids")
+MIN_ROOM = 8
+PROBE_PAIRS: tuple[tuple[str, str], ...] = (
+    ("Can I pay by card?", "is card payment possible"),
+    ("  two spaces before, two after  ", "\ta tab, then a line break\n"),
+    ("我可以用卡支付吗？", "カードで払えますか"),
+    ("👍🏽 ok 😀", "Größe naïve 1234567 8.90 €"),
+    ("(brackets) [and] <angles>", "a  b\n\n  c"),
+)
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """A tokenised pair or single text.
+
+    Attributes:
+        input_ids: Token ids without padding. For a pair the last one is the answer position.
+        text_a: Half-open token span (start, end) of text_a; never empty.
+        text_b: The same for text_b; None where a text is encoded alone.
+        truncated: Whether a text lost tokens to the budget.
+    """
+
+    input_ids: list[int]
+    text_a: tuple[int, int]
+    text_b: tuple[int, int] | None
+    truncated: bool
+
+
+class PairPrompt:
+    """Turns pairs of texts into token ids with known spans and a fixed answer position.
+
+    Texts are tokenised with every added token of the tokenizer taken out (a text `<|im_end|>` becomes `<`, `|`, ...).
+    Kept are added tokens of white space only, which control nothing and which many vocabularies need for indentation.
+    For a text without added tokens the ids equal `tokenizer(prompt.render(a, b), add_special_tokens=False)` as long
+    as nothing is cut.
+
+    The budget: `room` = max_length less the fixed parts. text_a keeps its first min(len_a, room // 2) tokens, text_b
+    the first room - (kept of text_a).
+
+    The object holds no reference to the tokenizer, does not change it, and pickles.
+
+    Args:
+        tokenizer: A tokenizer backed by the tokenizers library.
+        prefix: What stands before text_a. Ends with an added token of the tokenizer.
+        middle: What stands between the texts. Begins and ends with an added token.
+        suffix: What follows text_b. Begins with an added token. The answer follows it.
+        answers: (no, yes), each one token in context.
+        max_length: Longest sequence, in tokens.
+
+    Attributes:
+        answer_ids: Token ids (no, yes).
+        prefix_ids, middle_ids, suffix_ids: Token ids of the fixed parts.
+        room: Tokens left for both texts together.
+
+    Raises:
+        TypeError: The tokenizer has no tokenizers backend, or an argument has the wrong type.
+        ValueError: A text would not stand between added tokens; the parts' ids are not those of the whole; an answer
+            is not one token, or both are the same or unk; max_length leaves fewer than 8 tokens for the texts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        prefix: str,
+        middle: str,
+        suffix: str,
+        answers: tuple[str, str] = ("no", "yes"),
+        max_length: int = 256,
+    ) -> None:
+        for name, value in (("prefix", prefix), ("middle", middle), ("suffix", suffix)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a str, got {value!r}.")
+        if isinstance(max_length, bool) or not isinstance(max_length, int):
+            raise TypeError(f"max_length must be an int (tokens), got {max_length!r}.")
+        if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
+            raise TypeError(f"answers must be two strings (no, yes), got {answers!r}.")
+        whole = whole_backend(tokenizer)
+        control = control_tokens(whole)
+
+        self.prefix, self.middle, self.suffix = prefix, middle, suffix
+        self.answers = (answers[0], answers[1])
+        self.max_length = max_length
+        # Middle and suffix are read after the prefix, where they stand: a tokenizer may treat a string's start apart.
+        self.prefix_ids = token_ids(whole, prefix)
+        self.middle_ids = _ids_after(whole, prefix, self.prefix_ids, middle)
+        self.suffix_ids = _ids_after(whole, prefix, self.prefix_ids, suffix)
+        before_a = end_marker("prefix", prefix, self.prefix_ids, -1, control)
+        after_a = end_marker("middle", middle, self.middle_ids, 0, control)
+        before_b = end_marker("middle", middle, self.middle_ids, -1, control)
+        after_b = end_marker("suffix", suffix, self.suffix_ids, 0, control)
+        self._strip_a = (before_a.rstrip, after_a.lstrip)
+        self._strip_b = (before_b.rstrip, after_b.lstrip)
+        self.answer_ids = resolve_answers(whole, prefix + suffix, self.answers, unk_ids(tokenizer, whole))
+
+        self._text_tokenizer = TextTokenizer(whole)
+        fixed = len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
+        self.room = max_length - fixed
+        if self.room < MIN_ROOM:
+            raise ValueError(
+                f"max_length={max_length} leaves {self.room} tokens for the two texts: the fixed parts of the prompt "
+                f"take {fixed}. At least {MIN_ROOM} must be left: use max_length={fixed + MIN_ROOM} or more, or a "
+                "shorter instruction."
+            )
+        self._check_parts_against_whole(whole)
+
+    @classmethod
+    def from_preset(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        preset: str = "en",
+        *,
+        max_length: int = 256,
+        instruction: str | None = None,
+        answers: tuple[str, str] | None = None,
+    ) -> PairPrompt:
+        """Build the prompt from the markers the tokenizer has.
+
+        Args:
+            tokenizer: A tokenizer backed by the tokenizers library.
+            preset: "en" (answers yes/no) or "zh" (answers 是/否).
+            max_length: Longest sequence, in tokens.
+            instruction: What is asked, put before the texts; None takes the preset's own, "" leaves it out.
+            answers: (no, yes); None takes the first of the preset's forms ("yes", " yes", "Yes", " Yes") that is one
+                token each in context.
+
+        Raises:
+            ValueError: Unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or
+                anything the constructor refuses.
+        """
+        if preset not in INSTRUCTIONS:
+            raise ValueError(f"Unknown preset {preset!r}. Use one of {sorted(INSTRUCTIONS)}.")
+        if instruction is None:
+            instruction = INSTRUCTIONS[preset]
+        whole = whole_backend(tokenizer)
+        added = {token.content for token in control_tokens(whole).values()}
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in whole.encode("x").ids[:1]
+        prefix, middle, suffix = preset_segments(tokenizer, added, instruction, adds_bos)
+        if answers is None:
+            answers = preset_answers(whole, prefix + suffix, preset, unk_ids(tokenizer, whole))
+        return cls(tokenizer, prefix=prefix, middle=middle, suffix=suffix, answers=answers, max_length=max_length)
+
+    def encode_pairs(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> list[PairTokens]:
+        """Tokenise pairs; each distinct text is tokenised once.
+
+        A text that the tokenizer reduces to nothing (empty, or only characters it drops) stands as one unk token, so
+        that no span is empty.
+
+        Args:
+            texts_a: First texts, N of them.
+            texts_b: Second texts, N of them.
+
+        Returns:
+            N `PairTokens`, each at most max_length long, ending with the suffix.
+
+        Raises:
+            TypeError: A text is no str, or one str is given in place of a list.
+            ValueError: The lists differ in length; a text tokenises to nothing and the tokenizer has no unk token.
+        """
+        if len(texts_a) != len(texts_b):
+            raise ValueError(f"texts_a and texts_b must have the same length, got {len(texts_a)} and {len(texts_b)}.")
+        all_a, all_b = self._text_ids(texts_a, self._strip_a), self._text_ids(texts_b, self._strip_b)
+        start_a = len(self.prefix_ids)
+        pairs = []
+        for full_a, full_b in zip(all_a, all_b, strict=True):
+            ids_a = full_a[: self.room // 2]
+            ids_b = full_b[: self.room - len(ids_a)]
+            end_a = start_a + len(ids_a)
+            start_b = end_a + len(self.middle_ids)
+            pairs.append(
+                PairTokens(
+                    input_ids=self.prefix_ids + ids_a + self.middle_ids + ids_b + self.suffix_ids,
+                    text_a=(start_a, end_a),
+                    text_b=(start_b, start_b + len(ids_b)),
+                    truncated=len(ids_a) < len(full_a) or len(ids_b) < len(full_b),
+                )
+            )
+        return pairs
+
+    def encode_texts(self, texts: Sequence[str]) -> list[PairTokens]:
+        """Tokenise texts alone, each as text_a: the prefix and the first room // 2 tokens of the text, nothing after.
+
+        The ids are the beginning of those of any pair with the same text_a. Empty texts are treated, and errors
+        raised, as in `encode_pairs`.
+
+        Args:
+            texts: N texts.
+
+        Returns:
+            N `PairTokens` whose text_b is None.
+        """
+        start = len(self.prefix_ids)
+        alone = []
+        for full in self._text_ids(texts, self._strip_a):
+            ids = full[: self.room // 2]
+            span = (start, start + len(ids))
+            alone.append(PairTokens(self.prefix_ids + ids, span, None, truncated=len(ids) < len(full)))
+        return alone
+
+    def render(self, text_a: str, text_b: str) -> str:
+        """Return the whole prompt as one string, uncut."""
+        return self.prefix + text_a + self.middle + text_b + self.suffix
+
+    def chat_template(self) -> str:
+        """Return a Jinja chat template that renders `render(a, b)` from a query message a and a document message b."""
+        return render_chat_template(self.prefix, self.middle, self.suffix)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prompt as plain JSON values, as `save_pretrained` writes them."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "prefix": self.prefix,
+            "middle": self.middle,
+            "suffix": self.suffix,
+            "answers": list(self.answers),
+            "max_length": self.max_length,
+            "answer_ids": list(self.answer_ids),
+            "prefix_ids": list(self.prefix_ids),
+            "middle_ids": list(self.middle_ids),
+            "suffix_ids": list(self.suffix_ids),
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write pair_prompt.json into a folder, made if absent; the file appears whole or not at all.
+
+        Returns:
+            Path of the file.
+        """
+        target = Path(folder) / PROMPT_FILE
+        write_atomically(target, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        return target
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> PairPrompt:
+        """Read pair_prompt.json and check that the tokenizer still gives the ids written there.
+
+        Args:
+            folder: Local folder that holds the file.
+            tokenizer: The tokenizer the prompt was saved with.
+
+        Raises:
+            FileNotFoundError: The folder has no pair_prompt.json.
+            ValueError: The file is no prompt, was written by a newer version, or does not fit the tokenizer.
+        """
+        path = Path(folder) / PROMPT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} not found. Give a folder written by PairPrompt.save_pretrained (a trained adapter has it), "
+                "or make a new prompt with PairPrompt.from_preset."
+            )
+        stored = read_prompt_file(path)
+        prompt = cls(tokenizer, **{name: stored[name] for name in SETTINGS})
+        for name in RESOLVED_IDS:
+            value = prompt.to_dict()[name]
+            if stored[name] != value:
+                raise ValueError(
+                    f"{path} was saved with {name}={stored[name]}, but this tokenizer gives {value}. Load the "
+                    "tokenizer that was saved beside the prompt."
+                )
+        return prompt
+
+    def _text_ids(self, texts: Sequence[str], strip: tuple[bool, bool]) -> list[list[int]]:
+        """Tokenise texts after the white space is taken off that the markers beside them swallow (left, right)."""
+        if isinstance(texts, str):
+            raise TypeError(f"Give a list of texts, not one str: {texts[:60]!r}.")
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"Text {position} must be a str, got {text!r}. Convert or drop it.")
+        distinct = list(dict.fromkeys(texts))
+        left, right = strip
+        bare = [text.lstrip(WHITE_SPACE) for text in distinct] if left else distinct
+        bare = [text.rstrip(WHITE_SPACE) for text in bare] if right else bare
+        ids = dict(zip(distinct, self._text_tokenizer.encode(bare), strict=True))
+        return [ids[text] for text in texts]
+
+    def _check_parts_against_whole(self, whole: Tokenizer) -> None:
+        """Raise unless the ids put together from the parts are those of the rendered string, on the probe pairs."""
+        for text_a, text_b in PROBE_PAIRS:
+            (ids_a,), (ids_b,) = self._text_ids([text_a], self._strip_a), self._text_ids([text_b], self._strip_b)
+            parts = (
+                ("prefix", self.prefix, self.prefix_ids),
+                ("text_a", text_a, ids_a),
+                ("middle", self.middle, self.middle_ids),
+                ("text_b", text_b, ids_b),
+                ("suffix", self.suffix, self.suffix_ids),
+            )
+            expected = token_ids(whole, self.render(text_a, text_b))
+            start = 0
+            for name, text, ids in parts:
+                found = expected[start : start + len(ids)]
+                start += len(ids)
+                if found != ids or (name == "suffix" and start != len(expected)):
+                    raise ValueError(
+                        f"Tokenised apart, the {name} {text!r} gives {[whole.id_to_token(i) for i in ids]}, but in "
+                        f"the whole {[whole.id_to_token(i) for i in found]}. Enclose the texts by special tokens "
+                        "that were added with normalized=False and single_word=False."
+                    )
+
+
+def pad_batch(
+    sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad token sequences to the longest of them.
+
+    Args:
+        sequences: B sequences of token ids, none empty.
+        pad_id: Token id written into the padding.
+        side: Where the padding goes, "right" or "left".
+
+    Returns:
+        (input_ids, attention_mask), both int64 of shape (B, longest); the mask is 1 on tokens and 0 on padding.
+
+    Raises:
+        ValueError: No sequence, an empty one, or an unknown side.
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}.")
+    if not sequences or not all(sequences):
+        raise ValueError(f"pad_batch needs at least one sequence and none empty, got {len(sequences)} sequences.")
+    longest = max(len(sequence) for sequence in sequences)
+    input_ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, sequence in enumerate(sequences):
+        columns = slice(len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
+        input_ids[row, columns] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[row, columns] = 1
+    return input_ids, attention_mask
+
+
+def _ids_after(whole: Tokenizer, context: str, context_ids: list[int], text: str) -> list[int]:
+    """Token ids of a text where it stands, after a context that ends with an added token."""
+    return token_ids(whole, context + text)[len(context_ids) :]
+
+
+def read_prompt_file(path: Path) -> dict[str, Any]:
+    """Read and check the outer form of pair_prompt.json."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a saved PairPrompt ({error}). Save the prompt again.") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}; this flipped_kd reads up to version {FORMAT_VERSION}. "
+            "Upgrade flipped_kd."
+        )
+    missing = [name for name in SETTINGS + RESOLVED_IDS if name not in stored]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}. Save the prompt again with PairPrompt.save_pretrained.")
+    return stored

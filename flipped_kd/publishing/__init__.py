@@ -1,0 +1,1 @@
+"""From a trained adapter to the Hub: merges, cards, pushes."""

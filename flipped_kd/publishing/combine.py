@@ -1,0 +1,191 @@
+"""Several adapters of one base as one adapter, by PEFT's own methods."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraModel
+
+from ..inference.loading import Access, load_matcher, local_folder, read_adapter_config
+from ..prompts.pair_prompt import PROMPT_FILE
+from ..students.encoder_modules import adapted_modules
+from ..students.lora_encoder import LoraEncoder
+from ..utils.atomic import check_target, whole_or_absent
+from .card import write_card
+from .merge import base_of, refuse_quantised
+from .push import CARD_FILE
+
+logger = logging.getLogger(__name__)
+# Those that keep or join the directions of the A matrices; the others make new ones.
+KEEPS_DIRECTIONS = ("linear", "cat")
+
+
+def combine_adapters(
+    adapters: Sequence[str | os.PathLike[str]],
+    out_dir: str | os.PathLike[str],
+    *,
+    weights: Sequence[float] | None = None,
+    method: str = "cat",
+    base_model: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> Path:
+    """Write one adapter that does what several do together, weighted.
+
+    The methods are those of PEFT's `add_weighted_adapter`. "cat" adds the adapters' changes of the weights exactly;
+    its rank is the sum of theirs. "svd" approximates that sum by the largest of their ranks. "linear" keeps the rank
+    and adds A and B apart, each times the root of its weight, so that every A also meets every other adapter's B: for
+    n adapters that are much alike, weights of 1 / n^2 give their mean. Match scores are not carried over, for they
+    were fitted on other log-odds: fit them again with MatchScore.fit.
+
+    Args:
+        adapters: folders or Hub names of trained adapters, with one base, prompt and encoder set.
+        out_dir: where to; must be absent or empty.
+        weights: one number for each adapter; by default their mean.
+        method: a combination_type of PEFT.
+        base_model: the base's folder or Hub name, if not the one the adapters name.
+        token: for private adapters.
+        **options: passed on to `add_weighted_adapter` (density, svd_rank, majority_sign_method ...).
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: adapters that do not go together, or settings that PEFT refuses. Nothing was written then.
+        OSError: no space left.
+    """
+    target = Path(out_dir)
+    weights = _checked_weights(adapters, weights)
+    _check_method(method)
+    check_target(target)
+    folders = [local_folder(adapter, token=token) for adapter in adapters]
+    base, revision = _common_base(folders, base_model)
+    _check_prompts(folders)
+    _check_encoders(folders)
+    for folder in folders:
+        _check_kind(folder)
+    refuse_quantised(base, revision, token)
+    loaded = load_matcher(
+        folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=Access(token)
+    )
+    loaded.encoder.detach()
+    model = _combined(cast(PeftModel, loaded.model), folders, weights, method, options)
+    model.peft_config["default"].base_model_name_or_path = base
+    model.peft_config["default"].revision = revision
+    adapted = {module.name: module for module in adapted_modules(model)}
+    if method not in KEEPS_DIRECTIONS:
+        logger.warning(
+            "method=%r makes new A matrices: encode() of the combined adapter is not that of its parts; check the "
+            "similarity on labelled pairs before use",
+            method,
+        )
+    with whole_or_absent(target) as partial:
+        model.save_pretrained(str(partial), selected_adapters=["default"])
+        (partial / CARD_FILE).unlink(missing_ok=True)  # PEFT's, which names a local base
+        loaded.tokenizer.save_pretrained(partial)
+        loaded.prompt.save_pretrained(partial)
+        LoraEncoder([adapted[module.name] for module in loaded.encoder.modules]).save_pretrained(partial)
+    write_card(target, plots=False)
+    return target
+
+
+def _combined(
+    model: PeftModel, folders: list[Path], weights: list[float], method: str, options: dict[str, Any]
+) -> PeftModel:
+    """The base with the combined adapter, named "default"; `model` carries the first adapter by that name."""
+    names = [f"adapter_{number}" for number in range(len(folders))]
+    try:
+        for name, folder in zip(names, folders, strict=True):
+            model.load_adapter(str(folder), adapter_name=name)
+            # The layers know their scale by now; the combined adapter takes over the setting, but needs a scale of 1.
+            config: Any = model.peft_config[name]
+            config.use_rslora = False
+        model.set_adapter(names[0])
+        model.delete_adapter("default")
+        model.add_weighted_adapter(names, weights, "default", combination_type=method, **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"PEFT cannot combine {[str(folder) for folder in folders]} by method={method!r}: {error} Adapters of "
+            "different rank need 'cat' or 'svd'."
+        ) from error
+    model.set_adapter("default")
+    for name in names:
+        model.delete_adapter(name)
+    return model
+
+
+def _check_kind(folder: Path) -> None:
+    """Raise ValueError if PEFT would leave a part of the adapter out in silence."""
+    config: Any = read_adapter_config(folder)
+    parts = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias")
+    left_out = [name for name in parts if getattr(config, name)]
+    left_out += [f"bias={config.bias!r}"] if config.bias != "none" else []
+    if left_out:
+        raise ValueError(
+            f"the adapter in {folder} was trained with {', '.join(left_out)}, which PEFT does not combine: give "
+            "adapters that are plain LoRA."
+        )
+
+
+def _checked_weights(adapters: Sequence[Any], weights: Sequence[float] | None) -> list[float]:
+    if isinstance(adapters, str | os.PathLike) or len(adapters) < 2:
+        raise ValueError(f"adapters={adapters!r}: give a list of two or more folders or Hub names.")
+    if weights is None:
+        return [1 / len(adapters)] * len(adapters)
+    if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights={list(weights)}: give one finite number for each of the {len(adapters)} adapters.")
+    return [float(weight) for weight in weights]
+
+
+def _check_method(method: str) -> None:
+    known = get_args(get_type_hints(LoraModel.add_weighted_adapter)["combination_type"])
+    if method not in known:
+        raise ValueError(f"method={method!r} is none of PEFT's: use one of {sorted(known)}.")
+
+
+def _common_base(folders: list[Path], base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    bases = {base_of(folder, base_model) for folder in folders}
+    if len(bases) > 1:
+        raise ValueError(
+            f"the adapters were trained on different bases {sorted(map(str, bases))}: only adapters of one base can "
+            "be combined. If these are one and the same model, say so with base_model=."
+        )
+    return bases.pop()
+
+
+def _check_prompts(folders: list[Path]) -> None:
+    """Raise ValueError unless all prompts are the same: the adapters would be asked another question than learnt."""
+    prompts = []
+    for folder in folders:
+        path = folder / PROMPT_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {PROMPT_FILE}: give an adapter of FlippedDistillationTrainer.")
+        prompts.append(json.loads(path.read_text(encoding="utf-8")))
+    for folder, prompt in zip(folders[1:], prompts[1:], strict=True):
+        different = sorted(
+            name for name in prompt.keys() | prompts[0].keys() if prompt.get(name) != prompts[0].get(name)
+        )
+        if different:
+            raise ValueError(
+                f"the prompts of {folders[0]} and {folder} differ in {different}: only adapters trained with one "
+                "prompt can be combined."
+            )
+
+
+def _check_encoders(folders: list[Path]) -> None:
+    """Raise ValueError unless all encoders read the same modules; their ranks may differ."""
+    names = [[module.name for module in LoraEncoder.from_pretrained(folder).modules] for folder in folders]
+    for folder, other in zip(folders[1:], names[1:], strict=True):
+        if other != names[0]:
+            raise ValueError(
+                f"the encoders of {folders[0]} and {folder} read different modules: train with the same "
+                "encoder_layers and encoder_modules to combine."
+            )

@@ -1,0 +1,323 @@
+"""Merging an adapter into its base: in float32, exactly, and tried before it is put in place.
+
+- The base is loaded afresh in float32, whatever the adapter was trained on; one stored in 4 or 8 bit is refused.
+- Tied embeddings that the adapter changes on one side only are untied: a merge into the shared matrix would change
+  the other side too.
+- Adapter, merged model and CrossEncoder(merged model) score the same pairs before the folder gets its name.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..inference.loading import ADAPTER_CONFIG, is_adapter, local_folder, read_adapter_config
+from ..inference.matcher import FlippedMatcher
+from ..prompts.pair_prompt import PairPrompt
+from ..utils.atomic import check_target, whole_or_absent
+from .card import write_card
+from .crossencoder_layout import check_layout, prepare_tokenizer, remove_layout, write_layout
+from .merge_probe import compare, probe_pairs, scored
+from .push import ADAPTER_FILES, CONTRACT_FILES, MERGE_FILE
+
+logger = logging.getLogger(__name__)
+MERGE_VERSION = 1
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge has shown.
+
+    Attributes:
+        folder: the merged model.
+        base_model, base_revision: what it was merged into; None for a local folder, whose path is kept nowhere.
+        fingerprint: what it was made from, as `fingerprint` gives it.
+        probe_pairs: how many pairs were compared.
+        answer_difference, similarity_difference, encode_difference: largest absolute differences between adapter and
+            merged model: answer log-odds, cosines, coordinates of unit vectors.
+        answer_tolerance: what was allowed for the log-odds (see `merge_probe.compare`).
+        cross_encoder_difference: the same between merged model and CrossEncoder, log-odds; None if not tried.
+        untied: whether input and output embeddings were untied.
+        sentence_transformers: whether the folder can be read by CrossEncoder.
+        reason: why not, if not.
+    """
+
+    folder: Path
+    base_model: str | None
+    base_revision: str | None
+    fingerprint: str
+    probe_pairs: int
+    answer_difference: float
+    similarity_difference: float
+    encode_difference: float
+    answer_tolerance: float
+    cross_encoder_difference: float | None
+    untied: bool
+    sentence_transformers: bool
+    reason: str | None
+
+    def save(self) -> None:
+        """Write merge_report.json into the folder."""
+        content = {"format_version": MERGE_VERSION} | asdict(self)
+        del content["folder"]
+        (self.folder / MERGE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> MergeReport:
+        """Read merge_report.json.
+
+        Raises:
+            ValueError: it is absent, broken or from a newer release.
+        """
+        path = Path(folder) / MERGE_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("format_version")
+            if version <= MERGE_VERSION:
+                return cls(folder=Path(folder), **content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no report of merge_adapter ({error!r}): merge again.") from error
+        raise ValueError(
+            f"{path} has format_version {version}, this release reads up to {MERGE_VERSION}: upgrade flipped_kd."
+        )
+
+
+def merge_adapter(
+    adapter: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    base_model: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    sentence_transformers: bool = True,
+    overwrite: bool = False,
+) -> MergeReport:
+    """Merge an adapter into its base and write a model that needs neither PEFT nor this library.
+
+    The folder loads by AutoModelForCausalLM, pipeline("text-generation"), FlippedMatcher and, if
+    `sentence_transformers`, by sentence_transformers.CrossEncoder. It appears whole or not at all.
+
+    Args:
+        adapter: folder or Hub name of an adapter of FlippedDistillationTrainer.
+        out_dir: where to; must be absent or empty.
+        base_model: the base's folder or Hub name, if not the one the adapter names.
+        revision: of an adapter on the Hub.
+        token: for a private adapter or base.
+        sentence_transformers: write the files for CrossEncoder. They are left out (`MergeReport.reason` says why) for
+            a decoder that CrossEncoder would score wrongly in batches.
+        overwrite: replace an earlier merge in `out_dir`.
+
+    Returns:
+        What was compared, and the differences.
+
+    Raises:
+        ValueError: adapter, base or out_dir is unusable; a base stored in 4 or 8 bit.
+        PublishError: adapter, merged model and CrossEncoder do not agree (see `merge_probe.compare`).
+        FloatingPointError: the adapter's scores are no finite numbers.
+        OSError: no space left.
+    """
+    target = Path(out_dir)
+    check_target(target, MERGE_FILE if overwrite else None)
+    folder = local_folder(adapter, revision=revision, token=token)
+    if not is_adapter(folder):
+        raise ValueError(f"{adapter} is no adapter but a merged model: there is nothing to merge.")
+    base, base_revision = base_of(folder, base_model)
+    refuse_quantised(base, base_revision, token)
+    matcher = FlippedMatcher.from_pretrained(
+        folder, base_model=base_model, device="cpu", dtype=torch.float32, token=token
+    )
+    size = FLOAT32_BYTES * sum(parameter.numel() for parameter in matcher.model.parameters())
+    with whole_or_absent(target, size) as partial:
+        pairs = probe_pairs(matcher.prompt)
+        before = scored(matcher, pairs)
+        untied = _write_merged(matcher, partial)
+        prompt = matcher.prompt
+        del matcher
+        gc.collect()  # a second model is loaded now
+        comparison = compare(before, partial, pairs)
+        gc.collect()
+        cross_encoder, reason = (
+            _try_layout(partial, prompt, pairs, before["answer"], comparison.allowed["answer"])
+            if sentence_transformers
+            else (None, "it was not asked for")
+        )
+        report = MergeReport(
+            folder=partial,
+            base_model=None if Path(base).is_dir() else base,
+            base_revision=base_revision,
+            fingerprint=fingerprint(folder, base_model),
+            probe_pairs=len(pairs),
+            **{f"{name}_difference": value for name, value in comparison.differences.items()},
+            answer_tolerance=comparison.allowed["answer"],
+            cross_encoder_difference=cross_encoder,
+            untied=untied,
+            sentence_transformers=reason is None,
+            reason=reason,
+        )
+        report.save()
+    try:
+        write_card(target, merged=True, adapter=folder)
+    except Exception:  # the model is whole without it
+        logger.warning("%s has no card", target, exc_info=True)
+    return MergeReport.load(target)
+
+
+def _try_layout(
+    folder: Path, prompt: PairPrompt, pairs: list[tuple[str, str]], answer: np.ndarray, tolerance: float
+) -> tuple[float | None, str | None]:
+    """Write the files for CrossEncoder and score through it: (largest difference, why there are no such files)."""
+    write_layout(folder, prompt)
+    difference, reason = check_layout(folder, pairs, answer, tolerance)
+    if reason is not None:
+        remove_layout(folder)
+        logger.warning("the merged model has no files for sentence-transformers' CrossEncoder: %s", reason)
+    return difference, reason
+
+
+def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    """(name, revision) of the base to merge into: the one given, or the one the adapter names."""
+    if base_model is not None:
+        return os.fspath(base_model), None
+    config = read_adapter_config(folder)
+    if not config.base_model_name_or_path:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
+    return config.base_model_name_or_path, config.revision
+
+
+def refuse_quantised(base: str, revision: str | None, token: str | None) -> None:
+    """Raise ValueError if the base is stored quantised; whether it is usable at all is seen when it is loaded."""
+    try:
+        config, _ = PretrainedConfig.get_config_dict(base, revision=revision, token=token)
+    except (OSError, ValueError):
+        return
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown method")
+        raise ValueError(
+            f"the base {base!r} is stored quantised ({method}): an adapter merged into rounded weights is rounded "
+            "too. Merge into the full-precision model that it was made from: base_model='its folder or Hub name'. The "
+            "adapter fits; scores differ from those on the quantised base by what quantising had changed."
+        )
+
+
+def fingerprint(folder: Path, base_model: str | os.PathLike[str] | None = None) -> str:
+    """SHA-256 over what a merge is made from: the adapter's weights, settings, tokenizer and contracts, and its base.
+
+    Of a base in a local folder it takes the weights' sizes and times, for they are large.
+    """
+    base, revision = base_of(folder, base_model)
+    digest = hashlib.sha256(f"{base}@{revision}".encode())
+    for path in sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []:
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    digest.update(contents_digest(folder).encode())
+    return digest.hexdigest()
+
+
+def contents_digest(folder: Path) -> str:
+    """SHA-256 over the small files of an adapter or a merged model, and over an adapter's or encoder's own weights."""
+    digest = hashlib.sha256()
+    for name in (*ADAPTER_FILES, "tokenizer.json", "tokenizer_config.json", *CONTRACT_FILES):
+        path = folder / name
+        if path.is_file():
+            digest.update(f"{name} {path.stat().st_size}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# ---- Weights ----
+
+
+def merge_weights(model: PeftModel) -> tuple[PreTrainedModel, bool]:
+    """Merge the active adapter into its base, in place.
+
+    Returns:
+        (the base model, whether its embeddings had to be untied).
+
+    Raises:
+        ValueError: an adapter weight is not finite.
+    """
+    base: Any = model.get_base_model()
+    was_tied = _untie(base)
+    with warnings.catch_warnings():
+        # PEFT warns of tied embeddings, which are taken care of here.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        merged: Any = model.merge_and_unload(safe_merge=True)
+    if not was_tied:
+        return merged, False
+    embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if torch.equal(embedding.weight, head.weight):  # the adapter changed both alike
+        head.weight = embedding.weight
+        _set_tied(merged, True)
+        return merged, False
+    # Whatever else is tied by the same switch (BERT's output bias) must be written out too.
+    for name, source in merged.all_tied_weights_keys.items():
+        shared = merged.get_parameter(name)
+        if shared is merged.get_parameter(source):
+            parent, _, leaf = name.rpartition(".")
+            setattr(merged.get_submodule(parent), leaf, nn.Parameter(shared.detach().clone()))
+    merged.all_tied_weights_keys = {}
+    _set_tied(merged, False)
+    return merged, True
+
+
+def _untie(base: Any) -> bool:
+    """Give the output embedding a matrix of its own if it shares the input one's and the adapter changes either."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in (embedding, head))
+    if head is None or not adapted:
+        return False
+    inner_embedding, inner_head = _original(embedding), _original(head)
+    if inner_head.weight is not inner_embedding.weight:
+        return False
+    inner_head.weight = nn.Parameter(inner_head.weight.detach().clone(), requires_grad=False)
+    return True
+
+
+def _original(module: Any) -> Any:
+    """The module that PEFT has wrapped."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return module.original_module
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _set_tied(model: Any, tied: bool) -> None:
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = tied
+
+
+def _write_merged(matcher: FlippedMatcher, folder: Path) -> bool:
+    """Write the merged model with tokenizer and contracts; the matcher is used up. Returns whether it was untied."""
+    matcher.encoder.save_matrices(matcher.model, folder)
+    matcher.encoder.save_pretrained(folder)
+    matcher.prompt.save_pretrained(folder)
+    if matcher.match_score is not None:
+        matcher.match_score.save_pretrained(folder)
+    matcher.encoder.detach()
+    merged, untied = merge_weights(matcher.model)
+    _use_padding(merged, matcher.tokenizer)
+    merged.save_pretrained(folder)
+    prepare_tokenizer(matcher.tokenizer, matcher.prompt)
+    matcher.tokenizer.save_pretrained(folder)
+    return untied
+
+
+def _use_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Name the tokenizer's padding where the model names none: generation asks for it."""
+    for config in (model.config, model.generation_config):
+        if config is not None and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id

@@ -1,0 +1,1 @@
+"""The large language model and its LoRA encoder."""

@@ -1,0 +1,305 @@
+"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how captured, how pooled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.variants import BlockDiagonalLinear
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..utils.angles import wide
+from ..utils.atomic_file import replacing, write_atomically
+from .encoder_modules import EncoderModule, choose_modules, lora_layers
+
+ENCODER_FILE = "lora_encoder.json"
+MATRICES_FILE = "lora_encoder.safetensors"
+FORMAT_VERSION = 1
+
+
+class LoraEncoder:
+    """Represents texts by the outputs of LoRA's A matrices.
+
+    z(t) = L2(concat over the modules k of L2(mean over the text's own tokens of A_k x)): sum_k r_k numbers.
+
+    The hooks belong to the model that `attach` was given. A deepcopy of that model carries copies of them, which still
+    record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules)` to it and capture
+    with that one.
+
+    Args:
+        modules: the encoder set K, in the order of concatenation.
+        adapter_name: the PEFT adapter whose A matrices are read.
+    """
+
+    def __init__(self, modules: Sequence[EncoderModule], adapter_name: str = "default") -> None:
+        if not modules:
+            raise ValueError("a LoraEncoder needs at least one adapted module, got none.")
+        self.modules = tuple(modules)
+        self.adapter_name = adapter_name
+        self._captured: dict[str, Tensor] | None = None
+        self._handles: list[Any] = []
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PeftModel,
+        *,
+        layers: str | Sequence[int] = "all",
+        modules: Sequence[str] | None = None,
+        adapter_name: str = "default",
+    ) -> LoraEncoder:
+        """Choose the encoder set among the adapted linear layers of `model` and attach to it.
+
+        Args:
+            model: the student with its LoRA adapter.
+            layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the
+                last adapted layer).
+            modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one that
+                reads whole rows of tokens (not experts and their routers, see `encoder_modules`).
+            adapter_name: which adapter.
+
+        Raises:
+            TypeError: `model` is no PeftModel.
+            ValueError: nothing is adapted, a layer does not exist, or an ending matches nothing.
+        """
+        encoder = cls(choose_modules(model, layers, modules, adapter_name), adapter_name)
+        encoder.attach(model)
+        return encoder
+
+    @property
+    def dimension(self) -> int:
+        """Length of a representation: the sum of the modules' ranks."""
+        return sum(module.rank for module in self.modules)
+
+    def attach(self, model: PeftModel) -> None:
+        """Install one read-only forward hook on each A matrix of the encoder set (replacing earlier ones).
+
+        Hooks run inside the module's own forward, so they see the same tensors under DDP, FSDP, ZeRO and non-reentrant
+        checkpointing.
+
+        Raises:
+            TypeError: `model` is no PeftModel.
+            ValueError: it lacks a module of the encoder set, or has it with another rank. Nothing is changed then.
+        """
+        matrices = self._matrices(model)
+        self.detach()
+        self._handles = [matrix.register_forward_hook(self._hook(name)) for name, matrix in matrices.items()]
+
+    def save_matrices(self, model: PeftModel, folder: str | os.PathLike[str]) -> None:
+        """Write the A matrices of the encoder set for `attach_merged`, which finds none in a merged model.
+
+        lora_encoder.safetensors maps each module's name to its A (r, in), in the dtype it has; it appears whole or not
+        at all.
+
+        Args:
+            model: the student with the adapter that this encoder reads, not merged.
+            folder: where to, made if absent.
+
+        Raises:
+            TypeError, ValueError: as `attach`.
+        """
+        matrices = {
+            name: _whole(matrix).detach().to("cpu", copy=True).contiguous()
+            for name, matrix in self._matrices(model).items()
+        }
+        target = Path(folder) / MATRICES_FILE
+        with replacing(target) as partial:
+            save_file(matrices, partial, metadata={"format": "pt"})
+
+    def attach_merged(self, model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+        """Read the inputs of the encoder set's modules in a merged model and apply the saved A matrices to them.
+
+        Vectors are those of the adapter before the merge: a merged W x comes from the same x that A was given.
+
+        Args:
+            model: the merged model, without adapter.
+            folder: holds lora_encoder.safetensors (`save_matrices`).
+
+        Raises:
+            ValueError: the file is absent or broken, or does not fit the model or this encoder. Nothing is changed
+                then.
+        """
+        path = Path(folder) / MATRICES_FILE
+        matrices = _read_matrices(path)
+        inside = dict(model.named_modules())
+        readers: list[tuple[nn.Module, Any]] = []
+        for module in self.modules:
+            matrix, linear = matrices.get(module.name), inside.get(module.name)
+            width = _input_width(linear)
+            if linear is None or matrix is None or width is None or tuple(matrix.shape) != (module.rank, width):
+                held = "no matrix" if matrix is None else f"a matrix of shape {tuple(matrix.shape)}"
+                takes = "is no linear layer of this model" if width is None else f"takes inputs of size {width}"
+                raise ValueError(
+                    f"{path} holds {held} for {module.name!r}, which {takes}; the encoder was saved with rank "
+                    f"{module.rank}. Take model, {ENCODER_FILE} and {MATRICES_FILE} from one and the same merge."
+                )
+            readers.append((linear, self._merged_hook(module.name, matrix)))
+        self.detach()
+        self._handles = [linear.register_forward_hook(reader) for linear, reader in readers]
+
+    def _matrices(self, model: PeftModel) -> dict[str, Any]:
+        """The A matrix of each module of the encoder set, checked against the definition."""
+        layers = dict(lora_layers(model))
+        matrices: dict[str, Any] = {}
+        for module in self.modules:
+            layer = layers.get(module.name)
+            if layer is None or self.adapter_name not in layer.lora_A:
+                raise ValueError(
+                    f"the encoder reads A of {module.name!r} (adapter {self.adapter_name!r}), which this model does "
+                    "not have: load the adapter that this encoder was saved with."
+                )
+            if layer.r[self.adapter_name] != module.rank:
+                raise ValueError(
+                    f"A of {module.name!r} has rank {layer.r[self.adapter_name]}, the encoder was saved with "
+                    f"{module.rank}: load the adapter that this encoder was saved with."
+                )
+            matrices[module.name] = layer.lora_A[self.adapter_name]
+        return matrices
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, name: str) -> Any:
+        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded. Nor
+            # is DoRA's other call of A, over an identity matrix for the norm of the weights.
+            if self._captured is not None and output.ndim == 3:
+                self._captured[name] = output
+
+        return record
+
+    def _merged_hook(self, name: str, matrix: Tensor) -> Any:
+        def record(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Any) -> None:
+            nonlocal matrix
+            if self._captured is None:
+                return
+            (x,) = inputs
+            if matrix.device != x.device:  # at first, and after the model was moved
+                matrix = matrix.to(x.device)
+            # As PEFT's LoRA layer does: the input is cast to A's precision.
+            self._captured[name] = nn.functional.linear(x.to(matrix.dtype), matrix)
+
+        return record
+
+    @contextmanager
+    def capture(self) -> Iterator[dict[str, Tensor]]:
+        """Record A's outputs, (B, T, r) by module name, of the one forward pass run inside the context."""
+        if not self._handles:
+            raise RuntimeError("the encoder is not attached to a model: call attach(model) first.")
+        outer, self._captured = self._captured, {}
+        try:
+            yield self._captured
+        finally:
+            self._captured = outer
+
+    def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
+        """Represent one text per row.
+
+        Args:
+            captured: what `capture` recorded, tensors (B, T, r_k).
+            spans: (B, T), 1 at the text's own tokens, 0 elsewhere; at least one 1 per row.
+
+        Returns:
+            Unit vectors (B, sum r_k), float32.
+
+        Raises:
+            RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
+        """
+        parts = []
+        for module in self.modules:
+            if module.name not in captured:
+                raise RuntimeError(
+                    f"A of {module.name!r} did not run in this forward pass: is the adapter disabled, merged, or not "
+                    "the active one?"
+                )
+            output = captured[module.name]
+            if torch.is_grad_enabled() and not output.requires_grad:
+                raise RuntimeError(
+                    f"A of {module.name!r} ran without gradient, so L_dist and L_MCL could not train it. Reentrant "
+                    "activation checkpointing does this: set activation_checkpointing_kwargs={'use_reentrant': False}."
+                    " A frozen adapter does too: load it with is_trainable=True, or, to encode only, run under "
+                    "torch.no_grad()."
+                )
+            with torch.autocast(output.device.type, enabled=False):
+                output = wide(output)
+                weights = spans.to(output.dtype)
+                mean = torch.einsum("bt,btr->br", weights, output) / weights.sum(1, keepdim=True)
+                parts.append(nn.functional.normalize(mean, dim=-1))
+        return nn.functional.normalize(torch.cat(parts, dim=-1), dim=-1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole definition as plain JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "adapter_name": self.adapter_name,
+            "pooling": "mean",
+            "normalize": ["module", "concatenation"],
+            "dimension": self.dimension,
+            "modules": [asdict(module) for module in self.modules],
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write lora_encoder.json into `folder` (made if absent), whole or not at all."""
+        target = Path(folder) / ENCODER_FILE
+        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:
+        """Read lora_encoder.json from `folder`; `attach` it to the model before use.
+
+        Raises:
+            ValueError: the file is absent, broken or from a newer release.
+        """
+        path = Path(folder) / ENCODER_FILE
+        if not path.is_file():
+            raise ValueError(f"{path.parent} holds no {ENCODER_FILE}: it was not saved by FlippedDistillationTrainer.")
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            version = int(saved["format_version"])
+            if version <= FORMAT_VERSION:
+                return cls([EncoderModule(**module) for module in saved["modules"]], saved["adapter_name"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no saved LoraEncoder ({error!r}): save or download it again.") from error
+        raise ValueError(
+            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+        )
+
+
+def _whole(matrix: Any) -> Tensor:
+    """A (r, in); BD-LoRA keeps the blocks on its diagonal only."""
+    blocks = isinstance(matrix, BlockDiagonalLinear)
+    weight: Tensor = matrix.weight_as_blockdiagonal_matrix() if blocks else matrix.weight
+    return weight
+
+
+def _input_width(module: nn.Module | None) -> int | None:
+    """Length of the vectors a linear layer takes; None of anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else None
+
+
+def _read_matrices(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} holds no {path.name}, where a merged model keeps its encoder: merge the adapter again "
+            "with flipped_kd.merge_adapter, or load the adapter itself."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): save or download it again.") from error

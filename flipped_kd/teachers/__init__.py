@@ -1,0 +1,1 @@
+"""The small encoder that teaches: loaded, run once a text, cached, calibrated."""

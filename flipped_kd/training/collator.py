@@ -1,0 +1,153 @@
+"""From rows of text to one batch: token ids, the texts' spans, and what the teacher said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..data.keys import text_keys
+from ..prompts.pair_prompt import PairPrompt, PairTokens, pad_batch
+from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores
+from .packing import pack_rows, stack_rows
+
+
+@dataclass
+class TeacherScoringCollator:
+    """Batches pairs for [`FlippedDistillationTrainer`]. Holds no model and pickles, so it runs in data-loader workers.
+
+    Args:
+        prompt: how pairs and single texts become tokens.
+        pad_token_id: id to pad with.
+        teacher_scores: the teacher's cached vectors (bi-encoder) or pair scores (cross-encoder); None batches without
+            a teacher.
+        encode_alone: also give the texts b alone (not needed for representation "joint").
+        matrix: give the teacher's vectors, from which T follows for every two texts, not T of the pairs alone.
+        padding_side: "right" or "left".
+        position_offset: with `encode_alone`, pack text_b alone into its pair's row (see `packing`), positions numbered
+            from here; None gives it a row of its own.
+        share_prefix: packed, text_b sees the prefix of its pair; False stacks the texts b into further rows instead,
+            which is cheaper after a short prefix.
+        mini_batch_size: give what the student reads in mini-batches of so many pairs, pairs of like length together,
+            each padded by itself (see `gradient_cache`); the batch's rows are then in the order of the mini-batches.
+        hand_on_texts: give the texts themselves too, for the main process to have the teacher score them (a streamed
+            set, of which nothing was scored beforehand).
+
+    Raises:
+        ValueError: `matrix` with a cross-encoder's scores, packing with padding on the left, or a mini_batch_size
+            below 1.
+
+    Example:
+        Three rows `{"text_a": "a", "text_b": "b", "label": 1}` give
+
+        - `input_ids`, `attention_mask` (3, T): the pair prompts; `span_a`, `span_b` (3, T) bool: the texts' own
+          tokens;
+        - `answer_position` (3,): where the answer is predicted;
+        - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with
+          `encode_alone`); packed instead: `alone_span` (3, T), `position_ids` (3, T) and `attention_mask` (3, 1, T, T)
+          bool; stacked: `input_ids`, `position_ids` and `attention_mask` have R more rows, and `alone_row` (3,) tells
+          in which each text stands;
+        - `mini_batches`: with a mini_batch_size, a list of such dictionaries in place of all of these;
+        - `labels` (3,) int64, if the rows have labels; `rows` (3,), if they are numbered;
+        - `teacher_a`, `teacher_b` (3, d) float32 unit vectors and the texts' `keys_a`, `keys_b` (3,) int64; or, not
+          for a matrix, `teacher_similarity` (3,) float32 in [-1, 1].
+    """
+
+    prompt: PairPrompt
+    pad_token_id: int
+    teacher_scores: TeacherEmbeddings | TeacherPairScores | None = None
+    encode_alone: bool = True
+    matrix: bool = True
+    padding_side: Literal["right", "left"] = "right"
+    position_offset: int | None = None
+    share_prefix: bool = True
+    mini_batch_size: int | None = None
+    hand_on_texts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.position_offset is not None and self.padding_side != "right":
+            raise ValueError("packed rows are padded on the right: use padding_side='right' or position_offset=None.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size}: a mini-batch holds at least one pair.")
+        self._check_teacher()
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Batch `rows`, each with text_a, text_b and optionally label and row."""
+        pairs = self.prompt.encode_pairs([row["text_a"] for row in rows], [row["text_b"] for row in rows])
+        size = self.mini_batch_size
+        if size is None:
+            batch: dict[str, Any] = self._read_by_student(rows, pairs)
+        else:  # also of a short batch: ranks that step in different ways would wait for each other for ever
+            # Longest first: memory that is too small shows at once.
+            order = sorted(range(len(rows)), key=lambda row: -len(pairs[row].input_ids))
+            rows, pairs = [rows[row] for row in order], [pairs[row] for row in order]
+            starts = range(0, len(rows), size)
+            batch = {
+                "mini_batches": [self._read_by_student(rows[i : i + size], pairs[i : i + size]) for i in starts],
+                **_labels(rows),
+            }
+        if "row" in rows[0]:
+            batch["rows"] = torch.tensor([row["row"] for row in rows])
+        return batch | self._teacher([row["text_a"] for row in rows], [row["text_b"] for row in rows])
+
+    def _read_by_student(self, rows: Sequence[Mapping[str, Any]], pairs: Sequence[PairTokens]) -> dict[str, Tensor]:
+        """The pairs' tokens, spans and labels, as one forward takes them."""
+        alone = self.prompt.encode_texts([row["text_b"] for row in rows]) if self.encode_alone else []
+        if alone and self.position_offset is not None:
+            lay_out = pack_rows if self.share_prefix else stack_rows
+            batch = lay_out(pairs, alone, self.pad_token_id, self.position_offset)
+        else:
+            batch = self._padded(pairs)
+            if alone:
+                batch |= {f"alone_{name}": value for name, value in self._padded(alone).items()}
+                batch["alone_span"] = self._spans(alone, batch["alone_input_ids"].shape[1], [t.text_a for t in alone])
+        length = batch["input_ids"].shape[1]
+        batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
+        batch["span_b"] = self._spans(pairs, length, [_present(pair.text_b) for pair in pairs])
+        ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
+        # First what has an entry a pair: Trainer counts the rows of a batch by its first tensor.
+        return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
+
+    def _check_teacher(self) -> None:
+        if self.matrix and isinstance(self.teacher_scores, TeacherPairScores):
+            raise ValueError(
+                "a cross-encoder teacher scores given pairs only: matrix=True needs the vectors of a bi-encoder "
+                "teacher; use matrix=False."
+            )
+
+    def _padded(self, tokens: Sequence[PairTokens]) -> dict[str, Tensor]:
+        ids, mask = pad_batch([entry.input_ids for entry in tokens], self.pad_token_id, self.padding_side)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _spans(self, tokens: Sequence[PairTokens], length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
+        mask = torch.zeros(len(tokens), length, dtype=torch.bool)
+        for row, (entry, (start, end)) in enumerate(zip(tokens, spans, strict=True)):
+            shift = length - len(entry.input_ids) if self.padding_side == "left" else 0
+            mask[row, start + shift : end + shift] = True
+        return mask
+
+    def _teacher(self, texts_a: list[str], texts_b: list[str]) -> dict[str, Any]:
+        self._check_teacher()  # the scores may have been set since
+        keys_a, keys_b = text_keys(texts_a), text_keys(texts_b)
+        keys = {"keys_a": torch.from_numpy(keys_a), "keys_b": torch.from_numpy(keys_b)}
+        if self.hand_on_texts:
+            return {"texts_a": texts_a, "texts_b": texts_b, **keys}
+        scores = self.teacher_scores
+        if scores is None:
+            return {}
+        if not self.matrix or isinstance(scores, TeacherPairScores):
+            return {"teacher_similarity": torch.from_numpy(scores.similarity(keys_a, keys_b))}
+        vectors = {"teacher_a": scores.vectors(keys_a), "teacher_b": scores.vectors(keys_b)}
+        return keys | {name: torch.from_numpy(value) for name, value in vectors.items()}
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {"labels": torch.tensor([int(row["label"]) for row in rows])} if "label" in rows[0] else {}
+
+
+def _present(span: tuple[int, int] | None) -> tuple[int, int]:
+    assert span is not None, "a pair has two spans"
+    return span

@@ -1,0 +1,287 @@
+"""The trainer's settings. Those that recipes have beside them stand in `recipe_arguments`; `settings` reads both."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..utils.checks import require, require_integer
+from ..utils.devices import has_bfloat16
+
+# Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
+DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
+
+# What makes of the method plain fine-tuning, which needs no teacher.
+PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
+
+
+def _mapping(value: Any) -> Any:
+    """A mapping given as JSON text, as flags give it, or the value itself."""
+    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+
+
+@dataclass
+class FlippedDistillationConfig(TrainingArguments):
+    """Everything that [`FlippedDistillationTrainer`] can be told, on top of transformers' TrainingArguments.
+
+    Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them. Those that differ from
+    TrainingArguments prevent known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look
+    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like
+    length share a batch (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
+
+    Args:
+        max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
+            are.
+        prompt: preset of [`PairPrompt`]: "en" or "zh".
+        instruction: replaces the preset's instruction; "" leaves it out.
+        representation: how text_b is represented in training. "independent": encoded alone, as at search time, and
+            compared with every text_a of the batch. "joint": as read in its pair, after text_a, and compared with that
+            text only; cheaper, since no text is read twice. "both": the sum of the two, at the cost of "independent".
+            Only what is read in the pair teaches the student to compare inside the pair, which is what the answer
+            needs: on banking77 the answer's AUC was .53 to .58 with "independent", .75 with "joint" and .64 to .76
+            with "both" (three seeds; .60 with the mean in place of the sum), the similarity's .78 to .87, .82 and .85
+            (plain fine-tuning: .53). See docs/choices.md.
+        encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2" or comma-separated
+            numbers.
+        encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.
+        sup_weight: weight of L_sup, the answer's cross-entropy.
+        answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
+            is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
+        dist_weight: weight of L_dist, the alignment of similarities with the teacher.
+        mcl_weight: weight of L_MCL, the margin-aware contrast. With this, dist_weight and
+            answer_teacher_weight 0 it is plain LoRA fine-tuning.
+        contrast: "pairwise" or "infonce".
+        margin: m_c in radians, in [0, pi].
+        positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
+        negative_margin: the same for negatives.
+        dist_loss: "mse" or "kl"; or another objective in the place of L_dist: "margin_mse", "pairwise_logistic",
+            "plackett_luce", "sinkhorn", "cosent", "angle" (docs/objectives.md).
+        temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse" and "margin_mse".
+        positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist if the teacher's P >= tau_pos; 0 keeps every
+            one.
+        negative_threshold: tau_neg in [0, 1]: a negative stays in L_dist if P < tau_neg; 1 keeps every one.
+        contrast_filter: what the thresholds drop from L_MCL: only pairs of the batch whose label 0 is "assumed" (texts
+            that no row of the data set pairs), or "all" on which teacher and label disagree, as from L_dist and as in
+            the paper: for labels that are wrong more often than the teacher. Where only labelled pairs are compared
+            (representation="joint", a cross-encoder teacher) "assumed" drops none from L_MCL.
+        gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
+            then train as one process with the whole global batch does. Without it each rank's contrast is its own
+            batch, and gradients are averaged, as everywhere.
+        mini_batch_size: pairs the student reads at a time. The contrast is still per_device_train_batch_size (times
+            the ranks, if gathered), by gradient caching: a second forward instead of the memory. None: all at once.
+            Gradient accumulation never enlarges the contrast.
+        score: what predictions are made of: "answer", "similarity" or "both".
+        max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP),
+            else max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
+        precision: "auto" (what `accelerate launch` was told, else bf16 autocast on a GPU that has it, else float32),
+            "bf16", "fp16" or "fp32". Once resolved it is one of the last three.
+        teacher_cache_dir: folder of the teacher's scores, shared between runs; by default <output_dir>/_teacher_cache.
+        teacher_batch_size: texts a forward of the teacher.
+
+    Raises:
+        ValueError: a setting is out of range or contradicts another; the message names it, the rule and the remedy.
+    """
+
+    learning_rate: float = field(
+        default=3e-5, metadata={"help": "Initial learning rate (paper: 3e-5; students below 100 M weights: 1e-3)."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up: a share of all steps below 1, else a number of steps."}
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(
+        default=0.98, metadata={"help": "AdamW's second moment forgets the steep first steps of a short run."}
+    )
+    per_device_train_batch_size: int = field(
+        default=16,
+        metadata={"help": "Pairs per device, and of the contrast; small sets need many steps, so take few."},
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
+            "choices": ["group_by_length", "random", "sequential"],
+        },
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator reads raw text."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "All parameters are used in every step."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "A decoder's buffers are constants: nothing to broadcast at each forward."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Keys of labels in a batch."}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"use_reentrant": False},
+        metadata={"help": "Non-reentrant: reentrant cuts A's gradient."},
+    )
+
+    max_length: int = field(default=256, metadata={"help": "Tokens of a whole pair prompt."})
+    prompt: str = field(default="en", metadata={"help": "Prompt preset: en or zh."})
+    instruction: str | None = field(
+        default=None, metadata={"help": "Replaces the preset's instruction; empty leaves it out."}
+    )
+    representation: str = field(
+        default="both", metadata={"help": "How text_b is read in training: independent, joint or both."}
+    )
+    encoder_layers: str = field(
+        default="last:2", metadata={"help": "Layers of the encoder: all, last:2, first:2, or numbers such as 3,4."}
+    )
+    encoder_modules: list[str] | None = field(
+        default=None, metadata={"help": "Endings of module names of the encoder."}
+    )
+    sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
+    answer_teacher_weight: float = field(
+        default=0.0, metadata={"help": "How much of the answer the teacher teaches, in [0, 1]; 0: labels alone."}
+    )
+    dist_weight: float = field(default=1.0, metadata={"help": "Weight of L_dist."})
+    mcl_weight: float = field(default=1.0, metadata={"help": "Weight of L_MCL."})
+    contrast: str = field(default="pairwise", metadata={"help": "pairwise or infonce."})
+    margin: float = field(default=0.06, metadata={"help": "Angular margin m_c in radians."})
+    positive_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
+    negative_margin: str = field(default="teacher", metadata={"help": "teacher, constant or none."})
+    dist_loss: str = field(default="mse", metadata={"help": "mse, kl or another objective (docs/objectives.md)."})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of L_MCL, kl and most objectives."})
+    positive_threshold: float = field(default=0.5, metadata={"help": "tau_pos in [0, 1]; 0 keeps every positive."})
+    negative_threshold: float = field(default=0.5, metadata={"help": "tau_neg in [0, 1]; 1 keeps every negative."})
+    contrast_filter: str = field(
+        default="assumed", metadata={"help": "assumed or all: which pairs the thresholds drop from L_MCL."}
+    )
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "Contrast with the texts of all ranks, not of the own one alone."}
+    )
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs the student reads at a time; the contrast stays the whole batch."}
+    )
+    score: str = field(default="both", metadata={"help": "Score of predictions: answer, similarity or both."})
+    max_grad_value: float | None = field(default=None, metadata={"help": "Clip gradients by value; 0 turns it off."})
+    precision: str = field(default="auto", metadata={"help": "auto, bf16, fp16 or fp32."})
+    teacher_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached teacher scores."})
+    teacher_batch_size: int = field(default=64, metadata={"help": "Texts a forward of the teacher."})
+
+    def __post_init__(self) -> None:
+        self._resolve_precision()
+        self._resolve_checkpointing()
+        super().__post_init__()
+        # Trainer hands this to Accelerator; TrainingArguments would let the launcher override an explicit fp32.
+        self.mixed_precision = "no" if self.precision == "fp32" else self.precision
+        self._check_method()
+        self._check_training()
+
+    def _resolve_precision(self) -> None:
+        allowed = ("auto", "bf16", "fp16", "fp32")
+        require(self.precision in allowed, "precision", self.precision, f"choose one of {list(allowed)}.")
+        for flag, on in (("bf16", self.bf16), ("fp16", self.fp16)):
+            if on:
+                rule = f"it contradicts {flag}=True; give one of the two."
+                require(self.precision in ("auto", flag), "precision", self.precision, rule)
+                self.precision = flag
+        on_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.precision == "auto":
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+            on_gpu = on_accelerator and has_bfloat16()
+            self.precision = launched if launched in ("bf16", "fp16") else "bf16" if on_gpu else "fp32"
+        rule = "a CPU has no float16 training; use 'bf16' or 'fp32'."
+        require(self.precision != "fp16" or on_accelerator, "precision", self.precision, rule)
+        self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers accepts bf16 on a CPU only where the CPU was asked for
+        # Pinned memory serves copies to an accelerator; without one, torch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+
+    def _resolve_checkpointing(self) -> None:
+        """Make non-reentrant the default and refuse the other: reentrant recomputation cuts the gradient of A."""
+        options = _mapping(self.activation_checkpointing_kwargs)
+        # The deprecated name would be ignored beside our default, a wish for reentrant silently so.
+        for given in (options, _mapping(self.gradient_checkpointing_kwargs)):
+            if isinstance(given, dict) and given.get("use_reentrant"):
+                raise ValueError(
+                    f"activation_checkpointing_kwargs={given} cuts the gradient of A's outputs, so L_dist and L_MCL "
+                    "would train nothing: use {'use_reentrant': False}."
+                )
+        if options is None or isinstance(options, dict):
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
+
+    def _check_method(self) -> None:
+        for name, allowed in {
+            "representation": ("independent", "joint", "both"),
+            "contrast": ("pairwise", "infonce"),
+            "contrast_filter": ("assumed", "all"),
+            "dist_loss": DIST_LOSSES,
+            "positive_margin": ("teacher", "constant", "none"),
+            "negative_margin": ("teacher", "constant", "none"),
+            "score": ("answer", "similarity", "both"),
+        }.items():
+            value = getattr(self, name)
+            require(value in allowed, name, value, f"choose one of {list(allowed)}.")
+        for name in ("sup_weight", "dist_weight", "mcl_weight"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
+        if self.sup_weight + self.dist_weight + self.mcl_weight == 0:
+            raise ValueError(
+                "sup_weight, dist_weight and mcl_weight are all 0: nothing would be trained; raise one of them."
+            )
+        rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
+        value = self.answer_teacher_weight
+        require(0 <= value <= 1, "answer_teacher_weight", value, rule)
+        rule = "with sup_weight=0 no answer is taught: raise that, or set this to 0."
+        require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
+        rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."
+        require(0 <= self.margin <= math.pi, "margin", self.margin, rule)
+        rule = "it must lie in (0, 100]; 0.05 is usual."
+        require(0 < self.temperature <= 100, "temperature", self.temperature, rule)
+        for name in ("positive_threshold", "negative_threshold"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, value, "a threshold is a probability in [0, 1]; 0.5 means undecided.")
+        if self.representation != "independent":
+            rule = f"representation={self.representation!r} compares a text_b with its own text_a only: use "
+            rule += "contrast='pairwise' or representation='independent'."
+            require(self.contrast == "pairwise", "contrast", self.contrast, rule)
+        if not isinstance(self.encoder_layers, str):  # one number or several, as Python code may give them
+            numbers = [self.encoder_layers] if isinstance(self.encoder_layers, int) else self.encoder_layers
+            self.encoder_layers = ",".join(str(number) for number in numbers)
+        if isinstance(self.encoder_modules, str):
+            self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
+        require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
+        if self.mini_batch_size is not None:
+            require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
+        require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
+
+    def _check_training(self) -> None:
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would drop text_a and text_b before the collator reads them: leave it "
+                "False."
+            )
+        if self.max_grad_value is not None:
+            rule = "clip at a finite positive value, or give 0 for no clipping by value."
+            finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
+            require(finite, "max_grad_value", self.max_grad_value, rule)
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            rule = "it would round the adapter that is being trained, in place: give precision instead."
+            require(not getattr(self, name), name, getattr(self, name), rule)
+        rule = "scores of all pairs are one array; leave it True."
+        require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
+        strategies = ("group_by_length", "random", "sequential")
+        rule = f"choose one of {list(strategies)}; batches of unequal numbers of pairs would weigh pairs unequally."
+        value = self.train_sampling_strategy
+        require(value in strategies, "train_sampling_strategy", value, rule)
+        rule = "L_sup is the cross-entropy of one answer token; leave it 0."
+        require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher takes part at all."""
+        return any(getattr(self, name) > 0 for name in PLAIN)

@@ -1,0 +1,105 @@
+"""How the student reads a batch of pairs: answer logits, and the representations of both texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from ..students.attention_masks import additive_mask
+from ..students.loading import position_logits
+from ..students.lora_encoder import LoraEncoder
+
+
+@dataclass
+class PairVectors:
+    """Unit representations (B, D) of a batch of pairs.
+
+    Attributes:
+        text_a: the first texts.
+        text_b: the second ones as they are compared with every first one, or with their own.
+        joint_b: with representation "both", the second ones once more, as read in their pair.
+    """
+
+    text_a: Tensor
+    text_b: Tensor
+    joint_b: Tensor | None = None
+
+    def stacked(self) -> Tensor:
+        """All of them as one tensor (B, 2 or 3, D), to be joined, gathered or cached at once."""
+        parts = [self.text_a, self.text_b] + ([] if self.joint_b is None else [self.joint_b])
+        return torch.stack(parts, dim=1)
+
+    @classmethod
+    def of(cls, stacked: Tensor) -> PairVectors:
+        """What `stacked` was made of."""
+        return cls(*stacked.unbind(1))
+
+
+@dataclass
+class PairReader:
+    """Runs the student over a batch of `TeacherScoringCollator`.
+
+    Args:
+        encoder: attached to the student.
+        representation: how text_b is represented: "independent", "joint" or "both".
+        keeps_logits: whether the student can compute the logits of one position only.
+        dtype: the student's, in which it takes attention masks of its own.
+    """
+
+    encoder: LoraEncoder
+    representation: str
+    keeps_logits: bool
+    dtype: torch.dtype
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], vectors: bool = True
+    ) -> tuple[Tensor, PairVectors | None]:
+        """Answer logits (B, V) and, if asked for, the representations of both texts.
+
+        A batch in mini-batches is read in parts and joined. `model` is called as it is given, wrapped or not.
+        """
+        if "mini_batches" in inputs:
+            readings = [self(model, part, vectors) for part in inputs["mini_batches"]]
+            joined = [pair.stacked() for _, pair in readings if pair is not None]
+            logits = torch.cat([part for part, _ in readings])
+            return logits, PairVectors.of(torch.cat(joined)) if joined else None
+        packed = "position_ids" in inputs
+        pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        if packed:
+            pair["attention_mask"] = additive_mask(inputs["attention_mask"], self.dtype)
+            pair["position_ids"] = inputs["position_ids"]
+        pairs = len(inputs["answer_position"])
+        # Rows below the pairs' hold texts alone; one position of theirs is read too, whichever.
+        answer = nn.functional.pad(inputs["answer_position"], (0, len(pair["input_ids"]) - pairs))
+        with self.encoder.capture() as captured:
+            logits = position_logits(model, pair, answer, self.keeps_logits)[:pairs]
+        if not vectors:
+            return logits, None
+        of_pairs = {name: output[:pairs] for name, output in captured.items()}
+        text_a = self.encoder.pool(of_pairs, inputs["span_a"])
+        in_pair = None if self.representation == "independent" else self.encoder.pool(of_pairs, inputs["span_b"])
+        if self.representation == "joint":
+            assert in_pair is not None
+            return logits, PairVectors(text_a, in_pair)
+        if packed:  # each text in its pair's row, or where it was stacked
+            rows = inputs.get("alone_row", slice(None))
+            text_b = self.encoder.pool({name: output[rows] for name, output in captured.items()}, inputs["alone_span"])
+        else:
+            text_b = self._alone(model, inputs)
+        return logits, PairVectors(text_a, text_b, in_pair)
+
+    def _alone(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The representations of the texts b by a second forward, over them alone after the prompt's prefix."""
+        alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
+        with self.encoder.capture() as captured:
+            # One position's logits: the head costs next to nothing, and the model is called as it was given.
+            logits = position_logits(model, alone, torch.zeros_like(inputs["answer_position"]), self.keeps_logits)
+        vectors = self.encoder.pool(captured, inputs["alone_span"])
+        # FSDP2 gathers a layer's weights again when the gradient of its output comes, and the last layer's has none
+        # where only the outputs of A are read.
+        return vectors + 0 * logits.float().sum() if isinstance(model, FSDPModule) else vectors

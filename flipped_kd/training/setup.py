@@ -1,0 +1,182 @@
+"""What the trainer checks and prepares before anything is trained: student, teacher, loss, batches, clipping."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from ..losses.alternatives import build_objective
+from ..losses.flipped import (
+    AnswerLoss,
+    DualThreshold,
+    FlippedDistillationLoss,
+    MarginAwareContrastiveLoss,
+)
+from ..prompts.pair_prompt import PairPrompt
+from ..students.adapter_checks import check_adapter
+from ..students.attention import speed_up_attention
+from ..students.cpu_dropout import speed_up_dropout
+from ..students.loading import add_adapter, check_causal, default_lora, keep_input_precision, load_student
+from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+from ..utils.devices import weights_dtype
+from .collator import TeacherScoringCollator
+from .config import PLAIN, FlippedDistillationConfig
+from .packing import packing_offset
+
+logger = logging.getLogger(__name__)
+# Tokens; below, text_b alone is stacked, not packed into its pair's row (measured, benchmarks/NOTES.md).
+MIN_PACKED_PREFIX = 8
+Teacher = BiEncoderTeacher | CrossEncoderTeacher
+
+
+def check_args(args: FlippedDistillationConfig) -> None:
+    """Refuse settings of another trainer, and one process over several GPUs."""
+    if not isinstance(args, FlippedDistillationConfig):
+        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
+            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
+        )
+
+
+def prepare_student(
+    model: str | PreTrainedModel | PeftModel, peft_config: LoraConfig | None, args: FlippedDistillationConfig
+) -> PeftModel:
+    """The student with a trainable LoRA adapter: a new one, unless it brings its own.
+
+    One given by name is loaded in the dtype that device and precision of `args` ask for.
+
+    Raises:
+        ValueError: the student or its adapter is none that can be trained (see `adapter_checks`).
+    """
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
+        check_adapter(model)
+        check_causal(cast(PreTrainedModel, model.get_base_model()))
+        return model
+    if isinstance(model, str):
+        model = load_student(model, dtype=weights_dtype(args.device, args.precision))
+    elif isinstance(model, PreTrainedModel):
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise ValueError(
+                "the student carries the adapter of an earlier trainer: load the model afresh, or give the PeftModel "
+                "itself."
+            )
+        check_causal(model)
+    else:
+        raise ValueError(
+            f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
+        )
+    return add_adapter(model, peft_config or default_lora())
+
+
+def speed_up_student(student: PeftModel, device: torch.device) -> None:
+    """Replace what costs much on `device` by what gives the same for less."""
+    speed_up_dropout(student)
+    keep_input_precision(student)
+    if device.type == "cpu":
+        speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
+
+
+def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
+    """The teacher, or None where no loss needs one."""
+    if not args.distils:
+        return None
+    if teacher is None:
+        asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
+        raise ValueError(f"a teacher is needed for {asking}: give one, or set each to 0 for plain fine-tuning.")
+    prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
+    if isinstance(prepared, CrossEncoderTeacher):
+        if args.contrast != "pairwise":
+            raise ValueError(
+                f"contrast={args.contrast!r} compares every two texts of a batch, which the cross-encoder teacher "
+                f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
+            )
+    return prepared
+
+
+def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
+    """The loss that the settings describe."""
+    return FlippedDistillationLoss(
+        build_objective(args.dist_loss, args.temperature),
+        MarginAwareContrastiveLoss(
+            args.contrast,  # type: ignore[arg-type]
+            args.margin,
+            args.positive_margin,  # type: ignore[arg-type]
+            args.negative_margin,  # type: ignore[arg-type]
+            args.temperature,
+        ),
+        DualThreshold(args.positive_threshold, args.negative_threshold),
+        (args.sup_weight, args.dist_weight, args.mcl_weight),
+        args.contrast_filter,  # type: ignore[arg-type]
+        AnswerLoss(args.answer_teacher_weight),
+    )
+
+
+def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
+    """Refuse a training set smaller than one global batch: no step would be made."""
+    size = args.train_batch_size * args.world_size
+    if pairs < size:
+        raise ValueError(
+            f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
+            f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+        )
+
+
+def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
+    """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
+    if args.max_steps < 1:
+        raise ValueError(f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps.")
+    if args.distils and not calibrates:
+        raise ValueError(
+            "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "
+            "set."
+        )
+    accelerator_config: Any = args.accelerator_config
+    if accelerator_config.dispatch_batches is None:
+        # The main process would read for all and join batches of different widths, which cannot be joined.
+        accelerator_config.dispatch_batches = False
+
+
+def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> None:
+    """Refuse the gradient cache where a step's gradients cannot be added up over several backwards."""
+    if args.mini_batch_size is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"mini_batch_size={args.mini_batch_size} runs backward several times a step, which DeepSpeed takes for "
+            "several steps: use DDP or FSDP2 (recipes/accelerate), or leave mini_batch_size unset."
+        )
+
+
+def build_collator(
+    prompt: PairPrompt, student: PeftModel, pad_id: int, representation: str, matrix: bool
+) -> TeacherScoringCollator:
+    """The collator of training; texts b alone are packed into rows where the student can read them so."""
+    alone = representation != "joint"
+    base = cast(PreTrainedModel, student.get_base_model())
+    return TeacherScoringCollator(
+        prompt,
+        pad_id,
+        encode_alone=alone,
+        matrix=matrix,
+        position_offset=packing_offset(base, prompt.max_length) if alone else None,
+        share_prefix=len(prompt.prefix_ids) >= MIN_PACKED_PREFIX,
+    )
+
+
+def name_of(model: Any) -> str:
+    """Where the student's tokenizer is found."""
+    if isinstance(model, str):
+        return model
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        raise ValueError("the student's tokenizer is not known: give processing_class.")
+    return name

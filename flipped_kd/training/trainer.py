@@ -1,0 +1,392 @@
+"""FlippedDistillationTrainer: a transformers Trainer whose loss is the answer, the teacher's similarities and a
+margin-aware contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from ..data.keys import KnownMatches
+from ..data.loading import PairColumns, validate_pairs
+from ..data.streaming import validate_stream
+from ..losses.flipped import Comparison, own_pairs, paired_cosines
+from ..prompts.pair_prompt import PairPrompt
+from ..students.loading import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id
+from ..students.lora_encoder import LoraEncoder
+from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration
+from .clipping import ValueClippingTrainer, resolve_clipping
+from .collator import TeacherScoringCollator
+from .config import FlippedDistillationConfig
+from .gradient_cache import Part, cached_backward
+from .loss_log import LossLog
+from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
+from .pair_forward import PairReader, PairVectors
+from .processes import check_distributed
+from .row_gather import RowGather
+from .setup import (
+    build_collator,
+    build_loss,
+    check_args,
+    check_batches,
+    check_cached,
+    check_streamed,
+    name_of,
+    prepare_student,
+    prepare_teacher,
+    speed_up_student,
+)
+from .teacher_targets import TeacherSignal, TeacherTargets
+
+
+class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
+    """Teaches a large language model to match text by learning from a small expert (arXiv 2507.05617).
+
+    Everything of [`transformers.Trainer`] works as usual: callbacks, resume, evaluation strategies,
+    load_best_model_at_end, compute_metrics. `trainer.model` is the PeftModel itself; the teacher is run once before
+    training and stays outside the module tree.
+
+    Args:
+        model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter
+            named "default".
+        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None where no weight asks for one
+            (plain fine-tuning).
+        args: settings.
+        train_dataset: pairs with text_a, text_b, label. A stream (`datasets.IterableDataset`) needs max_steps and an
+            eval_dataset; the teacher scores its texts as they come, and of known matches only a batch's own are known.
+        eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the
+            first of) them; without them the teacher is calibrated on the training pairs and no match score is fitted.
+        processing_class: the student's tokenizer; loaded by `model`'s name if not given.
+        peft_config: LoRA settings for a student without adapter; by default rank 32, alpha 64, dropout 0.05 on all
+            linear layers.
+        prompt: a PairPrompt; by default the preset of `args.prompt`.
+        columns: names of the columns in the data sets, where they are not text_a, text_b, label.
+        compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and
+            label_ids (n,). By default F1, precision, recall, accuracy (natural threshold), AUC and average precision
+            of the answer and, prefixed, of the similarity.
+        callbacks: as in Trainer.
+        optimizers: as in Trainer.
+
+    Raises:
+        ValueError: unusable data, student, teacher or settings; the message names value, rule and remedy. Nothing has
+        been trained then.
+    """
+
+    _tag_names = ("flipped-kd", "text-matching")
+    # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+    # Narrower than in Trainer.
+    model: PeftModel
+    args: FlippedDistillationConfig
+    data_collator: TeacherScoringCollator
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        teacher: str | SentenceTransformer | CrossEncoder | BiEncoderTeacher | CrossEncoderTeacher | None = None,
+        args: FlippedDistillationConfig | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
+        eval_dataset: PairDatasets = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        *,
+        prompt: PairPrompt | None = None,
+        columns: PairColumns | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ) -> None:
+        args = args or FlippedDistillationConfig()
+        check_args(args)
+        if args.batch_eval_metrics and compute_metrics is None:
+            raise ValueError(
+                "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or "
+                "give compute_metrics."
+            )
+        self.columns = columns
+        train_dataset = self._checked(train_dataset, "train", numbered=True)
+        eval_dataset = self._checked(eval_dataset, "validation")
+
+        set_seed(args.seed)  # A's random start belongs to the seed
+        tokenizer = processing_class or load_tokenizer(name_of(model))
+        student = prepare_student(model, peft_config, args)
+        speed_up_student(student, args.device)
+        self.prompt = prompt or PairPrompt.from_preset(
+            tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
+        )
+        self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
+        keeps_logits = accepts_logits_to_keep(student)
+        if keeps_logits:
+            keep_head_precision(student)
+        self.reader = PairReader(self.encoder, args.representation, keeps_logits, student.dtype)
+        self.teacher = prepare_teacher(teacher, args)
+        # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
+        # any two texts.
+        matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
+        streamed = isinstance(train_dataset, datasets.IterableDataset)
+        if streamed:
+            check_streamed(args, eval_dataset is not None and self.teacher is not None)
+        known = KnownMatches.from_pairs(train_dataset) if isinstance(train_dataset, datasets.Dataset) else None
+        self.signal = None if self.teacher is None else TeacherSignal(self.teacher, args, matrix, known)
+        self.loss = build_loss(args)
+        self.match_score = None
+        self.scored_step = None
+        self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
+        self.loss_log = LossLog()
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), args.representation, matrix),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics or pair_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        check_distributed(args, self.accelerator)
+        check_cached(args, self.accelerator)
+        self.clip_value = resolve_clipping(args, self.accelerator)
+        scored = [part for part in (train_dataset, *self._eval_parts()) if isinstance(part, datasets.Dataset)]
+        if isinstance(train_dataset, datasets.Dataset):
+            check_batches(len(train_dataset), args)
+        if self.signal is not None and scored:
+            self._score_with_teacher(scored)
+            # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
+            self.signal.calibrate((self._eval_parts() or scored)[0], scored[0])
+
+    # ---- Construction ----
+
+    def _checked(self, dataset: Any, name: str, numbered: bool = False, both: bool = True) -> Any:
+        if not numbered and isinstance(dataset, Mapping):
+            # The first of several is what scores are fitted on; the others may be of one class, as hard negatives are.
+            names = list(dataset)
+            return {part: self._checked(dataset[part], part, both=part == names[0]) for part in names}
+        if numbered and isinstance(dataset, datasets.IterableDataset):
+            return validate_stream(dataset, self.columns, name)
+        if not isinstance(dataset, datasets.Dataset):
+            if dataset is None:
+                return None
+            raise ValueError(
+                f"the {name} data set is a {type(dataset).__name__}: give a datasets.Dataset with text_a, text_b, "
+                "label."
+            )
+        dataset = validate_pairs(dataset, columns=self.columns, name=name, require_both_classes=both)
+        if not numbered:
+            return dataset
+        # Row numbers for error messages; characters stand for tokens in train_sampling_strategy="group_by_length".
+        lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
+        return dataset.add_column("row", np.arange(len(dataset))).add_column("length", lengths)
+
+    # ---- Teacher ----
+
+    @property
+    def calibration(self) -> PlattCalibration | None:
+        """From the teacher's T to its match probability P."""
+        return self.signal.calibration if self.signal is not None else None
+
+    @property
+    def teacher_report(self) -> dict[str, float | int]:
+        """How the teacher agrees with the labels of the training pairs."""
+        return self.signal.report if self.signal is not None else {}
+
+    def _score_with_teacher(self, parts: list[datasets.Dataset]) -> None:
+        assert self.signal is not None
+        self.data_collator.teacher_scores = self.signal.score(parts)
+
+    def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
+        """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
+        if self.signal is None:
+            raise ValueError(
+                "this trainer has no teacher, for which no weight of its settings asks (plain fine-tuning)."
+            )
+        dataset = self._to_score(dataset, "teacher_similarity")
+        self._score_with_teacher([dataset])
+        return self.signal.similarity(dataset)
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss of one micro-batch; with `return_outputs` also (answer log-odds (B,), similarity (B,))."""
+        logits, vectors = self.reader(model, inputs, self.signal is not None or return_outputs)
+        gather = self._gather(model, inputs)
+        targets = self._targets(inputs, gather)
+        probability = self._own_probability(targets, gather)
+        sup = self.loss.sup(logits, inputs["labels"], self.prompt.answer_ids, probability)
+        if targets is None:
+            loss = self.loss.weights[0] * sup
+        else:
+            assert vectors is not None
+            if gather is not None:
+                # The average over the ranks is then the mean over all pairs, as of the two other terms.
+                sup = sup * gather.local_share
+                vectors = PairVectors.of(gather(vectors.stacked()))
+            output = self.loss.compose(sup, self._compare(vectors, targets))
+            loss = output.total
+            self.loss_log.add(output, targets.labels)
+        if model.training:
+            self._check_finite(loss, inputs)
+        if not return_outputs:
+            return loss
+        assert vectors is not None
+        return loss, (log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
+
+    def _gather(self, model: nn.Module, inputs: dict[str, Any]) -> RowGather | None:
+        """Joins the ranks' rows in training, where that is wanted and there are several."""
+        if not (model.training and self.args.gather_across_devices and self.args.world_size > 1):
+            return None
+        return RowGather(len(inputs["labels"]), inputs["labels"].device)
+
+    def _targets(self, inputs: dict[str, Any], gather: RowGather | None) -> TeacherTargets | None:
+        return self.signal.targets(inputs, gather) if self.signal is not None else None
+
+    def _own_probability(self, targets: TeacherTargets | None, gather: RowGather | None) -> Tensor | None:
+        """The teacher's P of this rank's pairs, (B,)."""
+        if targets is None:
+            return None
+        probability = own_pairs(targets.probability)
+        return probability if gather is None else gather.own(probability)
+
+    def _compare(self, vectors: PairVectors, targets: TeacherTargets) -> Comparison:
+        return self.loss.compare(
+            targets.labels,
+            vectors.text_a,
+            vectors.text_b,
+            targets.similarity,
+            targets.probability,
+            targets.excluded,
+            vectors.joint_b,
+        )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in Trainer; a batch in mini-batches is read in parts by the gradient cache."""
+        if "mini_batches" not in inputs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        into_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
+        if callable(into_training):
+            into_training()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            return self._cached_step(model, inputs) / self.current_gradient_accumulation_steps
+
+    def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Backward through the same loss as `compute_loss`, a mini-batch's graph at a time; returns its value."""
+        gather = self._gather(model, inputs)
+        targets = self._targets(inputs, gather)
+        pairs = len(inputs["labels"])
+        share = 1.0 if gather is None or targets is None else gather.local_share
+        sup = torch.zeros((), device=inputs["labels"].device)
+        comparison: Comparison | None = None
+        parts: list[Part] = inputs["mini_batches"]
+        probability = self._own_probability(targets, gather)
+        if probability is not None:
+            split = probability.split([len(part["labels"]) for part in parts])
+            parts = [{**part, "probability": own} for part, own in zip(parts, split, strict=True)]
+
+        def compared(stacked: Tensor) -> Tensor:
+            nonlocal comparison
+            assert targets is not None
+            vectors = PairVectors.of(stacked if gather is None else gather(stacked))
+            comparison = self._compare(vectors, targets)
+            self._check_finite(self.loss.weighted(comparison), inputs)
+            return self.loss.weighted(comparison)
+
+        def answered(logits: Tensor, part: Part) -> Tensor:
+            nonlocal sup
+            labels = part["labels"]
+            loss = self.loss.sup(logits, labels, self.prompt.answer_ids, part.get("probability"))
+            loss = loss * (share * len(labels) / pairs)
+            sup = sup + loss.detach()
+            self._check_finite(loss, part)
+            return self.loss.weights[0] * loss
+
+        cached_backward(
+            parts,
+            read=lambda part: self.reader(model, part, targets is not None),
+            compared=None if targets is None else compared,
+            answered=answered,
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            no_sync=lambda: self.accelerator.no_sync(model),
+            devices=sorted({p.device for p in model.parameters() if p.device.type != "cpu"}, key=str),
+        )
+        if targets is None or comparison is None:
+            return self.loss.weights[0] * sup
+        output = self.loss.compose(sup, comparison)
+        self.loss_log.add(output, targets.labels)
+        return output.total.detach()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in Trainer; mini-batches count one by one."""
+        count = super().floating_point_ops
+        return sum(count(part) for part in inputs.get("mini_batches", [inputs]))
+
+    def _check_finite(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        if torch.isfinite(loss):
+            return
+        rows = inputs["rows"].tolist() if "rows" in inputs else "unnumbered"
+        raise FloatingPointError(
+            f"the loss is {float(loss.detach())} at step {self.state.global_step + 1} on rows {rows} of the training "
+            "set: training stops before the weights are spoilt. Lower the learning rate, use precision='fp32' "
+            "with a student in float32, or look at these rows."
+        )
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms and the dropped shares to the training log."""
+        if "loss" in logs:
+            logs |= {name: round(value, 6) for name, value in self.loss_log.flush(self.accelerator).items()}
+        super().log(logs, start_time)
+
+    # ---- Data ----
+
+    def _get_dataloader(  # type: ignore[override]
+        self, dataset: Any, description: str, batch_size: int, **options: Any
+    ) -> DataLoader:
+        """Training drops the short last batch, whose contrast would be another one; evaluation keeps every row."""
+        training = description == "Training"
+        keep = self.args.dataloader_drop_last, self.data_collator
+        if not training:
+            dataset = self._to_score(dataset, description)
+            if self.signal is not None:
+                self._score_with_teacher([dataset])
+        else:
+            # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
+            alone = self.data_collator.encode_alone and self.signal is not None
+            size = self.args.mini_batch_size
+            size = size if size is not None and size < self.args.per_device_train_batch_size else None
+            self.data_collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
+            if isinstance(dataset, datasets.IterableDataset):
+                guided = self.signal is not None
+                self.data_collator = replace(self.data_collator, teacher_scores=None, hand_on_texts=guided)
+        self.args.dataloader_drop_last = training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, **options)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = keep
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; texts of a streamed set are scored here, in the main process."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            if self.signal is not None and "texts_a" in batch:
+                self.signal.complete(batch)
+        return batches, items
+
+    def before_checkpoint(self) -> None:
+        """A resumed run reads the scores that this one has read so far."""
+        if self.signal is not None:
+            self.signal.flush()

@@ -1,0 +1,152 @@
+"""Folders that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from .locking import acquire
+
+logger = logging.getLogger(__name__)
+LOCK, ASIDE = ".lock", "-replaced"
+# The disk is full, the user's quota is used up, or a file may not grow that large.
+SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_target(target: Path, replaceable: str | None = None) -> None:
+    """Raise ValueError unless `target` is absent, empty, or holds the file `replaceable` and so may be replaced."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"{target} is a file: give a folder.")
+    if any(target.iterdir()) and not (replaceable and (target / replaceable).is_file()):
+        raise ValueError(f"{target} is there and not empty: give another folder, or remove it.")
+
+
+@contextmanager
+def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
+    """A folder beside `target` to write into, which takes its name at the end; on any error nothing is left of it.
+
+    Args:
+        target: the folder to make. One that is there is replaced; ask `check_target` first.
+        size: bytes that will be written, about.
+
+    Raises:
+        OSError: no space left (ENOSPC); the message says how much is needed.
+    """
+    target = Path(os.path.abspath(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    if shutil.disk_usage(target.parent).free < size:
+        raise _no_space(target, size)
+    # Names of processes are no names: in a container every one may be the first.
+    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex}")
+    lock = _lock_of(partial)
+    try:
+        acquire(lock, f"{target.parent} lies on a file system without locks: what is left by a kill stays")
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        take_name(partial, target, target.with_name(f"{partial.name}{ASIDE}"))
+    except (OSError, SafetensorError) as error:
+        # The writer of safetensors raises no OSError.
+        if any(getattr(error, "errno", None) == code or f"os error {code}" in str(error) for code in SPACE_ERRORS):
+            raise _no_space(target, size) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _release(lock)
+
+
+def _no_space(target: Path, size: int) -> OSError:
+    needed = f"{size / 1e9:.2f} GB are needed, " if size else ""
+    free = shutil.disk_usage(target.parent).free / 1e9
+    return OSError(
+        errno.ENOSPC,
+        f"no space left for {target}: {needed}{free:.2f} GB are free. Make room or give another folder; nothing was "
+        "left there.",
+    )
+
+
+def take_name(partial: Path, target: Path, aside: Path) -> None:
+    """Rename a finished folder to `target` on the same disk; what has that name moves to `aside` and is removed.
+
+    On an error the old folder gets its name back. After a kill between the two renamings it stands at `aside`, whole.
+    """
+    if not target.exists():
+        partial.rename(target)
+    else:
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    sync(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files and folders within are on the disk: after a power cut, names may else stand for nothing."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and syncs no file that is open for reading
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock_of(partial: Path) -> FileLock:
+    """The lock that whoever writes into `partial` holds; it ends with its process."""
+    return FileLock(partial.with_name(f"{partial.name}{LOCK}"))
+
+
+def _release(lock: FileLock) -> None:
+    lock.release()
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed processes have left of the same folder: what nobody holds the lock of."""
+    found = target.parent.glob(f".{glob.escape(target.name)}.partial-*")
+    for name in sorted({path.name.removesuffix(LOCK).removesuffix(ASIDE) for path in found}):
+        partial = target.with_name(name)
+        lock = _lock_of(partial)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # it is being written
+        except OSError as error:
+            logger.warning("%s is left: its lock cannot be had (%s)", partial, error)
+            continue
+        try:
+            aside = target.with_name(f"{name}{ASIDE}")
+            if aside.exists() and not target.exists():  # killed between the two renamings
+                logger.info("giving %s its name back, which a process that was killed took from it", target)
+                aside.rename(target)
+            for left in (partial, aside):
+                if left.exists():
+                    logger.info("removing %s, left by a process that was killed", left)
+                    shutil.rmtree(left, ignore_errors=True)
+        finally:
+            _release(lock)

@@ -1,0 +1,180 @@
+"""Streams of training pairs: the same checks row by row, the same training as from a data set, the same resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from flipped_kd.data.keys import dataset_keys, text_keys
+from flipped_kd.data.streaming import validate_stream
+from flipped_kd.data.validation import validate_pairs
+from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.score_table import ordered_pair_keys
+from flipped_kd.teachers.streaming import StreamedScores
+from tests.invariants.training import PLAIN, assert_equal, logged, lora, trainable
+
+
+def stream_of(rows: list[dict[str, Any]]) -> datasets.IterableDataset:
+    return datasets.IterableDataset.from_generator(lambda: iter(rows))
+
+
+# ---- Rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_stream_are_those_of_the_checked_set(pairs: datasets.Dataset) -> None:
+    found = list(validate_stream(pairs.to_iterable_dataset(num_shards=4)))
+    assert [{name: row[name] for name in ("text_a", "text_b", "label")} for row in found] == list(
+        validate_pairs(pairs)
+    )
+    assert [row["row"] for row in found] == list(range(len(pairs)))
+
+
+def test_columns_are_mapped_and_others_dropped() -> None:
+    rows = [{"q1": "a", "q2": "b", "same": "1", "id": 7}, {"q1": "c", "q2": "d", "same": False, "id": 8}]
+    names = {"text_a": "q1", "text_b": "q2", "label": "same"}
+    found = list(validate_stream(stream_of(rows[:1]), names)) + list(validate_stream(stream_of(rows[1:]), names))
+    assert found == [
+        {"text_a": "a", "text_b": "b", "label": 1, "row": 0},
+        {"text_a": "c", "text_b": "d", "label": 0, "row": 0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text_a": " ", "text_b": "b", "label": 1}, "row 1.*text_a.*white space"),
+        ({"text_a": "a", "text_b": "b", "label": 2}, "row 1.*label.*2.*0 or 1"),
+        ({"text_a": "a", "text_b": None, "label": 1}, "row 1.*text_b.*null.*filter"),
+    ],
+)
+def test_a_bad_row_is_an_error_when_it_comes(row: dict[str, Any], message: str) -> None:
+    stream = validate_stream(stream_of([{"text_a": "a", "text_b": "b", "label": 0}, row]))
+    rows = iter(stream)
+    with pytest.raises(ValueError, match=message):
+        list(rows)
+
+
+def test_a_missing_column_is_an_error_at_once(pairs: datasets.Dataset) -> None:
+    with pytest.raises(ValueError, match="text_b.*columns"):
+        validate_stream(pairs.remove_columns("text_b").to_iterable_dataset())
+
+
+# ---- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_text_is_scored_once_and_found_again_on_disk(
+    teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load_teacher(str(teacher_dir))
+    seen: list[str] = []
+    encode = type(teacher).encode
+    monkeypatch.setattr(
+        type(teacher), "encode", lambda self, texts, size: seen.extend(texts) or encode(self, texts, size)
+    )
+    stream = StreamedScores(teacher, tmp_path, 8)
+    texts = [*pairs["text_a"], *pairs["text_b"]]
+    expected = teacher.embed(texts, cache_dir=None)
+    seen.clear()
+    for start in range(0, len(texts), 8):
+        batch = texts[start : start + 8]
+        keys = text_keys(batch)
+        np.testing.assert_allclose(stream.look_up(keys, batch), expected.vectors(keys), atol=1e-6)
+        if start == 64:
+            stream.flush()
+            assert stream.waiting == 0 and len(stream.table) == len(set(seen))
+    assert sorted(seen) == sorted(set(texts))
+    kept = stream.look_up(text_keys(texts), texts)
+    stream.flush()
+    again = StreamedScores(teacher, tmp_path, 8)
+    assert np.array_equal(again.look_up(text_keys(texts), texts), kept) and len(seen) == len(set(texts))
+
+
+def test_a_full_buffer_is_written(teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flipped_kd.teachers.shards.MAX_SHARD_ROWS", 5)
+    stream = StreamedScores(load_teacher(str(teacher_dir)), tmp_path, 8)
+    for start in range(0, 20, 2):
+        texts = [f"text {number}" for number in range(start, start + 2)]
+        stream.look_up(text_keys(texts), texts)
+        assert stream.waiting < 5  # whole batches: 6 at most at a time
+    assert len(stream.cache.shard_paths()) == 3 and len(stream.table) == 18
+
+
+def test_pairs_of_a_cross_encoder(build: Any, cross_encoder_dir: Path, pairs: datasets.Dataset) -> None:
+    trainer = build(teacher=str(cross_encoder_dir), train_dataset=pairs.to_iterable_dataset())
+    stream = trainer.signal.stream
+    keys = ordered_pair_keys(*dataset_keys(pairs))
+    found = stream.look_up(keys, list(zip(pairs["text_a"], pairs["text_b"], strict=True)))
+    np.testing.assert_allclose(2 * found[:, 0] - 1, trainer.teacher_similarity(pairs), atol=1e-6)
+    trainer.train()
+    assert max(logged(trainer, "loss_dist")) > 0
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+IN_ORDER = {"train_sampling_strategy": "sequential"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"mini_batch_size": 3}, {"representation": "joint"}, PLAIN])
+def test_a_stream_trains_as_the_data_set_does(changes: dict[str, Any], build: Any, pairs: datasets.Dataset) -> None:
+    teacher = {"teacher": None} if changes is PLAIN else {}
+    whole = build(**IN_ORDER, **changes, **teacher)
+    streamed = build(train_dataset=pairs.to_iterable_dataset(), **changes, **teacher)
+    if whole.signal is not None:  # a stream knows of a batch's own matches only
+        whole.signal.known_matches = None
+    for trainer in (whole, streamed):
+        trainer.train()
+    assert logged(streamed) == pytest.approx(logged(whole), rel=1e-3)
+    for name, weight in trainable(whole.model).items():
+        torch.testing.assert_close(trainable(streamed.model)[name], weight, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("workers", "saved", "changes"),
+    [
+        (0, 3, {}),
+        (1, 3, {}),
+        (0, 11, {}),  # in the second pass of 8 batches
+        (1, 19, {}),  # in the third
+        (0, 8, {}),  # between two
+        (0, 5, {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_a_resumed_stream_is_the_uninterrupted_one(
+    workers: int, saved: int, changes: dict[str, Any], build: Any, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    def trainer(folder: str, steps: int) -> Any:
+        return build(
+            train_dataset=pairs.to_iterable_dataset().shuffle(seed=1, buffer_size=16),
+            output_dir=str(tmp_path / folder),
+            teacher_cache_dir=str(tmp_path / f"{folder}_cache"),
+            max_steps=steps,
+            lr_scheduler_type="constant",
+            save_strategy="steps",
+            save_steps=saved,
+            peft_config=lora(dropout=0.1),
+            dataloader_num_workers=workers,
+            **changes,
+        )
+
+    uninterrupted = trainer("whole", saved + 3)
+    uninterrupted.train()
+    trainer("killed", saved + 1).train()  # one step after its last checkpoint
+    resumed = trainer("killed", saved + 3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / f"checkpoint-{saved}"))
+    assert logged(resumed) == logged(uninterrupted)
+    assert_equal(trainable(resumed.model), trainable(uninterrupted.model))
+
+
+def test_what_a_stream_cannot_give_is_refused(build: Any, pairs: datasets.Dataset) -> None:
+    stream = pairs.to_iterable_dataset()
+    with pytest.raises(ValueError, match="max_steps=-1.*no length"):
+        build(train_dataset=stream, max_steps=-1)
+    with pytest.raises(ValueError, match="give an eval_dataset"):
+        build(train_dataset=stream, eval_dataset=None)
+    with pytest.raises(ValueError, match="row 0.*white space"):
+        build(train_dataset=stream_of([{"text_a": "", "text_b": "b", "label": 1}] * 8)).train()

@@ -1,0 +1,211 @@
+"""Tables are read and written unchanged, and bad ones refused before any work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flipped_kd.data.table_jobs import TableJob
+from flipped_kd.data.table_writers import json_text
+from flipped_kd.data.tables import TableSource
+from flipped_kd.data.text_tables import TextTable
+from tests.data.table_job_runs import (
+    SCORES,
+    job,
+    json_tables,
+    never,
+    quick,
+    read_csv,
+    read_json,
+    run,
+    score,
+    scores_of,
+    texts,
+    write_csv,
+    write_json,
+)
+
+# ---- What is read is written unchanged ----
+
+
+@quick
+@given(json_tables)
+def test_json_lines_keep_every_value(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        write_json(source, rows)
+        run(source, target)
+        assert read_json(target) == [row | more for row, more in zip(rows, scores_of(rows), strict=True)]
+
+
+@quick
+@given(st.lists(st.tuples(texts, texts, st.text(st.characters(exclude_categories=["Cs"]), max_size=6)), max_size=9))
+def test_csv_keeps_every_text(rows: list[tuple[str, str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for ending, separator in (("csv", ","), ("tsv", "\t")):
+            source, target = Path(folder, f"in.{ending}"), Path(folder, f"out.{ending}")
+            with open(source, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL)
+                writer.writerows([["text_a", "text_b", "x"], *rows])
+            run(source, target)
+            with open(target, encoding="utf-8", newline="") as file:
+                found = list(csv.reader(file, delimiter=separator))
+            assert found[0] == ["text_a", "text_b", "x", "score", "match"]
+            assert [tuple(row[:3]) for row in found[1:]] == rows
+            expected = scores_of([{"text_a": row[0], "text_b": row[1]} for row in rows])
+            assert [float(row[3]) for row in found[1:]] == [row["score"] for row in expected]
+
+
+@quick
+@given(json_tables)
+def test_json_to_parquet_and_csv_lose_nothing(rows: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "in.jsonl")
+        write_json(source, rows)
+        run(source, Path(folder, "out.parquet"))
+        run(source, Path(folder, "out.csv"))
+        found = pq.read_table(Path(folder, "out.parquet"))
+        header, *lines = read_csv(Path(folder, "out.csv")) if rows else [[]]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        assert found.column_names == names + SCORES.names and len(found) == len(lines) == len(rows)
+        for name in names:
+            values = [row.get(name) for row in rows]
+            plain = {type(value) for value in values if value is not None}
+            is_plain = len(plain) < 2 and not plain & {list, dict} and found.schema.field(name).type != pa.string()
+            if is_plain or (plain <= {str} and found[name].to_pylist() == values):
+                assert found[name].to_pylist() == values
+            elif plain <= {int, float} and found.schema.field(name).type == pa.float64():
+                assert found[name].to_pylist() == values
+            else:
+                texts = found[name].to_pylist()
+                assert [text if text is None else json.loads(text) for text in texts] == values
+            for value, line in zip(values, lines, strict=True):
+                cell = line[header.index(name)]
+                assert cell == ("" if value is None else value) or json.loads(cell) == value
+
+
+def test_parquet_keeps_its_schema(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text_a": pa.array(["a", "b", "c", "d", "e"]).dictionary_encode(),
+            "text_b": pa.array(list("vwxyz"), pa.large_string()),
+            "when": pa.array([0, 1, None, 3, 4], pa.timestamp("ns", "UTC")),
+            "list": pa.array([[1], None, [], [2, 3], [4]], pa.list_(pa.int16())),
+            "struct": pa.array([{"k": b"\xff"}] * 5, pa.struct([pa.field("k", pa.binary(), nullable=False)])),
+        }
+    ).replace_schema_metadata({"whose": "mine"})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=2)
+    run(tmp_path / "in.parquet", tmp_path / "out.parquet", part_rows=3)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.select(table.column_names).equals(table) and found.schema.metadata[b"whose"] == b"mine"
+    assert found.schema.names == table.column_names + SCORES.names
+    run(tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    first = read_json(tmp_path / "out.jsonl")[1]
+    assert first["when"].startswith("1970-01-01T00:00:00") and first["struct"] == {"k": "/w=="}
+
+
+def test_vectors_are_written_in_every_format(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 3)
+    schema = pa.schema([("vector", column.type)])
+    source = tmp_path / "in.txt"
+    source.write_text("one\ntwo\nthree\nfour\nfive\n", encoding="utf-8")
+    order = {word: place for place, word in enumerate(source.read_text().split())}
+    for ending in ("npy", "jsonl", "parquet", "csv"):
+        table = TextTable(TableSource(source), {"--text-column": "text"}, 2)
+        work = TableJob(table, tmp_path / f"out.{ending}", ending, {}, keep_rows=ending != "npy")
+        work.start(["vector"])
+        work.begin("m")
+        work.fill(lambda chunk: pa.table([column.take([order[text] for text in chunk.texts[0]])], schema=schema))
+        work.join(schema)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy", mmap_mode="r"), vectors)
+    found = [row["vector"] for row in read_json(tmp_path / "out.jsonl")]
+    np.testing.assert_array_equal(np.array(found, np.float32), vectors)
+    assert max(len(repr(number)) for row in found for number in row) < 14  # float32's digits, not float64's
+    read = pq.read_table(tmp_path / "out.parquet")
+    assert read["text"].to_pylist() == list(order) and read["vector"].type == column.type
+    np.testing.assert_array_equal(np.array(read["vector"].to_pylist(), np.float32), vectors)
+    cells = [json.loads(line[1]) for line in read_csv(tmp_path / "out.csv")[1:]]
+    np.testing.assert_array_equal(np.array(cells, np.float32), vectors)
+
+
+def test_lone_surrogates_stay_json(tmp_path: Path) -> None:
+    assert json.loads(json_text({"x": "\ud800é"})) == {"x": "\ud800é"} and "é" in json_text("é")
+    write_json(tmp_path / "in.jsonl", [{"text_a": "a", "text_b": "b", "x": "\ud800"}])
+    for ending in ("jsonl", "csv", "parquet"):
+        run(tmp_path / "in.jsonl", tmp_path / f"out.{ending}")
+    assert read_json(tmp_path / "out.jsonl")[0]["x"] == "\ud800"
+    assert json.loads(read_csv(tmp_path / "out.csv")[1][2]) == "\ud800"
+
+
+# ---- Bad input ----
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.jsonl", '{"text_a": "a", "text_b": "b"}\n{"text_a": 7, "text_b": "b"}\n', r"row 1 .*'text_a' is 7"),
+        ("in.jsonl", '{"text_a": "a", "text_b": " "}\n', r"row 0 .*not white space.*--skip-bad-rows"),
+        ("in.jsonl", '{"text_a": "a", "text_b": "\\ud800"}\n', "surrogates"),
+        ("in.jsonl", '{"q": "a", "text_b": "b"}\n', r"no column 'text_a'.*\['q', 'text_b'\].*--text-a-column"),
+        ("in.jsonl", '{"text_a": "a", "text_b": "b"}\n[1]\n', "line 2 is no JSON object"),
+        ("in.jsonl", '{"text_a": "a", "text_b": "b"}\n{"te', "line 2 is not JSON"),
+        ("in.jsonl", '{"text_a": "a", "text_b": "b", "score": 1}\n', "column 'score'.*--column-prefix"),
+        ("in.csv", "text_a,text_b\na\n", "line 2 has 1 fields"),
+        ("in.csv", "text_a,text_a\na,b\n", "twice"),
+        ("in.csv", "a,b\n", "no column 'text_a'"),
+        ("in.parquet", "PAR1", "cannot be read as Parquet"),
+        ("in.xls", "", r"ending '.xls'.*'\.jsonl'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / name, tmp_path / "out.jsonl", never)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_bad_rows_are_left_out_on_request(tmp_path: Path) -> None:
+    rows = [{"text_a": f"a{n}", "text_b": "" if n in (0, 1, 4) else "b", "n": n} for n in range(6)]
+    write_json(tmp_path / "in.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    for ending in ("jsonl", "parquet"):
+        work = job(tmp_path / f"in.{ending}", tmp_path / f"{ending}.jsonl", skip_bad_rows=True)
+        found = work.start(SCORES.names)
+        assert (found.rows, found.bad) == (3, 3)
+        assert work.begin("m")
+        work.fill(score)
+        work.join(SCORES)
+        assert [row["n"] for row in read_json(tmp_path / f"{ending}.jsonl")] == [2, 3, 5]
+
+
+def test_no_rows_give_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("")
+    (tmp_path / "in.csv").write_text("text_a,text_b,n\n")
+    pq.write_table(pa.table({"text_a": pa.array([], pa.string()), "text_b": []}), tmp_path / "in.parquet")
+    for read in ("jsonl", "csv", "parquet"):
+        for written in ("jsonl", "csv", "parquet"):
+            run(tmp_path / f"in.{read}", tmp_path / f"{read}.{written}", never)
+    assert (tmp_path / "jsonl.jsonl").read_bytes() == b""
+    assert read_csv(tmp_path / "csv.csv") == [["text_a", "text_b", "n", "score", "match"]]
+    assert pq.read_schema(tmp_path / "parquet.parquet").names == ["text_a", "text_b", "score", "match"]
+
+
+def test_long_texts_and_foreign_bytes_in_csv(tmp_path: Path) -> None:
+    long = "word " * 100_000  # above csv's own limit of 131,072 characters
+    write_csv(tmp_path / "in.csv", [["text_a", "text_b"], [long, 'b\r\n"'], ["\x00 null byte", "c"]])
+    run(tmp_path / "in.csv", tmp_path / "out.csv")
+    assert [row[:2] for row in read_csv(tmp_path / "out.csv")[1:]] == [[long, 'b\r\n"'], ["\x00 null byte", "c"]]
+    (tmp_path / "latin.csv").write_bytes("text_a,text_b\né,b\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        run(tmp_path / "latin.csv", tmp_path / "latin.jsonl", never)

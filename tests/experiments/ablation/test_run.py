@@ -1,0 +1,254 @@
+"""An ablation: its plan is checked first, finished runs are rows, interrupted ones go on, tables say what rows say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from flipped_kd.experiments.ablation import run as ablation
+from flipped_kd.experiments.ablation.plan import Group, Plan, read_plan, settings_of
+from flipped_kd.experiments.ablation.rows import append_row, read_rows
+from flipped_kd.experiments.ablation.run import pending, run_plan
+from flipped_kd.experiments.ablation.tables import (
+    Difference,
+    compare,
+    differences_table,
+    group_tables,
+    of_run,
+    overview,
+)
+from flipped_kd.utils.locking import sole_writer
+from tests.cli.helpers import pair_rows, write_rows
+
+ROOT = Path(__file__).parents[3]
+PLANS = sorted((ROOT / "recipes" / "configs").glob("ablation_*.yaml"))
+PLAIN = {"dist_weight": 0.0, "mcl_weight": 0.0}
+
+
+@pytest.fixture
+def content(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> dict[str, Any]:
+    """A plan of one tiny set, as a YAML file would hold it."""
+    for name, seed in (("train", 0), ("validation", 1), ("test", 2)):
+        write_rows(tmp_path / f"{name}.jsonl", pair_rows(24, seed=seed))
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "seed": 5,
+        "base": {
+            **{"student": str(student_dir), "teacher": str(teacher_dir), "max_steps": 2, "use_cpu": True},
+            **{"per_device_train_batch_size": 8, "save_strategy": "no", "learning_rate": 0.003, "lora_r": 4},
+        },
+        "sets": {"tiny": {f"{name}_file": f"{name}.jsonl" for name in ("train", "validation", "test")}},
+        "groups": [
+            {"title": "Main", "seeds": 2, "runs": {"plain": PLAIN, "full": {}}},
+            {"title": "Margins", "seeds": 1, "sweeps": {"margin": [0.0, 0.08]}, "runs": {"full": {}}},
+        ],
+    }
+
+
+def plan_of(content: dict[str, Any], folder: Path) -> Plan:
+    (folder / "plan.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return read_plan(folder / "plan.yaml", folder)
+
+
+# ---- Plan ----
+
+
+def test_a_plan_is_its_jobs_seeds_outermost(content: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(content, tmp_path)
+    assert [job.key for job in plan.jobs] == [
+        *(("tiny", name, 5) for name in ("plain", "full", "margin=0.0", "margin=0.08")),
+        *(("tiny", name, 6) for name in ("plain", "full")),
+    ]
+    student, data, config = settings_of(plan.jobs[0], tmp_path / "run", tmp_path / "cache")
+    assert not config.distils and config.seed == 5 and student.lora_r == 4
+    assert data.train_file == str(tmp_path / "train.jsonl")
+    assert settings_of(plan.jobs[3], tmp_path / "run", tmp_path / "cache")[2].margin == 0.08
+    assert [group.reference for group in plan.groups] == ["full", "full"]
+
+
+def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(content, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / "elsewhere" / f"{name}.jsonl")
+    (tmp_path / "elsewhere" / "plan.yaml").write_bytes((tmp_path / "plan.yaml").read_bytes())
+    moved = read_plan(tmp_path / "elsewhere" / "plan.yaml", tmp_path / "elsewhere")
+    assert [job.resolved for job in moved.jobs] == [job.resolved for job in plan.jobs]
+    rows: list[dict[str, Any]] = [
+        {"set": job.set, "name": job.name, "seed": job.seed, "resolved": job.resolved} for job in plan.jobs[:2]
+    ]
+    assert pending(plan, rows) == list(plan.jobs[2:])
+    # Whatever has come to be a setting since, and whatever was given for a default.
+    del rows[0]["resolved"]["contrast_filter"]
+    content["base"]["margin"] = 0.06
+    assert len(pending(plan_of(content, tmp_path), rows)) == len(plan.jobs) - 2
+    content["base"]["margin"] = 0.1
+    with pytest.raises(ValueError, match="run 'plain' of tiny, seed 5 was made with margin=0.06, which is now 0.1"):
+        pending(plan_of(content, tmp_path), rows)
+
+
+def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing in the YAML has changed, but what it leaves open."""
+    plan = plan_of(content, tmp_path)
+    job = plan.jobs[1]
+    made = job.resolved | {"contrast_filter": "all"}
+    assert (
+        job.resolved["contrast_filter"] == "assumed" and job.resolved["train_sampling_strategy"] == "group_by_length"
+    )
+    with pytest.raises(ValueError, match="contrast_filter='all', which is now 'assumed'"):
+        pending(plan, [{"set": job.set, "name": job.name, "seed": job.seed, "resolved": made}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grops": []}, "unknown key 'grops'"),
+        ({"groups": [{"sets": ["other"], "runs": {"full": {}}}]}, "no set is named 'other'.*tiny"),
+        ({"groups": [{"runs": {"full": {"margn": 0.1}}}]}, "run 'full' of tiny.*margn.*margin"),
+        ({"groups": [{"runs": {"full": {"margin": -1}}}]}, "run 'full' of tiny.*margin=-1"),
+        ({"groups": [{"runs": {"full": {"seed": 3}}}]}, "seed is not a setting of a run"),
+        ({"groups": [{"runs": {"full": {}}, "seeds": 0}]}, "seeds=0"),
+        ({"groups": []}, "names no runs"),
+        ({"groups": [{"runs": {"full": {}}}, {"runs": {"full": {"margin": 0.1}}}]}, "in another group with other"),
+        ({"sets": "tiny"}, "expected 'key: value' lines"),
+    ],
+)
+def test_a_wrong_plan_is_refused_before_anything_runs(
+    change: dict[str, Any], message: str, content: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_of(content | change, tmp_path)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_the_plans_of_the_repository_can_be_read(path: Path) -> None:
+    plan = read_plan(path, ROOT)
+    assert plan.jobs and all(group.reference in group.runs for group in plan.groups)
+
+
+# ---- Runs ----
+
+
+def test_runs_side_by_side_and_goes_on(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content["groups"] = [{"title": "Main", "seeds": 1, "runs": {"plain": PLAIN, "full": {}, "bad": {"lora_r": 3}}}]
+    content["groups"][0]["runs"]["bad"] = {"student": str(tmp_path / "train.jsonl")}
+    plan = plan_of(content, tmp_path)
+    said: list[str] = []
+    with pytest.raises(RuntimeError, match="1 runs have failed: tiny bad, seed 5"):
+        run_plan(plan, workers=2, emit=said.append)
+    rows = read_rows(plan.output_dir / "rows.jsonl")
+    assert sorted(row["name"] for row in rows) == ["full", "plain"]
+    by_name = {row["name"]: row for row in rows}
+    assert {"teacher", "answer", "similarity", "both", "answer_plus_teacher"} <= by_name["full"]["metrics"].keys()
+    assert "llm" in by_name["plain"]["metrics"] and "llm" not in by_name["full"]["metrics"]
+    assert by_name["plain"]["settings"] == PLAIN
+    assert by_name["plain"]["metrics"]["teacher"] == by_name["full"]["metrics"]["teacher"]
+    # The same run in this process gives the same numbers; a finished one is not made again.
+    again = ablation.run_job(plan.jobs[1], tmp_path / "again")
+    assert again["metrics"]["both"] == pytest.approx(by_name["full"]["metrics"]["both"], abs=1e-5)
+    monkeypatch.setattr(ablation, "_outcomes", lambda jobs, *rest: iter(()))
+    good = Plan(plan.output_dir, tuple(job for job in plan.jobs if job.name != "bad"), plan.groups)
+    assert run_plan(good, emit=said.append) == rows
+    assert "2 of 2 runs are finished" in said[-1]
+
+
+def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = plan_of(content, tmp_path)
+    assert run_plan(plan, max_minutes=0, emit=said.append) == []
+    assert "6 runs are left" in said[-1]
+
+
+def test_two_ablations_do_not_share_a_folder(content: dict[str, Any], tmp_path: Path) -> None:
+    plan = plan_of(content, tmp_path)
+    with sole_writer(plan.output_dir), pytest.raises(RuntimeError, match="is being written by another process"):
+        run_plan(plan, max_minutes=0)
+
+
+def test_unknown_peers_and_no_workers_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    content["groups"] = [{"runs": {"full": {}, "theirs": {"peer": "nobody"}}}]
+    with pytest.raises(ValueError, match="no peer is named 'nobody'"):
+        run_plan(plan_of(content, tmp_path))
+    with pytest.raises(ValueError, match="workers=0"):
+        run_plan(plan_of(content, tmp_path), workers=0)
+
+
+def test_a_line_that_a_kill_has_cut_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"set": "a", "name": "b", "seed": seed, "resolved": {}} for seed in range(3)]
+    for row in rows[:2]:
+        append_row(path, row)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rows[2])[:20])
+    assert read_rows(path) == rows[:2]
+    append_row(path, rows[2])
+    assert read_rows(path) == rows
+    path.write_text("nonsense\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1 is no row"):
+        read_rows(path)
+
+
+# ---- Tables ----
+
+
+def row(name: str, seed: int, both: float, teacher: float = 0.8) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        system: {"f1": value, "auc": value + 0.01}
+        for system, value in (("teacher", teacher), ("answer", both - 0.1), ("both", both), ("similarity", both))
+    }
+    metrics["run"] = {"dropped_share": {"positive": 0.04, "negative": 0.2}}
+    return {"set": "tiny", "name": name, "seed": seed, "metrics": metrics}
+
+
+def test_a_difference_is_the_paired_t_test() -> None:
+    first, second = [0.7, 0.8, 0.75, 0.9], [0.6, 0.75, 0.76, 0.7]
+    found = Difference.of(first, second)
+    assert found.mean == pytest.approx(np.mean(np.subtract(first, second)))
+    assert found.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    assert (found.wins, found.seeds) == (3, 4)
+    assert Difference.of([0.5], [0.4]).p is None
+    with pytest.raises(ValueError, match="2 and 1 seeds"):
+        Difference.of([0.5, 0.6], [0.4])
+
+
+def test_only_seeds_that_both_have_are_compared() -> None:
+    rows = [row("full", seed, 0.8 + 0.01 * seed) for seed in range(3)]
+    rows += [row("plain", seed, 0.6) for seed in (1, 2, 7)]
+    found = compare(of_run(rows, "tiny", "full"), of_run(rows, "tiny", "plain"), ("both", "both"), "f1")
+    assert found is not None and found.seeds == 2 and found.mean == pytest.approx(0.215)
+    assert compare(rows[:1], rows[-1:], ("both", "both"), "f1") is None
+
+
+def test_tables_say_what_the_rows_say(content: dict[str, Any], tmp_path: Path) -> None:
+    group = plan_of(content, tmp_path).groups[0]
+    rows = [row(name, seed, value) for seed in (5, 6) for name, value in (("plain", 0.6), ("full", 0.7 + seed / 100))]
+    text = group_tables(rows, group)
+    assert "## Main" in text and "### tiny" in text
+    assert "| full | 2 | 4%, 20% | 0.6550 ± 0.0071 |" in text
+    assert "| plain | +0.1550 ± 0.0071 (2 of 2" in text  # answer with answer
+    assert "| its teacher |" in text
+    assert differences_table({"plain": rows}, "full") == ""
+    assert group_tables([], group) == "## Main"
+
+
+def test_the_overview_has_a_column_for_each_set_and_stars_what_is_significant() -> None:
+    """By hand: gains of .10 and .11 over two seeds are significant (t = 21), gains of .05 and -.03 are not."""
+    group = Group("Main", ("easy", "hard", "not run"), (0, 1), ("plain", "full", "to come"), "full")
+    rows = [row("plain", seed, 0.6) | {"set": name} for seed in (0, 1) for name in ("easy", "hard")]
+    gains = {"easy": (0.10, 0.11), "hard": (0.05, -0.03)}
+    rows += [row("full", seed, 0.6 + gain) | {"set": name} for name in gains for seed, gain in enumerate(gains[name])]
+    rows.append(row("full", 2, 0.9) | {"set": "easy"})  # a seed that the others do not have yet
+    lines = overview(rows, group).splitlines()
+    assert lines[0] == "| both | easy F1 | easy AUC | hard F1 | hard AUC |"
+    assert lines[2] == "| seeds | 2 | 2 | 2 | 2 |"
+    assert lines[5].startswith("| full | 0.705 ± 0.007 | ")
+    assert lines[9].startswith("| plain | +0.105 ± 0.007 (2/2)\\* | +0.105 ± 0.007 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
+    assert overview([], group) == "" and "minus" not in overview(rows[:4], group)

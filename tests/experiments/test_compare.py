@@ -1,0 +1,190 @@
+"""The recipe as a user runs it: through accelerate launch, on the embedded pairs, with tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from flipped_kd.evaluation.comparison import SYSTEMS, markdown_table
+from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+from flipped_kd.experiments.compare import run_comparison
+from flipped_kd.experiments.report.page import write_page
+from flipped_kd.experiments.splits import SPLITS, load_splits
+from flipped_kd.training.config import FlippedDistillationConfig
+from flipped_kd.utils.locking import sole_writer
+from tests.conftest import comparison_settings
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    sys.executable,
+    *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "recipes/train_fin.py"),
+]
+
+
+def launch(*flags: object) -> subprocess.CompletedProcess[str]:
+    """Run the recipe with these flags, offline, from the repository root."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*LAUNCH, *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(
+    student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[object], str]:
+    """(output folder, flags, screen) of one run of two steps."""
+    out = tmp_path_factory.mktemp("recipe") / "out"
+    flags = ["--student", student_dir, "--teacher", teacher_dir, "--output_dir", out, "--max_train_pairs", 64]
+    flags += ["--max_steps", 2, "--per_device_train_batch_size", 8, "--save_strategy", "no"]
+    run = launch(*flags)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, flags, run.stdout
+
+
+def test_everything_promised_is_written(finished: tuple[Path, list[object], str]) -> None:
+    out, _, screen = finished
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["systems"]) == list(SYSTEMS)
+    for name, system in report["systems"].items():
+        for metric in ("f1", "accuracy", "auc", "average_precision"):
+            assert 0 <= system[metric] <= 1, (name, metric)
+            assert system[metric] == pytest.approx(np.mean(system["by_seed"][metric]))
+    assert report["seeds"] == [42]
+    assert report["data"]["train"] == 64 and report["data"]["test"] == 800
+    assert set(report["runs"][0]["llm_flipped"]["dropped_share"]) == {"positive", "negative"}
+    assert report["seconds"] > 0 and report["runs"][0]["llm_sft"]["steps"] == 2
+    assert markdown_table(report) in screen and markdown_table(report) in (out / "report.md").read_text()
+    names = {"adapter_model.safetensors", "adapter_config.json", "pair_prompt.json", "lora_encoder.json"}
+    assert names | {"match_score.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".tmp-*"))
+
+
+def test_report_names_no_path_of_the_machine(finished: tuple[Path, list[object], str]) -> None:
+    out, _, _ = finished
+    assert str(out.parent) not in (out / "report.json").read_text().replace(json.dumps(str(out)), "")
+    assert str(ROOT) not in (out / "report.json").read_text()
+
+
+def test_a_finished_run_is_not_repeated_and_others_are_not_overwritten(
+    finished: tuple[Path, list[object], str],
+) -> None:
+    out, flags, screen = finished
+    before = load_file(out / "adapter_model.safetensors")
+    again = launch(*flags)
+    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+    assert again.stdout.split("| system")[1] == screen.split("| system")[1]
+    after = load_file(out / "adapter_model.safetensors")
+    assert all((before[name] == after[name]).all() for name in before)
+    other = launch(*flags, "--learning_rate", 0.5)
+    assert other.returncode != 0 and "other settings" in other.stderr
+
+
+def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], str], student) -> None:
+    model = PeftModel.from_pretrained(student, finished[0])
+    assert model.peft_config["default"].r == 32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_file", "recipes/data/fin_mini/train.jsonl"], "no validation pairs are named"),
+        (["--seeds", "0"], "seeds=0"),
+        (["--learning_rte", "1"], "learning_rte"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(flags: list[str], message: str, tmp_path: Path) -> None:
+    run = launch(*flags, "--output_dir", tmp_path / "out", "--student", "x", "--teacher", "x")
+    assert run.returncode != 0 and message in run.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_unknown_key_of_the_yaml_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("learning_rte: 0.1\n")
+    run = launch("--config", config)
+    assert run.returncode != 0 and "learning_rate" in run.stderr
+
+
+def test_pairs_that_splits_share_are_warned_of_and_told(
+    student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {}
+    for split, rows in (("train", range(64)), ("validation", range(40, 64)), ("test", range(0, 24))):
+        files[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        pairs.select(rows).to_json(files[f"{split}_file"])
+    config = FlippedDistillationConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=8, disable_tqdm=True
+    )
+    data = DataArguments(**files, teacher=str(teacher_dir))
+    report = run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, config)
+    shared = report["data"]["shared_pairs"]
+    assert set(shared) >= {"train, validation", "train, test"} and shared["train, test"] >= 20
+    told = capsys.readouterr().err
+    assert "WARNING: train and test share " in told and f" and {shared['train, test']} pairs: " in told
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"train and test have {shared['train, test']} pairs in common" in card
+
+
+def test_without_plain_fine_tuning_the_rest_is_compared(
+    comparison_dir: Path,
+    student_dir: Path,
+    teacher_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The flipped run is the same; table, card and page do without the other."""
+    whole = json.loads((comparison_dir / "report.json").read_text(encoding="utf-8"))
+    files = {f"{split}_file": str(comparison_dir.parent / f"{split}.jsonl") for split in SPLITS}
+    config = comparison_settings(tmp_path / "out")
+    data = DataArguments(**files, teacher=str(teacher_dir), seeds=2, baseline=False)
+    student = StudentArguments(student=str(student_dir), lora_r=4)
+    report = run_comparison(student, data, config)
+    assert "[2/2] seed 43: llm_flipped" in capsys.readouterr().out
+    assert list(report["systems"]) == [name for name in SYSTEMS if not name.startswith("llm_sft")]
+    for name, values in report["systems"].items():
+        assert values == whole["systems"][name], name
+    assert list(report["differences"]) == ["llm_flipped_both - teacher"]
+    assert report["teacher_check"] == whole["teacher_check"] and "student" in report["teacher_check"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "LLM, flipped: both" in card and "plain fine-tuning" not in card
+    page = write_page(tmp_path / "out").read_text(encoding="utf-8")
+    assert "LLM, flipped: both" in page and "adds them" not in page and "another --output_dir" not in page
+    # Asked for later, the baseline is added and the finished runs are taken as they are.
+    again = run_comparison(student, replace(data, baseline=True), config)
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert again["systems"] == whole["systems"]
+
+
+def test_splits_are_drawn_by_the_seed() -> None:
+    data = ROOT / "recipes" / "data" / "fin_mini"
+    files = {f"{split}_file": str(data / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    arguments = DataArguments(**files, max_train_pairs=50)
+    first, again, other = (load_splits(arguments, seed).train["text_a"][:] for seed in (0, 0, 1))
+    assert len(first) == 50 and first == again and first != other
+
+
+def test_models_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--student"):
+        run_comparison(
+            StudentArguments(), DataArguments(teacher="t"), FlippedDistillationConfig(output_dir=str(tmp_path))
+        )
+
+
+def test_a_folder_that_another_command_writes_into_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    data = ROOT / "recipes" / "data" / "fin_mini"
+    files = {f"{split}_file": str(data / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    arguments = DataArguments(**files, teacher=str(tmp_path / "none"))
+    config = FlippedDistillationConfig(output_dir=str(tmp_path / "out"))
+    with sole_writer(tmp_path / "out"), pytest.raises(RuntimeError, match="is being written by another process"):
+        run_comparison(StudentArguments(student=str(tmp_path / "none")), arguments, config)

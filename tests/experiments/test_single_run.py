@@ -1,0 +1,120 @@
+"""A run's folder belongs to one run: with other settings, pairs or models nothing of it is gone on from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flipped_kd.experiments import single_run as training_run
+from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+from flipped_kd.experiments.splits import Splits
+from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.training.config import FlippedDistillationConfig
+from flipped_kd.training.trainer import FlippedDistillationTrainer
+
+
+@pytest.fixture
+def run(
+    student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, held_out: datasets.Dataset, tmp_path: Path
+) -> Any:
+    """Trains two steps in `tmp_path` / "run", a checkpoint after the first; settings and student can be changed."""
+    teacher = load_teacher(str(teacher_dir))
+
+    def train(student: Path = student_dir, **changes: Any) -> training_run.RunResult:
+        training_run._files_of.cache_clear()  # of what another command would read anew
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "teacher_cache_dir": str(tmp_path / "cache"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "disable_tqdm": True,
+        }
+        return training_run.train_once(
+            StudentArguments(student=str(student), lora_r=4),
+            DataArguments(teacher=str(teacher_dir)),
+            FlippedDistillationConfig(**(settings | changes)),
+            Splits(pairs, held_out, held_out),
+            teacher,
+        )
+
+    return train
+
+
+class Killed(BaseException):
+    """In the place of a signal."""
+
+
+@pytest.fixture
+def killed(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains until `saved` checkpoints are written."""
+
+    def train(saved: int) -> None:
+        save = FlippedDistillationTrainer._save_checkpoint
+        written = 0
+
+        def save_and_die(self: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal written
+            if written == saved:
+                raise Killed
+            save(self, *args, **kwargs)
+            written += 1
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(FlippedDistillationTrainer, "_save_checkpoint", save_and_die)
+            run()
+
+    return train
+
+
+def test_a_killed_run_is_gone_on_from_with_its_own_settings_alone(run: Any, killed: Any, tmp_path: Path) -> None:
+    killed(1)
+    for changes in ({"learning_rate": 0.5}, {"dist_loss": "kl"}, {"max_steps": 1}):
+        with pytest.raises(ValueError, match=r"holds the checkpoints of a run with other settings.*--output_dir"):
+            run(**changes)
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert run().facts["steps"] == 2
+    with pytest.raises(ValueError, match=r"holds a finished run with other settings"):
+        run(learning_rate=0.5)
+
+
+def test_a_run_that_nobody_has_named_is_not_taken_for_this_one(run: Any, killed: Any, tmp_path: Path) -> None:
+    killed(1)
+    (tmp_path / "run" / "fingerprint.txt").unlink()
+    with pytest.raises(ValueError, match="holds the checkpoints of a run"):
+        run()
+
+
+def test_a_run_killed_before_its_first_checkpoint_binds_nobody(run: Any, killed: Any) -> None:
+    killed(0)
+    assert run(learning_rate=0.5, max_steps=3).facts["steps"] == 3
+
+
+def test_where_something_is_written_may_change(run: Any, killed: Any) -> None:
+    killed(1)
+    assert run(save_total_limit=1, logging_steps=1).facts["steps"] == 2
+
+
+def test_another_student_of_the_same_name_makes_another_run(
+    run: Any, student: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    named = tmp_path / "models" / "student"
+    for folder in (named, tmp_path / "elsewhere" / "student"):  # a folder that moved is the same student
+        student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    first = run(named)
+    assert run(tmp_path / "elsewhere" / "student").facts == first.facts
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.01)
+    other.save_pretrained(named)
+    assert load_file(named / "model.safetensors")
+    with pytest.raises(ValueError, match="finished run with other settings, data or models"):
+        run(named)

@@ -1,0 +1,116 @@
+"""What FlippedMatcher takes and refuses, and what it tells: forms of pairs, empty lists, wrong values, cut texts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from flipped_kd import FlippedMatcher
+from tests.adapters import MIXED_PAIRS, make_adapter, make_base
+
+TABLE = pd.DataFrame({"text_a": ["a"], "text_b": ["b"]})
+DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
+
+
+@pytest.fixture(scope="module")
+def matcher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> FlippedMatcher:
+    """One of a Qwen2, with match scores."""
+    folder = tmp_path_factory.mktemp("matcher")
+    base = make_base(folder / "base", "qwen2", tokenizer, tied=True)
+    return FlippedMatcher.from_pretrained(make_adapter(folder / "adapter", base, tokenizer), device="cpu")
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
+
+
+def test_forms_of_pairs(matcher: FlippedMatcher) -> None:
+    expected = matcher.predict(MIXED_PAIRS)
+    texts_a, texts_b = zip(*MIXED_PAIRS, strict=True)
+    dataset = datasets.Dataset.from_dict({"text_a": texts_a, "text_b": texts_b, "label": [0] * len(texts_a)})
+    for form in (dataset, [list(pair) for pair in MIXED_PAIRS], np.array(MIXED_PAIRS), iter(MIXED_PAIRS)):
+        np.testing.assert_array_equal(matcher.predict(form), expected)
+    for pair in (MIXED_PAIRS[1], list(MIXED_PAIRS[1]), np.array(MIXED_PAIRS[1])):
+        close(matcher.predict(pair), expected[1])
+    assert np.ndim(matcher.predict(MIXED_PAIRS[1])) == 0
+
+
+def test_nothing_in_nothing_out(matcher: FlippedMatcher) -> None:
+    assert matcher.predict([]).shape == (0,)
+    assert [part.shape for part in matcher.scores([])] == [(0,), (0,)]
+    assert matcher.encode([]).shape == (0, matcher.encoder.dimension)
+    assert matcher.similarity([], ["cash"]).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: m.predict([("a", None)]), TypeError, r"pairs\[0\] must hold two str, got None"),
+        (lambda m: m.predict([("a", "b"), ("a", "b", "c")]), ValueError, r"pairs\[1\] is no pair"),
+        (lambda m: m.predict(["a", "b", "c"]), ValueError, r"pairs\[0\] is no pair of texts: 'a'"),
+        (lambda m: m.predict(datasets.Dataset.from_dict({"question": ["a"]})), ValueError, "rename_column"),
+        (
+            lambda m: m.predict({"text_a": ["a"], "text_b": ["b"]}),
+            TypeError,
+            "pairs is a dict, a table: give its rows",
+        ),
+        (lambda m: m.predict(TABLE), TypeError, r"pairs is a DataFrame, a table: .*\.values"),
+        (lambda m: m.encode(TABLE), TypeError, r"texts is a DataFrame, a table"),
+        (lambda m: m.index(TABLE), TypeError, r"is a DataFrame, a table"),
+        (lambda m: m.predict([("a", "b")], score="cosine"), ValueError, "cosine.*is not one of"),
+        (lambda m: m.scores([("a", "b")], kind="cosine"), ValueError, "cosine.*is not one of"),
+        (lambda m: m.encode(["a", 3]), TypeError, r"texts\[1\] must be a str, got 3"),
+        (lambda m: m.encode(["a"], batch_size=0), ValueError, "batch_size=0"),
+        (lambda m: m.rank(["a"], ["b"]), TypeError, "query must be one str"),
+        (lambda m: m.rank("a", "b"), TypeError, "documents must be a list"),
+        (lambda m: m.rank("a", ["b"], top_k=0), ValueError, "top_k=0"),
+        (lambda m: m.search("a", "b"), TypeError, "corpus must be a list"),
+        (lambda m: m.search("a", ["b"], top_k=5, rerank=2), ValueError, "rerank=2.*at least top_k=5"),
+        (lambda m: m.search("a", ["b"], score="both"), ValueError, "give rerank=10"),
+        (lambda m: m.encode(["\ud800"]), ValueError, "lone surrogate"),
+    ],
+)
+def test_wrong_input(matcher: FlippedMatcher, call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(matcher)
+
+
+def test_without_a_match_score_there_is_the_answer(tokenizer: Any, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
+    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, score=False)
+    matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
+    close(matcher.predict(MIXED_PAIRS), expit(matcher.scores(MIXED_PAIRS)[0]))
+    with pytest.raises(ValueError, match=r"score='both' needs a match score.*eval_dataset"):
+        matcher.predict(MIXED_PAIRS, score="both")
+
+
+def test_cut_texts_are_told_of_once(matcher: FlippedMatcher, caplog: pytest.LogCaptureFixture) -> None:
+    fresh = FlippedMatcher(matcher.model, matcher.tokenizer, matcher.prompt, matcher.encoder)
+    with caplog.at_level(logging.WARNING):
+        fresh.predict(MIXED_PAIRS[:2])
+        assert not caplog.records
+        fresh.predict([*MIXED_PAIRS[:3], ("cash", "where is the loan " * 60)])
+        fresh.encode("where is the loan " * 60)
+    (record,) = caplog.records
+    assert "1 of 4 rows (25.0 %)" in record.getMessage() and "max_length=128" in record.getMessage()
+
+
+def test_the_bar_is_shown_where_the_log_is_read(
+    matcher: FlippedMatcher, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    matcher.predict(MIXED_PAIRS)
+    assert not capsys.readouterr().err
+    with caplog.at_level(logging.INFO, logger="flipped_kd.inference.scorer"):
+        matcher.predict(MIXED_PAIRS)
+        assert f"{len(MIXED_PAIRS)}/{len(MIXED_PAIRS)}" in capsys.readouterr().err
+        matcher.predict(MIXED_PAIRS, show_progress_bar=False)
+        assert not capsys.readouterr().err
+    matcher.rank("cash", [*DOCUMENTS, "cash"], show_progress_bar=True)
+    assert f"{len(DOCUMENTS) + 1}/{len(DOCUMENTS) + 1}" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""Presets of the prompt: every chat family, its answers, its markers, and its form as a chat template."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from flipped_kd.prompts.chat_families import CHAT_FAMILIES, EMPTY_THOUGHT, ChatFamily
+from flipped_kd.prompts.pair_prompt import PairPrompt, pad_batch
+from tests.prompt_kinds import (
+    BPE_TOKENS,
+    THINK,
+    any_kind,
+    family_tokenizer,
+    make_prompt,
+    make_tokenizer,
+    property_test,
+    untouched,
+    whole_ids,
+)
+
+# ------------------------------------------------------------------------------------- presets, answers, construction
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("preset", ["en", "zh"])
+def test_every_chat_family(family: ChatFamily, preset: str) -> None:
+    tokenizer = family_tokenizer((*family.markers, "<s>"), bos_token="<s>")
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    prompt = PairPrompt.from_preset(tokenizer, preset)
+    assert prompt.prefix.startswith("<s>" + family.head) and prompt.suffix == family.suffix
+    rendered = prompt.render("pay by card?", "card payment")
+    (pair,) = prompt.encode_pairs(["pay by card?"], ["card payment"])
+    assert pair.input_ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    bare = PairPrompt.from_preset(tokenizer, preset, instruction="")
+    assert bare.prefix == "<s>" + family.head + family.open_a
+    assert PairPrompt.from_preset(tokenizer, preset, instruction="{{Same}} {x}?").prefix.count("{{Same}} {x}?") == 1
+
+
+def test_bos_comes_first_only_where_the_model_expects_it() -> None:
+    assert not make_prompt("bytes").prefix.startswith("<|endoftext|>")
+    tokenizer = family_tokenizer(("<|im_start|>", "<|im_end|>", "<s>"), bos_token="<s>")
+    assert PairPrompt.from_preset(tokenizer).prefix.startswith("<|im_start|>")
+
+
+def test_thinking_template_gets_an_empty_thought() -> None:
+    tokenizer = family_tokenizer((*BPE_TOKENS, *THINK))
+    tokenizer.chat_template = "{% if enable_thinking %}{% endif %}"
+    assert PairPrompt.from_preset(tokenizer).suffix.endswith(EMPTY_THOUGHT)
+    assert make_prompt("bytes").suffix.endswith("assistant\n")
+
+
+@pytest.mark.parametrize("kind, opening, separator", [("wordpiece", "[CLS]", "[SEP]"), ("prepend", "<s>", "</s>")])
+def test_fallback_markers(kind: str, opening: str, separator: str) -> None:
+    prompt = PairPrompt.from_preset(make_tokenizer(kind), instruction="Same?")
+    assert prompt.render("A", "B") == f"{opening}A{separator}B{separator}Same?"
+    assert PairPrompt.from_preset(make_tokenizer(kind), instruction="").prefix == opening
+
+
+@any_kind
+def test_answers_are_the_next_token_after_the_whole_prompt(kind: str) -> None:
+    prompt = make_prompt(kind)
+    rendered = prompt.render("pay by card", "card payment")
+    for answer, answer_id in zip(prompt.answers, prompt.answer_ids, strict=True):
+        assert whole_ids(kind, rendered + answer) == [*whole_ids(kind, rendered), answer_id]
+    assert [answer.strip().lower() for answer in prompt.answers] == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    "answers, message",
+    [
+        (("no", "certainly not"), "'certainly not' must be exactly one known token"),
+        (("no", ""), "'' must be exactly one known token"),
+        (("yes", "yes"), "one and the same token"),
+    ],
+)
+def test_wrong_answers_are_refused(answers: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PairPrompt.from_preset(make_tokenizer("bytes"), answers=answers)
+
+
+def test_unknown_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="'ø' must be exactly one known token"):
+        PairPrompt.from_preset(make_tokenizer("wordpiece"), answers=("no", "ø"))
+
+
+def test_preset_without_usable_answers_lists_its_forms() -> None:
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "<unk>": 1, "x": 2}, unk_token="<unk>"))
+    backend.add_special_tokens(["<s>", "<unk>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    with pytest.raises(ValueError, match=r"None of .*' Yes'.* can be the answers"):
+        PairPrompt.from_preset(tokenizer)
+
+
+def test_tokenizer_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="none of the markers"):
+        PairPrompt.from_preset(PreTrainedTokenizerFast(tokenizer_object=untouched("bytes")))
+
+
+def test_unknown_preset_and_slow_tokenizer_are_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown preset 'fr'"):
+        PairPrompt.from_preset(make_tokenizer("bytes"), "fr")
+    with pytest.raises(TypeError, match="fast tokenizer .* got int"):
+        PairPrompt.from_preset(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "prefix, middle, suffix, message",
+    [
+        ("Text: ", "<|im_end|>", "<|im_end|>", "prefix 'Text: ' must end with an added token"),
+        ("<|im_start|>    ", "<|im_end|>", "<|im_end|>", "prefix '<|im_start|>    ' must end with"),
+        ("<|im_start|>", "\n<|im_end|>", "<|im_end|>", "middle .* must begin with"),
+        ("<|im_start|>", "<|im_end|>\n", "<|im_end|>", "middle .* must end with"),
+        ("<|im_start|>", "", "<|im_end|>", "middle '' must begin with"),
+        ("<|im_start|>", "<|im_end|>", "\nAnswer:", "suffix .* must begin with"),
+    ],
+)
+def test_texts_must_stand_between_added_tokens(prefix: str, middle: str, suffix: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        PairPrompt(make_tokenizer("bytes"), prefix=prefix, middle=middle, suffix=suffix)
+
+
+def test_probe_refuses_a_marker_that_depends_on_its_neighbours() -> None:
+    backend = untouched("bytes")
+    backend.add_special_tokens([AddedToken("<s>", single_word=True), "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    with pytest.raises(ValueError, match="Tokenised apart, the .* gives .* but in the whole"):
+        PairPrompt(tokenizer, prefix="<s>", middle="</s>", suffix="</s>")
+
+
+@property_test
+@given(
+    text_a=st.text(min_size=1), text_b=st.text(min_size=1), space=st.sampled_from(["", " ", "\n\t", "\u3000", "\x1f"])
+)
+def test_markers_that_swallow_white_space(text_a: str, text_b: str, space: str) -> None:
+    tokenizer, prompt = phi_prompt()
+    text_a, text_b = space + text_a + space, space + text_b + space
+    assume(all(text.strip() for text in (text_a, text_b)))
+    assume(not any(token in text for token in tokenizer.get_added_vocab() for text in (text_a, text_b)))
+    (pair,) = prompt.encode_pairs([text_a], [text_b])
+    assert pair.input_ids == tokenizer(prompt.render(text_a, text_b), add_special_tokens=False)["input_ids"]
+
+
+@cache
+def phi_prompt() -> tuple[PreTrainedTokenizerFast, PairPrompt]:
+    tokens = ("<|user|>", "<|assistant|>")
+    backend = untouched("bytes")
+    backend.add_special_tokens([AddedToken(token, rstrip=True, normalized=False) for token in tokens])
+    backend.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    return tokenizer, PairPrompt.from_preset(tokenizer, max_length=4096)
+
+
+# ------------------------------------------------------------------------------------------------------ chat template
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@property_test
+@given(text_a=st.text(), text_b=st.text(), instruction=st.text(max_size=20))
+def test_chat_template_renders_the_prompt(structured: bool, text_a: str, text_b: str, instruction: str) -> None:
+    tokenizer = family_tokenizer_once()
+    instruction += "\n {{ x }} {% y %} {# z #} \\ \" ' \r\n"
+    prompt = PairPrompt(
+        tokenizer, prefix=f"{instruction}<|im_start|>", middle="<|im_end|>\n<|im_start|>", suffix="<|im_end|>a\n"
+    )
+    content: list[Any] = [[{"type": "text", "text": t}] if structured else t for t in (text_a, text_b)]
+    messages: list[dict[str, Any]] = [
+        {"role": r, "content": c} for r, c in zip(("query", "document"), content, strict=True)
+    ]
+    rendered = tokenizer.apply_chat_template(messages, chat_template=prompt.chat_template(), tokenize=False)
+    assert rendered == prompt.render(text_a, text_b)
+
+
+@cache
+def family_tokenizer_once() -> PreTrainedTokenizerFast:
+    return family_tokenizer(BPE_TOKENS)
+
+
+@pytest.mark.parametrize("roles", [("query",), ("user", "assistant"), ("query", "document", "system")])
+def test_chat_template_refuses_other_roles(roles: tuple[str, ...]) -> None:
+    messages = [{"role": role, "content": "x"} for role in roles]
+    template = make_prompt("bytes").chat_template()
+    with pytest.raises(Exception, match="one message of role query and one of role document"):
+        make_tokenizer("bytes").apply_chat_template(messages, chat_template=template, tokenize=False)
+
+
+def test_cross_encoder_reads_the_same_ids(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer, prompt = make_tokenizer("bytes"), make_prompt("bytes")
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    config.num_key_value_heads = 1
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(prompt.chat_template(), encoding="utf-8")
+    pairs = [("Can I pay by card?", "是否 card payment"), ("  pay\n", "a much longer text about the bill\n\n{{ x }}")]
+    features = CrossEncoder(str(tmp_path), device="cpu")[0].preprocess(pairs)
+    sequences = [pair.input_ids for pair in prompt.encode_pairs(*zip(*pairs, strict=True))]
+    input_ids, attention_mask = pad_batch(sequences, tokenizer.pad_token_id, "left")
+    assert torch.equal(features["attention_mask"], attention_mask)
+    assert torch.equal(features["input_ids"], input_ids)

@@ -1,0 +1,247 @@
+"""The trainer's own pushes, in mid-training and at the end, to the loopback Hub by the real client."""
+
+from __future__ import annotations
+
+import json
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from flipped_kd.evaluation.match_score import MatchScore
+from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+from flipped_kd.experiments.compare import run_comparison
+from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.publishing.publish import PublishError, PublishReport
+from flipped_kd.training.config import FlippedDistillationConfig
+from tests.hub.server import LoopbackHub
+
+REPO = "tester/run"
+FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "lora_encoder.json",
+    "pair_prompt.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+RESUME = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+EVERY_STEP: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+
+
+def there(hub: LoopbackHub, repo_id: str = REPO) -> set[str]:
+    return set(hub.repositories[repo_id].at("main").files) - {".gitattributes"}
+
+
+def pushes(hub: LoopbackHub, **more: Any) -> dict[str, Any]:
+    """Settings of a run that pushes every checkpoint."""
+    return {
+        "push_to_hub": True,
+        "hub_model_id": REPO,
+        "hub_token": hub.token,
+        "hub_strategy": "checkpoint",
+        "hub_always_push": True,
+        **EVERY_STEP,
+        **more,
+    }
+
+
+def test_checkpoints_are_pushed_with_their_contracts(
+    build: Any, hub: LoopbackHub, online: HfApi, tmp_path: Path
+) -> None:
+    trainer = build(**pushes(hub, eval_strategy="steps", eval_steps=1))
+    trainer.train()
+    trainer._finish_current_push()
+    expected = FILES | {"match_score.json"}
+    assert there(hub) == expected | {f"last-checkpoint/{name}" for name in expected | RESUME}
+    stored = dict(hub.stored())
+    secret = hub.token.encode()
+    assert not [name for name, content in stored.items() if secret in content]
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+def test_the_score_of_a_checkpoint_is_that_of_its_weights(
+    build: Any, student_dir: Path, held_out: datasets.Dataset, tmp_path: Path
+) -> None:
+    """Fitted at the evaluation of the same step; a step without evaluation has none, not an older one."""
+    trainer = build(eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=1, max_steps=4)
+    trainer.train()
+    run = tmp_path / "run"
+    have = {n: (run / f"checkpoint-{n}" / "match_score.json").is_file() for n in (1, 2, 3, 4)}
+    assert have == {1: False, 2: True, 3: False, 4: True}
+    matcher = FlippedMatcher.from_pretrained(run / "checkpoint-2", base_model=student_dir, device="cpu")
+    scores = matcher.scores(list(zip(held_out["text_a"], held_out["text_b"], strict=True)))
+    fitted = MatchScore.fit(*scores, np.asarray(held_out["label"]))
+    assert matcher.match_score is not None
+    np.testing.assert_allclose(matcher.match_score.log_odds(*scores), fitted.log_odds(*scores), atol=1e-4)
+    # After training it is that of the last weights, until they change.
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "match_score.json").is_file()
+    trainer.state.global_step += 1
+    trainer.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "match_score.json").exists()
+
+
+def test_an_older_score_leaves_the_hub(build: Any, hub: LoopbackHub, online: HfApi) -> None:
+    trainer = build(**pushes(hub, eval_strategy="steps", eval_steps=1, hub_strategy="every_save"))
+    trainer.train()
+    trainer._finish_current_push()
+    assert there(hub) == FILES | {"match_score.json"}
+    again = build(**pushes(hub, hub_strategy="every_save"))
+    again.train()
+    again._finish_current_push()
+    assert there(hub) == FILES
+
+
+def test_a_broken_hub_does_not_stop_training(
+    build: Any, hub: LoopbackHub, online: HfApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build(**pushes(hub, hub_strategy="every_save"))
+    hub.faults.answer("/preupload/|/commit/", times=1000)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+        trainer._finish_current_push()
+    assert trainer.state.global_step == 2 and there(hub) == set()
+    assert "push in mid-training failed" in caplog.text and hub.token not in caplog.text
+    with pytest.raises(PublishError, match="Repeat"):
+        trainer.push_to_hub()
+    hub.faults.clear()
+    trainer.push_to_hub()
+    assert there(hub) == FILES | {"match_score.json"}
+
+
+def test_a_private_run_is_not_pushed_to_a_public_repository(build: Any, hub: LoopbackHub, online: HfApi) -> None:
+    online.create_repo(REPO)
+    with pytest.raises(PublishError, match="public"):
+        build(**pushes(hub, hub_private_repo=True))
+    build(**pushes(hub, hub_private_repo=True, hub_model_id="tester/other"))
+    assert online.model_info("tester/other").private
+
+
+def test_adapter_and_merged_model(
+    build: Any, hub: LoopbackHub, online: HfApi, held_out: datasets.Dataset, student_dir: Path
+) -> None:
+    """Without push_to_hub=True in the settings; the repository is named after the folder."""
+    trainer = build(max_steps=1)
+    trainer.train()
+    with pytest.raises(ValueError, match="base_model="):
+        trainer.push_to_hub(merged=True)
+    assert not hub.repositories
+    report = trainer.push_to_hub(merged=True, private=True, base_model=str(student_dir))
+    assert isinstance(report, PublishReport) and report.merge is not None and report.merge.sentence_transformers
+    expected = trainer.score_pairs(held_out)
+    matcher = FlippedMatcher.from_pretrained(f"{REPO}-merged", device="cpu")
+    found = matcher.scores(list(zip(held_out["text_a"], held_out["text_b"], strict=True)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for repo_id in (REPO, f"{REPO}-merged"):
+        assert online.model_info(repo_id).private
+        assert "match_score.json" in there(hub, repo_id)
+
+
+def test_a_push_in_the_background(build: Any, hub: LoopbackHub, online: HfApi) -> None:
+    trainer = build(max_steps=1)
+    trainer.train()
+    job = trainer.push_to_hub(blocking=False, commit_message="Done")
+    assert isinstance(job, Future)
+    assert job.result(60).adapter_url == f"{hub.endpoint}/{REPO}"
+    assert next(iter(hub.repositories[REPO].history("main"))).title == "Done"
+
+
+def test_an_edited_card_is_kept(build: Any, tmp_path: Path) -> None:
+    """PEFT would write the base's local folder into its metadata at each save."""
+    trainer = build(max_steps=1)
+    trainer.save_model()
+    card = tmp_path / "run" / "README.md"
+    assert str(tmp_path) not in card.read_text()
+    mine = "---\nlicense: mit\n---\n\n# My own words\n"
+    card.write_text(mine)
+    trainer.save_model()
+    trainer.create_model_card(language="en")
+    assert card.read_text() == mine
+
+
+def compared(
+    folder: Path, student: StudentArguments, teacher_dir: Path, pairs: datasets.Dataset, **hub: Any
+) -> dict[str, Any]:
+    files = {f"{split}_file": str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    for path in files.values():
+        pairs.to_json(path)
+    config = FlippedDistillationConfig(
+        output_dir=str(folder / "out"), max_steps=1, per_device_train_batch_size=8, disable_tqdm=True, **hub
+    )
+    data = DataArguments(**files, teacher=str(teacher_dir))
+    return run_comparison(student, data, config)
+
+
+def test_a_recipe_pushes_once_with_its_results(
+    hub: LoopbackHub, online: HfApi, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    pushing = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": hub.token, "hub_private_repo": True}
+    compared(tmp_path, StudentArguments(student=str(student_dir), lora_r=4), teacher_dir, pairs, **pushing)
+    assert FILES | {"match_score.json"} <= there(hub)
+    assert "LLM, flipped: both" in dict(hub.stored())[f"{REPO}/README.md"].decode()
+    assert online.model_info(REPO).private and len(online.list_repo_commits(REPO)) == 2  # made, and written once
+
+
+def test_a_recipe_that_may_not_push_trains_nothing(
+    hub: LoopbackHub, online: HfApi, student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(PublishError, match="write access"):
+        compared(
+            tmp_path,
+            StudentArguments(student=str(student_dir)),
+            teacher_dir,
+            pairs,
+            push_to_hub=True,
+            hub_model_id=REPO,
+            hub_token="hf_" + "x" * 34,
+        )
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_adapter_names_the_commit_of_its_base(
+    asked: bool,
+    hub: LoopbackHub,
+    online: HfApi,
+    student: Any,
+    student_dir: Path,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    tmp_path: Path,
+) -> None:
+    """Asked for by a tag or not: scores are those of training, though the base's main branch has moved on."""
+    base = "tester/base"
+    online.create_repo(base)
+    online.upload_folder(repo_id=base, folder_path=student_dir)
+    first = online.model_info(base).sha
+
+    def move_on() -> None:
+        with torch.no_grad():
+            for weight in student.parameters():
+                weight.mul_(1.5)
+        student.save_pretrained(tmp_path / "next")
+        online.upload_file(
+            repo_id=base, path_or_fileobj=tmp_path / "next" / "model.safetensors", path_in_repo="model.safetensors"
+        )
+
+    if asked:
+        move_on()
+    named = StudentArguments(student=base, student_revision=first if asked else None, lora_r=4)
+    report = compared(tmp_path, named, teacher_dir, pairs)
+    if not asked:
+        move_on()
+    out = tmp_path / "out"
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["revision"] == first
+    assert report["runs"][0]["llm_flipped"]["student_revision"] == first
+    assert first in (out / "README.md").read_text(encoding="utf-8")
+    answer, _ = FlippedMatcher.from_pretrained(out, device="cpu").scores(pairs)
+    with np.load(out / "runs" / "seed-42" / "llm_flipped" / "scores.npz") as saved:
+        np.testing.assert_allclose(answer, saved["answer_test"], atol=1e-4)
