@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flipped_kd import FlippedMatcher, LoraEncoder, PairPrompt
 from flipped_kd.evaluation.match_score import MatchScore
-from flipped_kd.students.loading import default_lora
+from flipped_kd.students.lora import default_lora
 from flipped_kd.teachers.items import DatasetTexts
 from flipped_kd.teachers.score_table import TeacherEmbeddings
 from flipped_kd.training.collator import TeacherScoringCollator

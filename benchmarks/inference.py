@@ -19,8 +19,9 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from flipped_kd import FlippedMatcher, LoraEncoder, PairPrompt, load_pairs
-from flipped_kd.publishing.publish import merge_adapter
-from flipped_kd.students.loading import add_adapter, default_lora, load_student, load_tokenizer
+from flipped_kd.publishing.merge import merge_adapter
+from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.students.lora import add_adapter, default_lora
 
 from .harness import BANKING, SHARED, STUDENT, Row, missing, ratios, take_turns
 

@@ -19,7 +19,7 @@ from sentence_transformers.util import semantic_search
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.evaluation.match_score import ScoreKind
-from flipped_kd.evaluation.metrics import ranking_metrics
+from flipped_kd.evaluation.ranking import ranking_metrics
 
 from .harness import SHARED, missing
 

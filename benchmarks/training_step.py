@@ -30,9 +30,10 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, PairPrompt, load_pairs
-from flipped_kd.publishing.crossencoder_layout import trainable_cross_encoder
-from flipped_kd.students.loading import add_adapter, default_lora, load_student, load_tokenizer
+from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.training.config import PLAIN
+from recipes.trainable_cross_encoder import trainable_cross_encoder
 
 from .harness import BANKING, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
 

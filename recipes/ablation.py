@@ -1,4 +1,4 @@
-"""Ablations and rivals: many training runs from one YAML file, side by side, resumable, one row for each.
+"""Ablations and other objectives: many training runs from one YAML file, side by side, resumable, one row for each.
 
     python recipes/ablation.py --quick                       # mini set, plain and full, 2 seeds
     python recipes/ablation.py --config recipes/configs/ablation_main.yaml --root FOLDER --workers 2
@@ -30,7 +30,7 @@ from flipped_kd.experiments.ablation.rows import read_rows
 from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
 from flipped_kd.experiments.ablation.tables import group_tables
 from flipped_kd.experiments.report.figures import write_png
-from flipped_kd.utils.atomic_file import write_atomically
+from flipped_kd.utils.atomic import write_atomically
 
 HERE = Path(__file__).parent
 QUICK = HERE / "configs" / "ablation_quick.yaml"

@@ -17,11 +17,14 @@ from typing import Any
 
 from flipped_kd.evaluation.match_score import SCORE_FILE
 from flipped_kd.evaluation.plots import TERMS, write_plots
+from flipped_kd.evaluation.run_files import REPORT_FILE
+from flipped_kd.inference.loading import ADAPTER_CONFIG
 from flipped_kd.prompts.pair_prompt import PROMPT_FILE
-from flipped_kd.publishing.card import ADAPTER_CONFIG, REPORT_FILE, card_data, render_card, write_card
-from flipped_kd.publishing.push import CARD_FILE
+from flipped_kd.publishing.card import render_card, write_card
+from flipped_kd.publishing.card_data import card_data
+from flipped_kd.publishing.files import CARD_FILE
 from flipped_kd.students.lora_encoder import ENCODER_FILE
-from flipped_kd.utils.atomic_file import write_atomically
+from flipped_kd.utils.atomic import write_atomically
 
 MERGED_FOLDER = "merged"
 CONTRACTS = (PROMPT_FILE, ENCODER_FILE, SCORE_FILE)

@@ -19,6 +19,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
 from torch import nn
+from trainable_cross_encoder import trainable_cross_encoder
 from transformers import set_seed
 
 from flipped_kd.evaluation.comparison import SplitScores
@@ -28,11 +29,12 @@ from flipped_kd.experiments.arguments import StudentArguments
 from flipped_kd.experiments.single_run import teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.publishing.crossencoder_layout import trainable_cross_encoder
-from flipped_kd.students.loading import default_lora, load_student, load_tokenizer
-from flipped_kd.teachers.bi_encoder import BiEncoderTeacher, load_teacher
+from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.students.lora import default_lora
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
 from flipped_kd.teachers.calibration import PlattCalibration
-from flipped_kd.teachers.suitability import teacher_scores
+from flipped_kd.teachers.loading import load_teacher
+from flipped_kd.teachers.pair_scores import teacher_scores
 from flipped_kd.training.config import FlippedDistillationConfig
 
 # (pairs, teacher's log-odds of any texts a and b, seed) -> columns that the loss reads.

@@ -40,8 +40,8 @@ from flipped_kd.evaluation.metrics import best_f1_threshold, matching_metrics
 from flipped_kd.experiments.arguments import DataArguments
 from flipped_kd.experiments.parsing import parse_settings
 from flipped_kd.experiments.splits import load_split
-from flipped_kd.teachers.bi_encoder import load_teacher
-from flipped_kd.teachers.suitability import teacher_scores
+from flipped_kd.teachers.loading import load_teacher
+from flipped_kd.teachers.pair_scores import teacher_scores
 from flipped_kd.utils.atomic import check_target, whole_or_absent
 
 KINDS = ("bi-encoder", "cross-encoder")

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what `cli.main` prints."""
+        """Raise what `main` prints."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 

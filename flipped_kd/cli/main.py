@@ -19,18 +19,11 @@ from .parser import build_parser
 
 # Where each verb's function is; imported only when it is needed.
 VERBS = {
-    "train": "models",
-    "evaluate": "score",
-    "calibrate": "score",
-    "predict": "score",
-    "encode": "score",
-    "rank": "search",
-    "search": "search",
-    "merge": "models",
-    "push": "models",
-    "card": "models",
-    "report": "models",
-    "check-teacher": "models",
+    verb: f"commands.{verb.replace('-', '_')}"
+    for verb in (
+        *("train", "evaluate", "calibrate", "predict", "encode", "rank", "search"),
+        *("merge", "push", "card", "report", "check-teacher"),
+    )
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

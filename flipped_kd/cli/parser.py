@@ -1,11 +1,14 @@
-"""What the `flipped-kd` command understands. Nothing heavy is imported here, so that --help answers at once."""
+"""What the `flipped-kd` command understands. Nothing heavy is imported here, so that --help answers at once.
+
+One file, though long: it is the whole command line in one place, a function a verb.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from ..utils.version import __version__
 from .arguments import (
     PROG,
     SCORES,
@@ -71,7 +74,7 @@ def build_parser() -> Parser:
 
 
 def _train(verbs: Any) -> None:
-    # Its settings are those of dataclasses that need torch: `cli_models.train` reads them and shows their help.
+    # Its settings are those of dataclasses that need torch: `commands.train` reads them and shows their help.
     verbs.add_parser(
         "train",
         help="train plainly and flipped on labelled pairs, compare on test, keep the flipped adapter",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -22,14 +21,11 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
-from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error, stream
+from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error
+from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
 from ..data.tables import STANDARD, TableSource, format_of
 from ..data.text_tables import TextTable
-from ..inference.loading import local_folder
-from ..inference.matcher import FlippedMatcher
-from ..publishing.merge import contents_digest
-from ..teachers.fingerprint import hash_weights
 from .arguments import UsageError
 
 logger = logging.getLogger(__name__)
@@ -71,31 +67,7 @@ def launched(options: Namespace) -> PartialState:
     return state
 
 
-def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple[FlippedMatcher, str]:
-    """The model that the options name, and the digest of all that decides what it computes."""
-    if not shows_progress(options):
-        from huggingface_hub.utils import disable_progress_bars
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        disable_progress_bars()
-    access = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
-    folder = local_folder(options.model, revision=options.revision, **access)
-    matcher = FlippedMatcher.from_pretrained(
-        folder,
-        device=options.device or (state.device if state is not None and state.num_processes > 1 else None),
-        dtype=options.dtype,
-        base_model=options.base_model,
-        **access,
-    )
-    matcher.source = options.model
-    digest = hashlib.sha256(contents_digest(folder).encode())
-    if state is None or state.is_main_process:
-        hash_weights(digest, matcher.model)
-    return matcher, digest.hexdigest()
-
-
-def run_job(
+def run_table_job(
     options: Namespace,
     source: str,
     columns: Mapping[str, str],
@@ -226,3 +198,12 @@ def read_all(
         texts += chunk.texts[0]
         ids += chunk.ids
     return texts, ids
+
+
+def named_column(option: str, column: str | None) -> tuple[str, str] | None:
+    return None if column is None else (option, column)
+
+
+def id_type(column: str | None) -> pa.DataType:
+    """Row numbers, or the values of a column as text."""
+    return pa.int64() if column is None else pa.string()

@@ -6,7 +6,7 @@ Files are JSON Lines: queries `{"query": ..., "question_id": ...}`, questions `{
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
-
-from ..evaluation.metrics import rank_ids, ranking_metrics
-
-Vectors = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -98,24 +94,6 @@ def subset(faq: Faq, size: int | None, seed: int = 0) -> Faq:
         return faq
     rows = np.sort(np.random.default_rng(seed).choice(len(faq.queries), size=size, replace=False))
     return Faq(tuple(faq.queries[row] for row in rows), tuple(faq.gold[row] for row in rows), faq.questions)
-
-
-def rank_questions(faq: Faq, encode: Vectors) -> dict[str, float]:
-    """Rank all questions for each query by the cosine of their vectors.
-
-    Args:
-        faq: queries and questions.
-        encode: texts -> unit vectors (n, dim).
-
-    Returns:
-        As `ranking_metrics`: accuracy, recall, MRR and nDCG at 1, 5 and 10, and mrr.
-    """
-    return rank_scores(faq, encode(faq.queries) @ encode(list(faq.questions.values())).T)
-
-
-def rank_scores(faq: Faq, scores: np.ndarray) -> dict[str, float]:
-    """Rank all questions for each query by scores (queries, questions), higher for better; metrics as above."""
-    return ranking_metrics(rank_ids(scores, list(faq.questions)), [{key} for key in faq.gold])
 
 
 def _rows(path: str | Path, fields: tuple[str, str]) -> list[tuple[str, dict[str, Any]]]:

@@ -3,7 +3,7 @@
 A pair set is a `datasets.Dataset` with exactly the columns ``text_a``, ``text_b`` (strings that are not blank) and
 ``label`` (0 or 1). What would fail later, in the middle of training, is refused here, with row, value and remedy.
 
-The rules for a pair are in `validation`, the keys of texts and pairs in `keys`; both are exported here too.
+The rules for a pair are in `validation`.
 """
 
 import dataclasses
@@ -19,10 +19,8 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError
 
-from .keys import KnownMatches, SharedTexts, dataset_keys, pair_keys, shared_texts, text_keys
 from .tables import csv_records, csv_separator, json_rows
 from .validation import (
-    PAIR_FEATURES,
     PairColumns,
     check_both_classes,
     check_columns,
@@ -31,19 +29,6 @@ from .validation import (
     row_fault,
     validate_pairs,
 )
-
-__all__ = [
-    "PAIR_FEATURES",
-    "KnownMatches",
-    "PairColumns",
-    "SharedTexts",
-    "dataset_keys",
-    "load_pairs",
-    "pair_keys",
-    "shared_texts",
-    "text_keys",
-    "validate_pairs",
-]
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _BATCH = 10_000  # rows read at a time

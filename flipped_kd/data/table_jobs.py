@@ -8,6 +8,8 @@ missing.
 A part is used again only if it was made by the same work (the manifest: digest of the input's texts, options, model),
 from the same texts (its own digest) and is undamaged (its file name carries a digest of its bytes). Parts do not
 depend on each other, so any number of processes may share them out.
+
+One file, though long: one class, whose manifest, parts and joining must agree on what is finished.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .table_writers import Layout, open_writer
-from .text_tables import Chunk, Scan, TextTable, check_names, scan
+from .text_tables import Chunk, Scan, TextTable, scan
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
@@ -305,38 +307,6 @@ class TableJob:
             f"{self.table.source.name!r} or {self.folder} was changed while it was worked on: repeat the command, "
             "with --restart if the input has changed."
         )
-
-
-def stream(
-    table: TextTable,
-    file: BinaryIO,
-    compute: Compute,
-    added: pa.Schema,
-    *,
-    keep_rows: bool = True,
-    arrange: Arrange | None = None,
-) -> None:
-    """Compute part by part and write JSON Lines as they come, for pipes: nothing is kept, nothing can be resumed.
-
-    With `arrange` all parts are gathered in memory first.
-    """
-    writer = open_writer("jsonl", file, Layout(), added, 0)
-    parts = [added.empty_table()]
-    for chunk in table.chunks():
-        if keep_rows:
-            rows = chunk.rows
-            names = rows.column_names if isinstance(rows, pa.Table) else [name for row in rows for name in row]
-            check_names(names, added.names, table.source.name)
-        if not len(chunk.rows):
-            continue
-        if arrange is not None:
-            parts.append(compute(chunk))
-            continue
-        writer.write(chunk.rows if keep_rows else None, compute(chunk))
-        file.flush()
-    if arrange is not None:
-        writer.write(None, arrange(pa.concat_tables(parts)))
-    file.flush()
 
 
 @contextmanager

@@ -37,10 +37,10 @@ class Chunk:
     @cached_property
     def digest(self) -> str:
         """Digest of texts and ids, hexadecimal."""
-        return digest_of(*self.texts, map(str, self.ids))
+        return columns_digest(*self.texts, map(str, self.ids))
 
 
-def digest_of(*columns: Iterable[str]) -> str:
+def columns_digest(*columns: Iterable[str]) -> str:
     """BLAKE2b of columns of strings, each with its length, hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     for column in columns:
@@ -89,8 +89,8 @@ class TextTable:
         """The parts in order.
 
         Raises:
-            ValueError: a text is none (see `pairs.text_fault`) and bad rows are not to be skipped, or the file cannot
-                be read.
+            ValueError: a text is none (see `validation.text_fault`) and bad rows are not to be skipped, or the file
+                cannot be read.
         """
         for number, rows in enumerate(self.source.batches(self.part_rows)):
             if number == 0 and not isinstance(rows, pa.Table) and self.source.columns is None:

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .match_score import fit_log_odds
 from .metrics import best_f1_threshold, matching_metrics
+from .run_files import REPORT_FILE, REPORT_TABLE_FILE
 
 REPORT_VERSION = 1
-METRICS = ("f1", "accuracy", "auc", "average_precision")
+# What a report of a finished comparison holds at least.
+REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
+COMPARED_METRICS = ("f1", "accuracy", "auc", "average_precision")
 SYSTEMS = {
     "teacher": "teacher (small encoder)",
     "llm": "LLM, not trained",
@@ -106,7 +109,7 @@ def summarise(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str
     systems = {name: _spread([seed[name] for seed in per_seed]) for name in per_seed[0]}
     differences = {
         f"{first} - {second}": _spread(
-            [{metric: seed[first][metric] - seed[second][metric] for metric in METRICS} for seed in per_seed]
+            [{metric: seed[first][metric] - seed[second][metric] for metric in COMPARED_METRICS} for seed in per_seed]
         )
         for first, second in DIFFERENCES
         if first in systems and second in systems
@@ -170,5 +173,5 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> N
         f"# Test results\n\n{size['train']} training, {size['validation']} validation and {size['test']} test pairs; "
         f"seeds {report['seeds']}. F1 and accuracy at the threshold with the best F1 on validation.\n\n"
     )
-    write_atomically(Path(folder) / "report.json", json.dumps(report, indent=2) + "\n")
-    write_atomically(Path(folder) / "report.md", title + markdown_table(report) + "\n")
+    write_atomically(Path(folder) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    write_atomically(Path(folder) / REPORT_TABLE_FILE, title + markdown_table(report) + "\n")

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .metrics import best_f1_threshold, precision_threshold
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..utils.atomic_file import replacing
+from ..utils.atomic import replacing
 from .comparison import SYSTEMS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LOSSES_PLOT = "losses.png"
 # markers differ too.
 BLACK, BLUE, ORANGE, GREEN, GREY = "#000000", "#0072B2", "#D55E00", "#009E73", "#666666"
 GRID, WHITE = "#dddddd", "#ffffff"
-STYLES = (("llm_flipped", BLUE, "o"), ("llm_sft", ORANGE, "s"), ("llm", GREY, "D"), ("teacher", BLACK, "^"))
+SYSTEM_MARKERS = (("llm_flipped", BLUE, "o"), ("llm_sft", ORANGE, "s"), ("llm", GREY, "D"), ("teacher", BLACK, "^"))
 TERMS = (
     ("loss_sup", "L_sup: answer", "cross-entropy (nats)"),
     ("loss_dist", "L_dist: similarities", ""),  # its unit depends on dist_loss
@@ -77,7 +77,7 @@ def draw_systems(panel: Axes, report: Mapping[str, Any], metric: str) -> None:
     trivial, meaning = (2 * positive / (1 + positive), "all match") if metric == "f1" else (0.5, "guessing")
     for row, name in enumerate(names):
         values = report["systems"][name]
-        color, marker = next((color, marker) for start, color, marker in STYLES if name.startswith(start))
+        color, marker = next((color, marker) for start, color, marker in SYSTEM_MARKERS if name.startswith(start))
         by_seed = values["by_seed"][metric]
         if several:
             panel.plot(by_seed, [row + 0.3] * len(by_seed), "o", color=color, markersize=4, alpha=0.5, mew=0)

@@ -1,8 +1,8 @@
 """What a training run leaves for the report beside its scores: vectors before and after, and how far A and B moved.
 
-A run's folder gets evidence.npz (`look`, `write_evidence`), the folder of its seed evidence.npz and evidence.json
-(`keep_seed`): the teacher's scores and vectors, gold labels, and a few texts as examples. All of it is bounded but the
-scores, and stays with the user: nothing of it is pushed.
+A run's folder gets evidence.npz (`take_snapshot`, `write_artifacts`), the folder of its seed evidence.npz and
+evidence.json (`keep_seed`): the teacher's scores and vectors, gold labels, and a few texts as examples. All of
+it is bounded but the scores, and stays with the user: nothing of it is pushed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch import Tensor
 from ..data.keys import text_keys
 from ..evaluation.comparison import SplitScores
 from ..evaluation.mistakes import choose_examples, judge_systems, shortened
+from ..evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE
 from ..inference.scorer import PairScorer
 from ..students.encoder_modules import lora_layers
 from ..students.probing import is_sharded
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..training.config import FlippedDistillationConfig
 from ..training.trainer import FlippedDistillationTrainer
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .text_sample import Sample, sample_pairs
 
-EVIDENCE_FILE = "evidence.npz"
-EXAMPLES_FILE = "evidence.json"
 FORMAT_VERSION = 1
 
 
@@ -50,7 +50,7 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """A student at one moment.
 
     Attributes:
@@ -62,7 +62,7 @@ class Look:
     layers: dict[str, Adapted]
 
 
-def look(trainer: FlippedDistillationTrainer, test: datasets.Dataset) -> Look | None:
+def take_snapshot(trainer: FlippedDistillationTrainer, test: datasets.Dataset) -> Snapshot | None:
     """What the trainer's student makes of a sample of the test pairs now, and its A and B.
 
     Reads in evaluation mode, draws no random numbers and changes no weight.
@@ -85,7 +85,7 @@ def look(trainer: FlippedDistillationTrainer, test: datasets.Dataset) -> Look | 
         if matrices is not None:
             a, b = (matrix.detach().to("cpu", copy=True) for matrix in matrices)
             layers[module_name] = Adapted(a, b, float(module.scaling[name]))
-    return Look(np.asarray(vectors, np.float32), layers)
+    return Snapshot(np.asarray(vectors, np.float32), layers)
 
 
 def _matrices(layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
@@ -108,8 +108,8 @@ def update_norm(before: Adapted, after: Adapted) -> float:
     return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
 
 
-def write_evidence(folder: Path, before: Look | None, after: Look | None) -> None:
-    """Write evidence.npz into a run's folder, whole or not at all; nothing where a look is missing.
+def write_artifacts(folder: Path, before: Snapshot | None, after: Snapshot | None) -> None:
+    """Write evidence.npz into a run's folder, whole or not at all; nothing where a snapshot is missing.
 
     It holds before and after (n, D), the vectors of the sampled texts; modules (m,), names; and Frobenius norms (m,):
     a_start of A at the start, a_moved and b_moved of the change of A and of B (which starts at 0 unless it is of
@@ -133,7 +133,7 @@ def write_evidence(folder: Path, before: Look | None, after: Look | None) -> Non
         "b_moved": norms(lambda old, new: torch.linalg.norm(new.b.double() - old.b.double())),
         "update": norms(update_norm),
     }
-    _write_npz(folder / EVIDENCE_FILE, arrays)
+    _write_npz(folder / ARTIFACTS_FILE, arrays)
 
 
 def keep_seed(
@@ -174,7 +174,7 @@ def keep_seed(
         cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
         table = teacher.embed(list(sample.texts), **cache, show_progress=False)
         arrays["vectors"] = table.vectors(text_keys(sample.texts))
-    _write_npz(folder / EVIDENCE_FILE, arrays)
+    _write_npz(folder / ARTIFACTS_FILE, arrays)
     judged = judge_systems(labels["validation"], of_teacher, students)
     examples = choose_examples(judged, splits.test) | {"groups": [shortened(text) for text in _one_of_each(sample)]}
     content = {"format_version": FORMAT_VERSION, **examples}

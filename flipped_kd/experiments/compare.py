@@ -27,7 +27,9 @@ from ..evaluation.comparison import (
 from ..publishing.card import write_card
 from ..publishing.publish import publish
 from ..publishing.push import open_repository
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.loading import load_teacher
 from ..teachers.suitability import check_scores, check_table, warnings_of
 from ..training.config import PLAIN, FlippedDistillationConfig
 from ..utils.locking import sole_writer
@@ -92,7 +94,7 @@ def _compare(
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
-    comparison = _Comparison(student, data, config, teacher, out)
+    comparison = Comparison(student, data, config, teacher, out)
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
         comparison.add(seed, position, len(seeds))
@@ -150,7 +152,7 @@ def _check_named(student: StudentArguments, data: DataArguments) -> None:
 
 
 @dataclass
-class _Comparison:
+class Comparison:
     """The runs of a comparison, seed by seed, and what they give."""
 
     student: StudentArguments
@@ -170,7 +172,7 @@ class _Comparison:
         of_teacher = teacher_split_scores(self.teacher, splits, self.config)
         results: dict[str, RunResult] = {}
 
-        def first_look(before: SplitScores) -> None:
+        def on_bare_answers(before: SplitScores) -> None:
             if not self.check:
                 self.check.update(_check_teacher(of_teacher, before, splits, self.config))
 
@@ -184,8 +186,8 @@ class _Comparison:
                 self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False
             )
             keep_in = self.out if system == "llm_flipped" and position == 0 else None
-            look = None if results else first_look
-            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, look)
+            callback = None if results else on_bare_answers
+            results[system] = train_once(self.student, self.data, settings, splits, self.teacher, keep_in, callback)
         students = {system: (result.answer, result.similarity) for system, result in results.items()}
         keep_seed(folder, splits, self.teacher, of_teacher, students, self.config)
         labels = {split: np.asarray(getattr(splits, split)["label"]) for split in SPLITS}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
-from ..data.faq import Faq, rank_questions, rank_scores, read_faq
+from ..data.faq import Faq, read_faq
 from ..data.keys import text_keys
+from ..evaluation.ranking import rank_questions, rank_scores
 from ..inference.scorer import PairScorer
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..training.config import FlippedDistillationConfig
 from .arguments import DataArguments
 
@@ -69,7 +71,7 @@ def teacher_retrieval(
 
 
 def rankings_of(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float] | None]:
-    """The rankings among the facts of runs (by "llm_sft", "llm_flipped"), by system as in `report.SYSTEMS`."""
+    """The rankings among the facts of runs (by "llm_sft", "llm_flipped"), by system as in `comparison.SYSTEMS`."""
     found: dict[str, dict[str, float] | None] = {}
     for name, facts in runs.items():
         systems = {"llm": "llm", "answer": name, "both": f"{name}_both"}

@@ -18,22 +18,25 @@ from transformers import TrainingArguments
 
 from ..data.keys import dataset_keys
 from ..evaluation.comparison import SplitScores
-from ..students.loading import default_lora, load_student, load_tokenizer
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
-from ..teachers.suitability import teacher_scores
+from ..evaluation.run_files import RUN_FILE, SCORES_FILE
+from ..students.loading import load_student, load_tokenizer
+from ..students.lora import default_lora
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.pair_scores import teacher_scores
 from ..training.checkpoint_files import checkpoints_in
 from ..training.config import FlippedDistillationConfig
 from ..training.resume import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
-from ..utils.atomic_file import replacing, write_atomically
+from ..utils.atomic import replacing, write_atomically
 from ..utils.devices import weights_dtype
 from ..utils.provenance import shown_name
 from .arguments import DataArguments, StudentArguments
-from .artifacts import look, write_evidence
+from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
 from .splits import SPLITS, Splits
 
-RUN_FILE, FINGERPRINT_FILE = "run.json", "fingerprint.txt"
+FINGERPRINT_FILE = "fingerprint.txt"
 # What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
 # Settings that change where or how often something is written, not what is learned.
@@ -60,7 +63,7 @@ def train_once(
     splits: Splits,
     teacher: BiEncoderTeacher | CrossEncoderTeacher,
     keep_in: Path | None = None,
-    first_look: Callable[[SplitScores], None] | None = None,
+    on_bare_answers: Callable[[SplitScores], None] | None = None,
 ) -> RunResult:
     """One training run in `config.output_dir`, or its result from there if it is finished with the same settings.
 
@@ -71,8 +74,8 @@ def train_once(
         splits: the pairs, as `load_splits` gives them.
         teacher: as `load_teacher` gives it.
         keep_in: folder to save the adapter to as well.
-        first_look: is given the untrained student's answers before it is trained, which plain fine-tuning looks at
-            anyway; not of a finished run that had none to look.
+        on_bare_answers: is given the untrained student's answers before it is trained, which plain fine-tuning looks
+            at anyway; not of a finished run that has none.
 
     Raises:
         ValueError: the folder holds a run, finished or begun, with other settings, data or models.
@@ -83,27 +86,27 @@ def train_once(
     finished = _finished(folder)
     if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
         say(config, f"  finished before: {folder}")
-        if first_look is not None and len(finished.before.test):
-            first_look(finished.before)
+        if on_bare_answers is not None and len(finished.before.test):
+            on_bare_answers(finished.before)
         return finished
     trainer = _new_trainer(student, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
-    if first_look is not None or not config.distils:
+    if on_bare_answers is not None or not config.distils:
         # A flipped run is the same whether it looks or not.
         with random_states_kept() if config.distils else nullcontext():
             # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
             before, _ = _both_splits(trainer, splits)
             by_answer = answer_retrieval(trainer, data, trained=False)
-    if first_look is not None:
-        first_look(before)
-    start = look(trainer, splits.test)
+    if on_bare_answers is not None:
+        on_bare_answers(before)
+    start = take_snapshot(trainer, splits.test)
     started = time.time()
     trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
     seconds = time.time() - started
     answer, similarity = _both_splits(trainer, splits, trainer.fitted_scores)
     by_answer |= answer_retrieval(trainer, data, trained=True)
     trainer.save_model(str(folder))
-    write_evidence(folder, start, look(trainer, splits.test))
+    write_artifacts(folder, start, take_snapshot(trainer, splits.test))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
     facts = _facts(trainer, seconds)
@@ -269,7 +272,7 @@ def _write_result(folder: Path, result: RunResult) -> None:
         for kind in ("answer", "similarity", "before")
         for split in ("validation", "test")
     }
-    with replacing(folder / "scores.npz") as partial, open(partial, "wb") as file:
+    with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     write_atomically(folder / RUN_FILE, json.dumps(result.facts, indent=2) + "\n")
 
@@ -278,7 +281,7 @@ def _finished(folder: Path) -> RunResult | None:
     if not (folder / RUN_FILE).is_file():
         return None
     facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    with np.load(folder / "scores.npz") as arrays:
+    with np.load(folder / SCORES_FILE) as arrays:
         kinds: list[SplitScores] = [
             SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
             for kind in ("answer", "similarity", "before")

@@ -8,7 +8,8 @@ import datasets
 import numpy as np
 
 from ..data.faq import faq_pairs, read_faq, subset
-from ..data.loading import PairColumns, load_pairs
+from ..data.loading import load_pairs
+from ..data.validation import PairColumns
 from .arguments import DataArguments
 
 SPLITS = ("train", "validation", "test")

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -34,7 +21,7 @@ from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from ..students.probing import unwrapped
 from ..utils.checks import check_choice
 from ..utils.devices import weights_dtype
-from ..utils.redaction import redact
+from ..utils.hub_download import Access, fetch
 
 logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,8 +30,6 @@ MODEL_CONFIG = "config.json"
 # What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHT_FILES = ["*.safetensors"]
-LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-SUBFOLDERS = ["*/*"]  # checkpoints, other formats
 OWN = "FlippedDistillationTrainer (an adapter) or flipped_kd.merge_adapter (a merged model)"
 
 
@@ -57,24 +42,6 @@ class LoadedModel:
     prompt: PairPrompt
     encoder: LoraEncoder
     match_score: MatchScore | None
-
-
-@dataclass(frozen=True)
-class Access:
-    """How the Hub is asked."""
-
-    token: str | bool | None = None
-    cache_dir: str | os.PathLike[str] | None = None
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
-            # The HTTP library would refuse it with a message that shows it.
-            raise ValueError("the token is empty or holds white space or other control characters: copy it again.")
-
-    def without_token(self, text: str) -> str:
-        """`text` with the token, should it stand there, made unreadable."""
-        return redact(text, self.token if isinstance(self.token, str) else None)
 
 
 def local_folder(
@@ -105,10 +72,10 @@ def local_folder(
             )
         folder = Path(name)
     else:
-        folder = _fetch(name, revision, access, SMALL_FILES)
+        folder = fetch(name, revision, access, SMALL_FILES)
         _check_contracts(folder, name, weights=False)
         # The commit that was checked, whatever has been pushed meanwhile.
-        folder = _fetch(name, folder.name, access, SMALL_FILES + WEIGHT_FILES)
+        folder = fetch(name, folder.name, access, SMALL_FILES + WEIGHT_FILES)
     _check_contracts(folder, name, weights=True)
     return folder
 
@@ -201,51 +168,6 @@ def _check_contracts(folder: Path, name: str | os.PathLike[str], weights: bool) 
         )
 
 
-def _fetch(name: str | os.PathLike[str], revision: str | None, access: Access, patterns: Sequence[str]) -> Path:
-    """The local folder of a repository's files that match, at one commit (the folder's name)."""
-    shown = f"{str(name)!r}" + (f" (revision {revision!r})" if revision else "")
-    try:
-        validate_repo_id(str(name))
-    except HFValidationError:
-        raise ValueError(f"{shown} is neither an existing folder nor a Hub id (owner/name): check the path.") from None
-    allowed = [*patterns, "*.py"] if access.trust_remote_code else [*patterns]
-    try:
-        return Path(
-            snapshot_download(
-                str(name),
-                revision=revision,
-                token=access.token,
-                cache_dir=None if access.cache_dir is None else Path(access.cache_dir),
-                allow_patterns=allowed,
-                ignore_patterns=SUBFOLDERS,
-            )
-        )
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        if getattr(error, "errno", None) in LOCAL_ERRORS:
-            raise  # the disk's, not the Hub's
-        raise ValueError(
-            f"{shown} is no folder here and could not be had from the Hub: {_reason(error, access)} "
-            f"({access.without_token(str(error))})"
-        ) from error
-
-
-def _reason(error: Exception, access: Access) -> str:
-    """What the user can do about a failed download."""
-    who = "the token given" if isinstance(access.token, str) else "the token of this machine, if it has one,"
-    if isinstance(error, GatedRepoError):
-        return f"access to it must be asked for on its page, and {who} belong to who was granted it."
-    if isinstance(error, RepositoryNotFoundError):
-        return f"there is no such repository, or it is private and {who} does not open it. Check the name; log in."
-    if isinstance(error, RevisionNotFoundError):
-        return "the repository has no such branch, tag or commit. Check revision."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if status in (401, 403):
-        return f"{who} was refused. Log in again with `hf auth login`, or give another token."
-    if status is not None:
-        return f"the Hub answered {status}. Try again later."
-    return "the Hub could not be reached, and nothing is cached. Check the connection, or give a folder."
-
-
 def read_adapter_config(folder: Path) -> PeftConfig:
     """PEFT's settings of the adapter in `folder`; ValueError if they are broken or not of LoRA."""
     path = folder / ADAPTER_CONFIG
@@ -273,7 +195,7 @@ def _load_adapted(
         raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
     revision = None if base_model else config.revision
     try:
-        place = Path(name) if Path(name).is_dir() else _fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
+        place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
         base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
     except ValueError as error:
         raise ValueError(

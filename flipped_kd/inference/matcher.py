@@ -12,8 +12,9 @@ from sentence_transformers.util import dot_score, semantic_search
 from tqdm.auto import tqdm
 
 from ..evaluation.match_score import ScoreKind
+from ..utils.hub_download import Access
 from .inputs import check_count, text_list, unique
-from .loading import Access, default_device, load_matcher, local_folder, resolved_dtype
+from .loading import default_device, load_matcher, local_folder, resolved_dtype
 from .model_runner import Bar
 from .prefix_cache import CachedPrefix
 from .scorer import PairScorer, row_cosines

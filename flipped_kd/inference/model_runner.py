@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt, PairTokens, pad_batch
-from ..students.loading import accepts_logits_to_keep, position_logits
+from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
+from ..prompts.pair_tokens import PairTokens, pad_batch
+from ..students.answer_head import accepts_logits_to_keep, position_logits
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import FLOAT32_TOLERANCE, input_device, same_logits, unwrapped
 from ..utils.angles import wide
@@ -55,7 +56,7 @@ class TokenRows:
     read: CachedPrefix | None = None
 
 
-class Reader:
+class ModelRunner:
     """Runs one model over pairs and texts. Calls from several threads wait for each other.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..prompts.pair_prompt import pad_batch
+from ..prompts.pair_tokens import pad_batch
 from ..students.probing import attention_window, input_device, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def read_prefix(model: nn.Module, ids: Sequence[int], keep: bool) -> CachedPrefi
     Args:
         model: the causal language model, with or without adapter.
         ids: the beginning, at least one token.
-        keep: whether the model can leave out logits (`student.accepts_logits_to_keep`), which nobody reads here.
+        keep: whether the model can leave out logits (`answer_head.accepts_logits_to_keep`), which nobody reads here.
 
     Returns:
         The cache, or None if it holds anything but keys and values by position (recurrent or compressed states).

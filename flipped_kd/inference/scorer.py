@@ -23,7 +23,7 @@ from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device
 from ..utils.checks import check_choice
 from .inputs import Embeddings, Pair, Pairs, Texts, check_count, pair_columns, text_list, unique
-from .model_runner import WINDOW, Reader
+from .model_runner import WINDOW, ModelRunner
 
 logger = logging.getLogger(__name__)
 # Pairs of a Dataset read at a time: equal texts and pairs among them are computed once.
@@ -51,7 +51,7 @@ class PairScorer:
         self.encoder = encoder
         self.match_score = match_score
         self.source = ""
-        self._reader = Reader(model, prompt, encoder, padding_id(tokenizer))
+        self._reader = ModelRunner(model, prompt, encoder, padding_id(tokenizer))
 
     @property
     def device(self) -> torch.device:

@@ -2,29 +2,27 @@
 
 The published objectives are restated for lists of similarities. Lists are the rows and the columns of a matrix of
 similarities, and the batch itself where there are only pairs; entries that are not kept take no part. Factors make the
-gradient for one similarity of order one at any temperature, as in `loss_terms`: an objective that drowns the answer's
-cross-entropy would lose for that reason alone. A new one is a class here, with a line in `OBJECTIVES`.
+gradient for one similarity of order one at any temperature, as in `contrastive`: an objective that drowns the answer's
+cross-entropy would lose for that reason alone. A new one is a class here, with a line in `build.OBJECTIVES`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..utils.angles import wide
-from ..utils.checks import check_choice, check_range
+from ..utils.checks import check_range
 from . import citations
 from .base import Compared, SimilarityObjective
-from .contrastive import SimilarityDistillationLoss
 
 EPSILON = 1e-8
 
 
-class RivalObjective(SimilarityObjective):
+class AlternativeObjective(SimilarityObjective):
     """Shares temperature, scale and float32.
 
     Args:
@@ -58,7 +56,7 @@ class RivalObjective(SimilarityObjective):
         return {"temperature": self.temperature, "scale": self.scale}
 
 
-class MarginMSE(RivalObjective):
+class MarginMSE(AlternativeObjective):
     """MarginMSE (Hofstätter et al., arXiv 2010.02666): margins between matches and others as the teacher has them.
 
     `scale` * sum over lists, kept positives p and kept negatives n of ((S_p - S_n) - (T_p - T_n))^2 / number of such
@@ -80,7 +78,7 @@ class MarginMSE(RivalObjective):
         return total.sum() / (p * n).sum().clamp(min=1)
 
 
-class PairwiseLogistic(RivalObjective):
+class PairwiseLogistic(AlternativeObjective):
     """RankNet (Burges et al., ICML 2005) on the teacher's order.
 
     `scale` * t * sum over lists and kept i, j with T_i > T_j of log(1 + exp(-(S_i - S_j) / t)) / number of such
@@ -96,7 +94,7 @@ class PairwiseLogistic(RivalObjective):
         return self.temperature * (nn.functional.softplus(-lead) * above).sum() / above.sum().clamp(min=1)
 
 
-class PlackettLuce(RivalObjective):
+class PlackettLuce(AlternativeObjective):
     """PLD, a Plackett-Luce likelihood of the teacher's ranking (arXiv 2506.12542).
 
     Each list is ranked as its teacher-optimal permutation: kept positives first, then by falling T. With w the
@@ -123,7 +121,7 @@ class PlackettLuce(RivalObjective):
         return self.temperature * losses.sum() / usable.sum().clamp(min=1)
 
 
-class Sinkhorn(RivalObjective):
+class Sinkhorn(AlternativeObjective):
     """SinKD, the Sinkhorn distance of a batch of teacher distributions to the student's (arXiv 2402.17110).
 
     Each list gives a distribution, softmax(T / t) and softmax(S / t) over its kept entries. The cost of moving the
@@ -163,7 +161,7 @@ class Sinkhorn(RivalObjective):
         return (plan.exp() * cost).sum() / len(cost)
 
 
-class CoSENT(RivalObjective):
+class CoSENT(AlternativeObjective):
     """CoSENT (Su, 2022) on the teacher's order of the batch's own pairs.
 
     `scale` * t * log(1 + sum over kept pairs i, j with T_i > T_j of exp((S_j - S_i) / t)). One value a batch, divisor
@@ -177,7 +175,7 @@ class CoSENT(RivalObjective):
         return _ordered(wide(pairs.student), pairs, self.temperature)
 
 
-class AnglE(RivalObjective):
+class AnglE(AlternativeObjective):
     """AnglE (Li and Li, arXiv 2309.12871) on the teacher's order of the batch's own pairs: CoSENT and its angle term.
 
     The halves of a vector are read as real and imaginary parts. With z = a / b, divided by the ratio of the lengths:
@@ -219,25 +217,3 @@ def _lists(compared: Compared) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     else:
         student, teacher, kept, positive = (torch.cat([part, part.T]) for part in parts)
     return student, teacher, kept, positive
-
-
-OBJECTIVES: dict[str, Callable[[float], SimilarityObjective]] = {
-    "mse": lambda temperature: SimilarityDistillationLoss("mse", temperature),
-    "kl": lambda temperature: SimilarityDistillationLoss("kl", temperature),
-    "margin_mse": MarginMSE,
-    "pairwise_logistic": PairwiseLogistic,
-    "plackett_luce": PlackettLuce,
-    "sinkhorn": Sinkhorn,
-    "cosent": CoSENT,
-    "angle": AnglE,
-}
-
-
-def build_objective(name: str, temperature: float) -> SimilarityObjective:
-    """The objective of that name.
-
-    Raises:
-        ValueError: there is none, or the temperature is out of range.
-    """
-    check_choice("dist_loss", name, OBJECTIVES)
-    return OBJECTIVES[name](temperature)

@@ -48,7 +48,7 @@ class Compared:
 
 
 class SimilarityObjective(nn.Module, ABC):
-    """An objective in the place of L_dist. A subclass, registered in `rivals.OBJECTIVES`, is all it takes.
+    """An objective in the place of L_dist. A subclass, registered in `build.OBJECTIVES`, is all it takes.
 
     Attributes:
         citation: BibTeX of the source, which the model card prints; "" for none.

@@ -1,4 +1,4 @@
-"""BibTeX of the objectives in `rivals`, as a model card prints it."""
+"""BibTeX of the objectives, as a model card prints it."""
 
 MARGIN_MSE = """@misc{hofstaetter2020,
     title = {Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation},
@@ -50,5 +50,15 @@ ANGLE = """@misc{li2023,
     author = {Li, Xianming and Li, Jing},
     year = {2023},
     eprint = {2309.12871},
+    archivePrefix = {arXiv},
+}"""
+
+
+FLIPPED_CITATION = """@inproceedings{flipped2025,
+    title = {Flipping Knowledge Distillation: Leveraging Small Models' Expertise to Enhance LLMs in Text Matching},
+    author = {Li, Mingzhe and Xiang, Jing and Zhang, Qishen and Wan, Kaiyang and Chen, Xiuying},
+    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
+    year = {2025},
+    eprint = {2507.05617},
     archivePrefix = {arXiv},
 }"""

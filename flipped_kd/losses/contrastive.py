@@ -1,6 +1,6 @@
-"""The three objectives of flipped distillation, each a module over tensors (see `losses` for their composition).
+"""L_MCL: the margin-aware contrast in angular space.
 
-Sources: *Flipping Knowledge Distillation* (arXiv 2507.05617) for the three terms; AdapACSE (arXiv 2403.17486) for
+Sources: *Flipping Knowledge Distillation* (arXiv 2507.05617) for the two margins; AdapACSE (arXiv 2403.17486) for
 margins scaled by a teacher; ArcCSE (ACL 2022) and KDMCSE (the paper of AdapACSE) for the presets; CoSENT for the
 pairwise contrast.
 """
@@ -15,137 +15,15 @@ from torch import Tensor, nn
 
 from ..utils.angles import extended_cosine, wide
 from ..utils.checks import check_choice, check_range, check_same_shape
-from .base import Compared, SimilarityObjective
+from .citations import FLIPPED_CITATION
 from .dual_threshold import PairSelection
 
 Margin = Literal["teacher", "constant", "none"]
-FLIPPED_CITATION = """@inproceedings{flipped2025,
-    title = {Flipping Knowledge Distillation: Leveraging Small Models' Expertise to Enhance LLMs in Text Matching},
-    author = {Li, Mingzhe and Xiang, Jing and Zhang, Qishen and Wan, Kaiyang and Chen, Xiuying},
-    booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics},
-    year = {2025},
-    eprint = {2507.05617},
-    archivePrefix = {arXiv},
-}"""
 NEEDS_MATRIX = (
     "{name}={value!r} compares rows and columns of a similarity matrix, but only paired similarities are given "
     "(representation 'joint' or 'both', or a cross-encoder teacher): use {name}={other!r}, or "
     "representation='independent' with a bi-encoder teacher."
 )
-
-
-class AnswerLoss(nn.Module):
-    """L_sup: cross-entropy of the answer token at the answer position, over the whole vocabulary.
-
-    With `teacher_weight` w > 0 gold label y and teacher P are taught together: the target is "yes" by (1 - w) y + w P
-    and "no" by the rest, the soft targets of Hinton et al. (arXiv 1503.02531) over the two answers. The paper has
-    w = 0.
-
-    Divisor: the number of rows.
-
-    Args:
-        teacher_weight: w in [0, 1].
-
-    Raises:
-        ValueError: w is out of range.
-    """
-
-    citation = FLIPPED_CITATION
-
-    def __init__(self, teacher_weight: float = 0.0) -> None:
-        super().__init__()
-        check_range("answer_teacher_weight", teacher_weight, 0.0, 1.0)
-        self.teacher_weight = teacher_weight
-
-    def forward(
-        self, logits: Tensor, labels: Tensor, answer_ids: tuple[int, int], probability: Tensor | None = None
-    ) -> Tensor:
-        """The mean over B pairs, a scalar.
-
-        Args:
-            logits: (B, V) at the answer position.
-            labels: (B,) gold labels 0/1.
-            answer_ids: token ids of "no" and "yes".
-            probability: (B,) the teacher's P; None teaches the labels alone.
-        """
-        no_id, yes_id = answer_ids
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = wide(logits)
-            if probability is None or not self.teacher_weight:
-                return nn.functional.cross_entropy(logits, torch.where(labels.bool(), yes_id, no_id))
-            yes = torch.lerp(labels.to(logits.dtype), probability.to(logits.dtype), self.teacher_weight)
-            by_answer = logits.log_softmax(-1)[:, [no_id, yes_id]]
-            return -(by_answer * torch.stack([1 - yes, yes], -1)).sum(-1).mean()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values, by argument name."""
-        return {"teacher_weight": self.teacher_weight}
-
-
-class SimilarityDistillationLoss(SimilarityObjective):
-    """L_dist: aligns the student's similarities with the teacher's over the kept pairs (arXiv 2507.05617).
-
-    - `mse`: `scale` * sum over kept (S - T)^2 / number of kept pairs. Zero if nothing is kept.
-    - `kl`: `scale` * t^2 * [sum of KL(softmax(T/t) || softmax(S/t)) over the rows and the columns with at least two
-      kept pairs, softmax over the kept pairs] / number of such rows and columns. Zero if there are none. t^2 keeps the
-      size of the gradient independent of t (Hinton et al., arXiv 1503.02531). Pairs alone are one row.
-
-    Args:
-        kind: "mse" or "kl".
-        temperature: t in (0, 100] of `kl`.
-        scale: constant factor >= 0, so that weight 1 is right beside the other terms.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    citation = FLIPPED_CITATION
-
-    def __init__(self, kind: Literal["mse", "kl"] = "mse", temperature: float = 0.05, scale: float = 10.0) -> None:
-        super().__init__()
-        check_choice("dist_loss", kind, ("mse", "kl"))
-        check_range("temperature", temperature, 0.0, 100.0, open_low=True)
-        check_range("scale", scale, 0.0)
-        self.kind = kind
-        self.temperature = temperature
-        self.scale = scale
-
-    def forward(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-        """`student`, `teacher` cosines and the boolean `kept`, all (N, M) or (N,) -> scalar.
-
-        Raises:
-            ValueError: the shapes differ.
-        """
-        check_same_shape(student=student, teacher=teacher, kept=kept)
-        with torch.autocast(student.device.type, enabled=False):
-            student, teacher = wide(student), wide(teacher)
-            if self.kind == "mse":
-                return self.scale * ((student - teacher).square() * kept).sum() / kept.sum().clamp(min=1)
-            if student.ndim == 1:
-                total, count = self._divergence(student[None], teacher[None], kept[None])
-                return self.scale * self.temperature**2 * total / count.clamp(min=1)
-            row_sum, row_count = self._divergence(student, teacher, kept)
-            column_sum, column_count = self._divergence(student.T, teacher.T, kept.T)
-            lists = (row_count + column_count).clamp(min=1)
-            return self.scale * self.temperature**2 * (row_sum + column_sum) / lists
-
-    def align(self, compared: Compared) -> Tensor:
-        """`forward` of what is compared."""
-        return self(compared.student, compared.teacher, compared.kept)
-
-    def _divergence(self, student: Tensor, teacher: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the rows' KL divergences, and the number of rows with something to compare."""
-        usable = kept.sum(-1) >= 2
-        kept = kept & usable[:, None]
-        # A finite floor: rows with nothing kept would give NaN from an all -inf softmax, also in the gradient.
-        floor = torch.finfo(student.dtype).min / 2
-        log_s = torch.log_softmax((student / self.temperature).masked_fill(~kept, floor), -1)
-        log_t = torch.log_softmax((teacher / self.temperature).masked_fill(~kept, floor), -1)
-        return (log_t.exp() * (log_t - log_s)).masked_fill(~kept, 0.0).sum(), usable.sum()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values, by argument name."""
-        return {"kind": self.kind, "temperature": self.temperature, "scale": self.scale}
 
 
 class MarginAwareContrastiveLoss(nn.Module):

@@ -1,8 +1,8 @@
-"""The loss of flipped distillation: the composition of its three terms, and the public names of all losses.
+"""The loss of flipped distillation: the composition of its three terms.
 
 Nothing here knows of a model: logits, representations, teacher scores and masks go in, scalars come out. All maths is
 done in float32 or wider with autocast off, because angles lose their gradient in lower precision. The terms are in
-`loss_terms`, the geometry in `angles`, the dual threshold in `selection`; all are exported here.
+`answer`, `similarity` and `contrastive`, the dual threshold in `dual_threshold`, the geometry in `utils.angles`.
 """
 
 from __future__ import annotations
@@ -13,43 +13,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..utils.angles import angle_matrix, cosine_matrix, extended_cosine, paired_angles, paired_cosines
+from ..utils.angles import angle_matrix, cosine_matrix, paired_angles, paired_cosines
 from ..utils.checks import check_choice, check_range, check_same_shape
+from .answer import AnswerLoss
 from .base import Compared, SimilarityObjective
-from .contrastive import (
-    FLIPPED_CITATION,
-    AnswerLoss,
-    Margin,
-    MarginAwareContrastiveLoss,
-    SimilarityDistillationLoss,
-)
-from .dual_threshold import DualThreshold, PairSelection
-
-__all__ = [
-    "FLIPPED_CITATION",
-    "AnswerLoss",
-    "Comparison",
-    "DualThreshold",
-    "FlippedDistillationLoss",
-    "LossOutput",
-    "Margin",
-    "MarginAwareContrastiveLoss",
-    "PairSelection",
-    "SimilarityDistillationLoss",
-    "angle_matrix",
-    "cosine_matrix",
-    "extended_cosine",
-    "paired_angles",
-    "paired_cosines",
-]
-
+from .citations import FLIPPED_CITATION
+from .contrastive import MarginAwareContrastiveLoss
+from .dual_threshold import DualThreshold
+from .similarity import SimilarityDistillationLoss
 
 ContrastFilter = Literal["assumed", "all"]
 CONTRAST_FILTERS = get_args(ContrastFilter)
 
 
 @dataclass
-class Comparison:
+class SimilarityTerms:
     """What a batch's representations give: L_dist, L_MCL and how many of its own pairs the thresholds dropped.
 
     Attributes:
@@ -70,7 +48,7 @@ class LossOutput:
     Attributes:
         total: weighted sum, a scalar with gradient.
         terms: "sup", "dist" and "mcl", unweighted scalars.
-        dropped: as in `Comparison`.
+        dropped: as in `SimilarityTerms`.
     """
 
     total: Tensor
@@ -90,7 +68,7 @@ class FlippedDistillationLoss(nn.Module):
     the log stays comparable.
 
     Args:
-        dist: L_dist, or another objective in its place (see `rivals`).
+        dist: L_dist, or another objective in its place (see `alternatives`).
         mcl: L_MCL.
         threshold: which pairs L_dist sees, and L_MCL as `contrast_filter` says.
         weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
@@ -162,7 +140,7 @@ class FlippedDistillationLoss(nn.Module):
         probability: Tensor,
         excluded: Tensor | None = None,
         joint_b: Tensor | None = None,
-    ) -> Comparison:
+    ) -> SimilarityTerms:
         """L_dist and L_MCL of N pairs' representations, which may come from several forwards and several ranks.
 
         With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
@@ -203,13 +181,13 @@ class FlippedDistillationLoss(nn.Module):
             "dropped_positive": (~own.kept & (labels == 1)).sum(),
             "dropped_negative": (~own.kept & (labels == 0)).sum(),
         }
-        return Comparison(dist, mcl, dropped)
+        return SimilarityTerms(dist, mcl, dropped)
 
-    def weighted(self, comparison: Comparison) -> Tensor:
+    def weighted(self, comparison: SimilarityTerms) -> Tensor:
         """w_dist L_dist + w_mcl L_MCL: all that depends on the representations."""
         return self.weights[1] * comparison.dist + self.weights[2] * comparison.mcl
 
-    def compose(self, sup: Tensor, comparison: Comparison) -> LossOutput:
+    def compose(self, sup: Tensor, comparison: SimilarityTerms) -> LossOutput:
         """The total and its terms from L_sup (a scalar) and a comparison."""
         terms = {"sup": sup, "dist": comparison.dist, "mcl": comparison.mcl}
         return LossOutput(self.weights[0] * sup + self.weighted(comparison), terms, comparison.dropped)

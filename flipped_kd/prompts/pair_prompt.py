@@ -6,6 +6,8 @@
 - The fixed parts are never cut; the answer position is always the last token.
 - The ids equal those of the whole rendered string (a probe at construction checks it), so a chat template made from
   the same parts gives other tools the same input.
+
+One file, though long: one class, whose parts, budget, probe and saved form must agree.
 """
 
 from __future__ import annotations
@@ -13,15 +15,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .chat_families import (
     INSTRUCTIONS,
     preset_answers,
@@ -29,6 +29,7 @@ from .chat_families import (
     render_chat_template,
     resolve_answers,
 )
+from .pair_tokens import PairTokens
 from .text_tokenizer import (
     WHITE_SPACE,
     TextTokenizer,
@@ -51,23 +52,6 @@ PROBE_PAIRS: tuple[tuple[str, str], ...] = (
     ("👍🏽 ok 😀", "Größe naïve 1234567 8.90 €"),
     ("(brackets) [and] <angles>", "a  b\n\n  c"),
 )
-
-
-@dataclass(frozen=True)
-class PairTokens:
-    """A tokenised pair or single text.
-
-    Attributes:
-        input_ids: Token ids without padding. For a pair the last one is the answer position.
-        text_a: Half-open token span (start, end) of text_a; never empty.
-        text_b: The same for text_b; None where a text is encoded alone.
-        truncated: Whether a text lost tokens to the budget.
-    """
-
-    input_ids: list[int]
-    text_a: tuple[int, int]
-    text_b: tuple[int, int] | None
-    truncated: bool
 
 
 class PairPrompt:
@@ -339,36 +323,6 @@ class PairPrompt:
                         f"the whole {[whole.id_to_token(i) for i in found]}. Enclose the texts by special tokens "
                         "that were added with normalized=False and single_word=False."
                     )
-
-
-def pad_batch(
-    sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad token sequences to the longest of them.
-
-    Args:
-        sequences: B sequences of token ids, none empty.
-        pad_id: Token id written into the padding.
-        side: Where the padding goes, "right" or "left".
-
-    Returns:
-        (input_ids, attention_mask), both int64 of shape (B, longest); the mask is 1 on tokens and 0 on padding.
-
-    Raises:
-        ValueError: No sequence, an empty one, or an unknown side.
-    """
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}.")
-    if not sequences or not all(sequences):
-        raise ValueError(f"pad_batch needs at least one sequence and none empty, got {len(sequences)} sequences.")
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, sequence in enumerate(sequences):
-        columns = slice(len(sequence)) if side == "right" else slice(longest - len(sequence), longest)
-        input_ids[row, columns] = torch.tensor(sequence, dtype=torch.long)
-        attention_mask[row, columns] = 1
-    return input_ids, attention_mask
 
 
 def _ids_after(whole: Tokenizer, context: str, context_ids: list[int], text: str) -> list[int]:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..utils.provenance import is_hub_id
 
 if TYPE_CHECKING:
-    from .card import CardData
+    from .card_data import CardData
 
 PIPELINE_TAG = "text-ranking"
 # A model merged with its adapter is a fine-tuned one to the Hub: "merge" there means several base models in one.
@@ -23,8 +23,8 @@ TAGS = ("flipped-kd", "text-matching", "knowledge-distillation")
 ADAPTER_TAGS = ("lora",)
 CROSS_ENCODER_TAGS = ("sentence-transformers", "cross-encoder", "reranker")
 # Our names of the metrics, and those of hf.co/metrics.
-METRICS = {"f1": "f1", "accuracy": "accuracy", "auc": "roc_auc", "average_precision": "average_precision"}
-TITLES = {"f1": "F1", "accuracy": "Accuracy", "auc": "AUC", "average_precision": "Average precision"}
+HUB_METRICS = {"f1": "f1", "accuracy": "accuracy", "auc": "roc_auc", "average_precision": "average_precision"}
+METRIC_TITLES = {"f1": "F1", "accuracy": "Accuracy", "auc": "AUC", "average_precision": "Average precision"}
 # Keys that we write and PEFT leaves alone when it saves an adapter over our card.
 STABLE_KEYS = ("base_model_relation", "datasets", "metrics", "model-index", "pipeline_tag")
 MARKER = "<!-- Written by flipped_kd, which replaces this card as long as it is not edited. {digest} -->"
@@ -45,7 +45,7 @@ def front_matter(card: CardData) -> str:
         pipeline_tag=PIPELINE_TAG,
         tags=tags,
         datasets=card.datasets or None,
-        metrics=list(METRICS.values()) if results else None,
+        metrics=list(HUB_METRICS.values()) if results else None,
         model_name=card.title if results else None,
         eval_results=results or None,
         **{**card.kept_metadata, **base},
@@ -69,8 +69,8 @@ def _eval_results(card: CardData) -> list[EvalResult]:
             dataset_name=name,
             dataset_split="test",
             dataset_args=size,
-            metric_type=METRICS[metric],
-            metric_name=f"{TITLES[metric]} ({score})",
+            metric_type=HUB_METRICS[metric],
+            metric_name=f"{METRIC_TITLES[metric]} ({score})",
             metric_value=round(value, 4),
             metric_args={"score": score, "seed": report["seeds"][0]},
         )

@@ -14,14 +14,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
-from ..inference.loading import Access, load_matcher, local_folder, read_adapter_config
+from ..inference.loading import load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE
 from ..students.encoder_modules import adapted_modules
 from ..students.lora_encoder import LoraEncoder
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.hub_download import Access
 from .card import write_card
+from .files import CARD_FILE
 from .merge import base_of, refuse_quantised
-from .push import CARD_FILE
 
 logger = logging.getLogger(__name__)
 # Those that keep or join the directions of the A matrices; the others make new ones.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ import numpy as np
 import sentence_transformers
 import torch
 import transformers
-from peft import LoraConfig
 from scipy.special import expit
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.cross_encoder.modules.logit_score import LogitScore
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..prompts.pair_prompt import PairPrompt
-from .push import CROSS_ENCODER_FILES, PublishError
+from .errors import PublishError
+from .files import CROSS_ENCODER_FILES
 
 SCORE_FOLDER = "1_LogitScore"
 LOGITS = {"method": "forward", "method_output_name": "logits"}
@@ -100,32 +99,6 @@ def write_layout(folder: Path, prompt: PairPrompt) -> None:
     (folder / SCORE_FOLDER).mkdir(exist_ok=True)
     for name, value in content.items():
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def trainable_cross_encoder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: PairPrompt,
-    peft_config: LoraConfig,
-    device: str | None = None,
-) -> CrossEncoder:
-    """The bare student as sentence-transformers' own trainer would take it, with a new adapter: the peer of ours.
-
-    Args:
-        model: the student, without adapter.
-        tokenizer: its tokenizer, which gets the pair's chat template.
-        prompt: how a pair is read.
-        peft_config: of the new adapter.
-        device: where to; None takes the best there is.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        prepare_tokenizer(tokenizer, prompt)
-        tokenizer.save_pretrained(folder)
-        write_layout(Path(folder), prompt)
-        peer = CrossEncoder(folder, device=device, local_files_only=True)
-    peer.add_adapter(peft_config)
-    return peer
 
 
 def remove_layout(folder: Path) -> None:

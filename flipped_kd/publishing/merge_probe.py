@@ -13,7 +13,7 @@ from torch import nn
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
 from .crossencoder_layout import largest_difference
-from .push import PublishError
+from .errors import PublishError
 
 logger = logging.getLogger(__name__)
 # Of the longest probe, unless the prompt allows less: longer ones cost minutes with a large model on a CPU.
@@ -26,7 +26,7 @@ MAX_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ProbeDifferences:
     """Largest absolute differences between two models, and what was allowed, by name.
 
     "answer" (log-odds), "similarity" (cosines) and "encode" (coordinates of unit vectors).
@@ -57,7 +57,7 @@ def scored(matcher: FlippedMatcher, pairs: list[tuple[str, str]]) -> dict[str, n
     return {"answer": answer, "similarity": similarity, "encode": np.asarray(encode)}
 
 
-def compare(before: dict[str, np.ndarray], folder: Path, pairs: list[tuple[str, str]]) -> Comparison:
+def measure_differences(before: dict[str, np.ndarray], folder: Path, pairs: list[tuple[str, str]]) -> ProbeDifferences:
     """Compare what the adapter said with the merged model as it is read from disk.
 
     Allowed is 1e-5, times the largest value if that is above 1. Where rounding alone moves the model further (tried:
@@ -95,7 +95,7 @@ def compare(before: dict[str, np.ndarray], folder: Path, pairs: list[tuple[str, 
                 differences[name],
                 moved,
             )
-    return Comparison(differences, allowed)
+    return ProbeDifferences(differences, allowed)
 
 
 @torch.no_grad()

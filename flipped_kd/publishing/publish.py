@@ -1,6 +1,6 @@
 """Publishing an adapter, and the merged model made from it, on the Hub.
 
-`merge_adapter` (merge.py), `combine_adapters` (combine.py) and `push_folder` (push.py) are the steps; `publish` does
+`merge.merge_adapter`, `combine.combine_adapters` and `push.push_folder` are the steps; `publish` does
 all of them, and can be repeated after any failure: what is done is not done again.
 """
 
@@ -13,11 +13,12 @@ from pathlib import Path
 
 from .card import write_card
 from .combine import combine_adapters as combine_adapters
+from .errors import PublishError as PublishError
+from .files import kind_of, uploadable
 from .merge import MergeReport as MergeReport
 from .merge import fingerprint
 from .merge import merge_adapter as merge_adapter
-from .push import PublishError as PublishError
-from .push import check_repo_id, kind_of, uploadable
+from .push import check_repo_id
 from .push import push_folder as push_folder
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,53 +19,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..evaluation.match_score import SCORE_FILE
-from ..inference.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_folder, read_adapter_config
-from ..prompts.pair_prompt import PROMPT_FILE
-from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE
-from ..utils.redaction import known_tokens, redact
+from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
+from .errors import PublishError, failure_of
+from .files import CARD_FILE, REPLACED, _files, _matches, kind_of, uploadable
 
 logger = logging.getLogger(__name__)
-MERGE_FILE = "merge_report.json"
-CARD_FILE = "README.md"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",  # sentencepiece
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-)
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-)
-CROSS_ENCODER_FILES = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_LogitScore/config.json",
-)
-CONTRACT_FILES = (PROMPT_FILE, ENCODER_FILE, MATRICES_FILE, SCORE_FILE, MERGE_FILE)
-DOCUMENT_FILES = (CARD_FILE, "LICENSE*", "NOTICE*", "*.png", "*.svg", "plots/*.png", "plots/*.svg")
-ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + CONTRACT_FILES + DOCUMENT_FILES
-TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 LOCAL_PATH = re.compile(r"^(?:[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[\\/])")
-# What a reader's tools would act on if an earlier push left it behind.
-MERGED_FILES = (*MODEL_FILES, *CROSS_ENCODER_FILES, MATRICES_FILE, MERGE_FILE)
-REPLACED = {"adapter": (SCORE_FILE, *MERGED_FILES), "merged model": (SCORE_FILE, *MERGED_FILES, *ADAPTER_FILES)}
-
-
-class PublishError(RuntimeError):
-    """Something that must not be published, or a push that did not succeed. Nothing local was lost."""
 
 
 def push_folder(
@@ -116,41 +74,12 @@ def push_folder(
     return hub.commit(additions, REPLACED[kind], repo_id, revision, commit_message or f"Upload {kind}")
 
 
-def kind_of(folder: Path) -> str:
-    """ "adapter" or "merged model", of a folder that holds all that a reader needs.
-
-    Raises:
-        ValueError: it is no folder, or lacks something.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give one that FlippedDistillationTrainer or merge_adapter wrote.")
-    return "adapter" if is_adapter(local_folder(folder)) else "merged model"
-
-
 def check_repo_id(repo_id: str) -> None:
     """Raise ValueError unless the Hub could have a repository of that name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"repo_id={repo_id!r} cannot be a name on the Hub: {error} Give 'owner/name'.") from None
-
-
-def uploadable(folder: Path, token: str | None = None) -> list[PurePosixPath]:
-    """The files of `folder`, relative to it, that a push may send: an allow-list, at most one folder deep.
-
-    Raises:
-        PublishError: one of them holds a token of the Hub.
-    """
-    files = [path for path in _files(folder) if _matches(path, ALLOWED)]
-    secrets = [secret.encode() for secret in known_tokens(token)]
-    for path in files:
-        content = b"" if path.suffix in (".safetensors", ".png", ".model") else (folder / path).read_bytes()
-        if TOKEN.search(content) or any(secret in content for secret in secrets):
-            raise PublishError(
-                f"{folder / path} holds a token of the Hub: take it out, and revoke it if others could read it. "
-                "Nothing was uploaded."
-            )
-    return files
 
 
 def _warn_of_local_base(folder: Path) -> None:
@@ -194,28 +123,6 @@ def open_repository(repo_id: str, *, private: bool | None = None, token: str | N
     """
     check_repo_id(repo_id)
     return _Hub(token).open_repository(repo_id, private)
-
-
-def failure_of(error: BaseException, what: str, token: str | None = None) -> PublishError:
-    """A PublishError that says what to do about an error of the Hub's client, without any token."""
-    status, transport = None, False
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        status = status or getattr(getattr(cause, "response", None), "status_code", None)
-        transport = transport or isinstance(cause, ConnectionError | TimeoutError) or _is_transport(cause)
-        cause = cause.__cause__ or cause.__context__
-    if status in (401, 403):
-        remedy = "Log in with `hf auth login`, or give a token with write access to this repository."
-    elif status == 404:
-        remedy = "Check the name of the repository, and that the token may see it."
-    elif transport or (status is not None and (status >= 500 or status in (408, 429))):
-        remedy = "Repeat the command later: what has arrived is not sent again."
-    else:
-        remedy = "Mend what it names and repeat the command."
-    said = " ".join(redact(f"{type(error).__name__}: {error}", token).split())
-    return PublishError(f"{what} failed ({said}). Nothing on this machine was changed. {remedy}")
 
 
 class _Hub:
@@ -268,23 +175,6 @@ class _Hub:
         return f"{self.api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
 
 
-def _files(folder: Path) -> list[PurePosixPath]:
-    """Files in the folder and in its sub-folders, without hidden ones, ours ("_...") and checkpoints."""
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_", "checkpoint-")):
-            continue
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        found += [PurePosixPath(file.relative_to(folder).as_posix()) for file in inside if file.is_file()]
-    return found
-
-
-def _matches(path: PurePosixPath, patterns: Iterable[str]) -> bool:
-    """Whether the whole path matches one of the patterns; a star never reaches over a slash."""
-    split = (PurePosixPath(pattern).parts for pattern in patterns)
-    return any(len(parts) == len(path.parts) and all(map(fnmatchcase, path.parts, parts)) for parts in split)
-
-
 def _is_hub_name(name: str) -> bool:
     try:
         validate_repo_id(name)
@@ -303,8 +193,3 @@ def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner, name)
-
-
-def _is_transport(error: BaseException) -> bool:
-    """An error of the connection in httpx, which huggingface_hub brings along."""
-    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)

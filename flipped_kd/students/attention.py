@@ -1,4 +1,4 @@
-"""Attention with dropout of its weights, faster than scaled_dot_product_attention on a CPU.
+"""Attention: masks of one's own, and dropout of its weights that is faster than scaled_dot_product_attention on a CPU.
 
 There a dropout takes torch's fused kernel away, and the plain one draws a Mersenne Twister number for each weight.
 Most decoders of today drop none; GPT-2 and causal readings of BERT do.
@@ -15,7 +15,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .attention_masks import additive_mask
 from .cpu_dropout import drop, drops
 
 NAME = "sdpa_cpu_dropout"
@@ -78,3 +77,13 @@ def attend(
 # At import, so that the name is known whoever switches a model.
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look and the lowest number of `dtype` elsewhere: what both eager and sdpa attention take.
+
+    No infinity, of which a row that sees nothing would make NaN.
+    """
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )

@@ -6,11 +6,14 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
-from torch import nn
+from peft.tuners.lora.variants import BlockDiagonalLinear
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .probing import ROWS, TOKENS, calls, is_sharded, unwrapped
 
@@ -134,3 +137,17 @@ def resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
             f"encoder_layers={list(layers)} names layers without an adapter: the adapted layers are {present}."
         )
     return wanted
+
+
+def _whole(matrix: Any) -> Tensor:
+    """A (r, in); BD-LoRA keeps the blocks on its diagonal only."""
+    blocks = isinstance(matrix, BlockDiagonalLinear)
+    weight: Tensor = matrix.weight_as_blockdiagonal_matrix() if blocks else matrix.weight
+    return weight
+
+
+def _input_width(module: nn.Module | None) -> int | None:
+    """Length of the vectors a linear layer takes; None of anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else None

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.variants import BlockDiagonalLinear
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..utils.angles import wide
-from ..utils.atomic_file import replacing, write_atomically
-from .encoder_modules import EncoderModule, choose_modules, lora_layers
+from ..utils.atomic import replacing, write_atomically
+from .encoder_modules import EncoderModule, _input_width, _whole, choose_modules, lora_layers
 
 ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
@@ -277,20 +275,6 @@ class LoraEncoder:
         raise ValueError(
             f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
         )
-
-
-def _whole(matrix: Any) -> Tensor:
-    """A (r, in); BD-LoRA keeps the blocks on its diagonal only."""
-    blocks = isinstance(matrix, BlockDiagonalLinear)
-    weight: Tensor = matrix.weight_as_blockdiagonal_matrix() if blocks else matrix.weight
-    return weight
-
-
-def _input_width(module: nn.Module | None) -> int | None:
-    """Length of the vectors a linear layer takes; None of anything else."""
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    return int(module.weight.shape[0]) if isinstance(module, Conv1D) else None
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:

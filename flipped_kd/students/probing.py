@@ -52,7 +52,7 @@ def same_logits(found: Tensor, wanted: Tensor, tolerance: float | None = None) -
 
 
 @torch.no_grad()
-def read_rows(model: nn.Module, *, training: bool = False) -> Any:
+def probe_rows(model: nn.Module, *, training: bool = False) -> Any:
     """Run `model` on two rows of token ids (2, 8) that are alike in their first half; modes and RNG stay as they were.
 
     Args:
@@ -106,7 +106,7 @@ def _calls(model: nn.Module, modules: Mapping[str, nn.Module], training: bool) -
 
     handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
     try:
-        read_rows(model, training=training)
+        probe_rows(model, training=training)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,1 +1,1 @@
-"""The small encoder that teaches: loaded, run once a text, cached, calibrated."""
+"""The small encoder that teaches. Its scores are data: computed once a text, before training, and read from disk."""

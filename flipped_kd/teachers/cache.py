@@ -1,6 +1,6 @@
 """The teacher's vectors on disk: written once, memory-mapped ever after.
 
-A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of shards (see `teacher_shards`) and one
+A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of shards (see `shards`) and one
 JSON file that says whose vectors they are.
 
 - A shard is written whole to a temporary name and renamed, so a kill loses at most the shard in the making. Shards are
@@ -31,20 +31,18 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..utils.atomic_file import write_atomically
+from ..utils.atomic import write_atomically
 from .score_table import VectorTable
 from .shards import (
     SHARD_NAME,
     CacheIdentity,
-    digest_of,
     is_intact,
     shard_bytes,
+    shard_digest,
     shard_name,
     stored_identity,
     write_named,
 )
-
-__all__ = ["CacheIdentity", "TeacherCache", "fill_cache", "scoring_order"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +126,7 @@ class TeacherCache:
             OSError: naming the folder and the remedy.
         """
         data = shard_bytes(keys, vectors, self.identity)
-        digest = digest_of([data])
+        digest = shard_digest([data])
         with _clear_write_error(self.folder):
             return write_named(self.folder, data, lambda: shard_name(self._next_stamp(), digest))
 

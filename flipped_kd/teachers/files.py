@@ -75,7 +75,7 @@ def name_of_model(model: SentenceTransformer | CrossEncoder) -> str:
     return _base_name(Path(name)) if name else type(model).__name__
 
 
-def _read_json(path: Path) -> Any:
+def _read_settings(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -93,14 +93,16 @@ def model_class_of(folder: Path, name: str) -> type[SentenceTransformer] | type[
         ValueError: if the folder holds neither, naming what it holds.
     """
     if (folder / "modules.json").exists():
-        types = [str(module.get("type", "")) for module in _read_json(folder / "modules.json")]
-        model_type = _read_json(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+        types = [str(module.get("type", "")) for module in _read_settings(folder / "modules.json")]
+        model_type = _read_settings(folder / "config_sentence_transformers.json").get(
+            "model_type", "SentenceTransformer"
+        )
         if model_type == "CrossEncoder" or any(kind.endswith(".LogitScore") for kind in types):
             return CrossEncoder
         if model_type == "SentenceTransformer":
             return SentenceTransformer
         raise ValueError(f"Teacher {name!r} is a {model_type}. {KIND_RULE}; {KIND_REMEDY}.")
-    config = _read_json(folder / "config.json")
+    config = _read_settings(folder / "config.json")
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture.endswith("ForSequenceClassification"):
         return CrossEncoder

@@ -84,7 +84,7 @@ class VectorTable:
         """Row numbers of the keys' vectors, counted over all shards.
 
         Args:
-            keys: text keys (`flipped_kd.data.loading.text_keys`), int64 (n,).
+            keys: text keys (`flipped_kd.data.keys.text_keys`), int64 (n,).
 
         Returns:
             int64 (n,).

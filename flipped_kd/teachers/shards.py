@@ -115,7 +115,7 @@ def stored_identity(path: Path) -> dict[str, Any]:
     return json.loads(metadata.get(_IDENTITY_KEY, b"{}"))
 
 
-def digest_of(parts: Iterable[bytes | pa.Buffer]) -> str:
+def shard_digest(parts: Iterable[bytes | pa.Buffer]) -> str:
     """16 hexadecimal digits over all bytes."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -130,7 +130,7 @@ def is_intact(path: Path) -> bool:
     if facts in _found_intact:
         return True
     with open(path, "rb") as file:
-        intact = digest_of(iter(lambda: file.read(2**20), b"")) == path.stem.rpartition("-")[2]
+        intact = shard_digest(iter(lambda: file.read(2**20), b"")) == path.stem.rpartition("-")[2]
     # The clock of files ticks slowly: one changed just now might change again without showing it.
     if intact and time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
         _found_intact.add(facts)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
+from .bi_encoder import BiEncoderTeacher
 from .cache import TeacherCache, scoring_order
+from .cross_encoder import CrossEncoderTeacher
 from .score_table import VectorTable
 
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 
-from ..data.keys import dataset_keys
 from ..evaluation.metrics import best_f1_threshold, matching_metrics
-from .bi_encoder import BiEncoderTeacher, CrossEncoderTeacher
 from .calibration import DROPPED_SHARE_LIMIT, PlattCalibration, agreement_report
-from .items import DatasetPairs, DatasetTexts
 
-REPORT_VERSION = 1
+CHECK_VERSION = 1
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # Below it a teacher orders pairs hardly better than chance.
 WEAK_AUC = 0.65
@@ -22,24 +18,6 @@ WEAK_AUC = 0.65
 MARGIN = 0.01
 # Gap between calibrated probability and share of matches, averaged over bins.
 CALIBRATION_LIMIT = 0.1
-
-
-def teacher_scores(
-    teacher: BiEncoderTeacher | CrossEncoderTeacher, pairs: datasets.Dataset, **cache: Any
-) -> np.ndarray:
-    """The teacher's T of each pair, (n,) float64.
-
-    Args:
-        teacher: the teacher.
-        pairs: columns text_a, text_b.
-        **cache: options of `BiEncoderTeacher.embed`: cache_dir, batch_size, show_progress.
-    """
-    table = (
-        teacher.score(DatasetPairs([pairs]), **cache)
-        if isinstance(teacher, CrossEncoderTeacher)
-        else teacher.embed(DatasetTexts([pairs]), **cache)
-    )
-    return table.similarity(*dataset_keys(pairs)).astype(np.float64)
 
 
 def check_scores(
@@ -73,7 +51,7 @@ def check_scores(
     probabilities = calibration.probability(np.asarray(scores, np.float64))
     tuned = float(calibration.probability(np.array([best_f1_threshold(*calibrated)], np.float64))[0])
     report: dict[str, Any] = {
-        "format_version": REPORT_VERSION,
+        "format_version": CHECK_VERSION,
         "calibrated_on": {"pairs": len(calibrated[1]), "held_out": validation is not None},
         "calibration": calibration.to_dict(),
         "agreement": agreement_report(scores, labels, calibration, tau_pos=thresholds[0], tau_neg=thresholds[1]),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..data.keys import text_keys
-from ..prompts.pair_prompt import PairPrompt, PairTokens, pad_batch
+from ..prompts.pair_prompt import PairPrompt
+from ..prompts.pair_tokens import PairTokens, pad_batch
 from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores
 from .packing import pack_rows, stack_rows
 

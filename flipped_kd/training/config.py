@@ -1,4 +1,4 @@
-"""The trainer's settings. Those that recipes have beside them stand in `recipe_arguments`; `settings` reads both."""
+"""The trainer's settings. Those that recipes have beside them stand in `experiments.arguments`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from ..utils.checks import require, require_integer
 from ..utils.devices import has_bfloat16
 
-# Names of `rivals.OBJECTIVES`, which is not imported here: settings are read without the losses.
+# Names of `losses.build.OBJECTIVES`, which is not imported here: settings are read without the losses.
 DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
 
 # What makes of the method plain fine-tuning, which needs no teacher.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..prompts.pair_prompt import PairTokens, pad_batch
+from ..prompts.pair_tokens import PairTokens, pad_batch
 from ..students.attention import NAME as CPU_ATTENTION
-from ..students.attention_masks import additive_mask
+from ..students.attention import additive_mask
 from ..students.probing import attention_window, is_sharded
 
 # Decoders number positions from 0; RoBERTa-like ones from padding_idx + 1.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..data.loading import PAIR_FEATURES, PairColumns, validate_pairs
+from ..data.validation import PAIR_FEATURES, PairColumns, validate_pairs
 from ..evaluation.match_score import MatchScore, ScoreKind
 from ..evaluation.metrics import PairMatching
 from .config import FlippedDistillationConfig

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..students.attention_masks import additive_mask
-from ..students.loading import position_logits
+from ..students.answer_head import position_logits
+from ..students.attention import additive_mask
 from ..students.lora_encoder import LoraEncoder
 
 
@@ -41,7 +41,7 @@ class PairVectors:
 
 
 @dataclass
-class PairReader:
+class PairForward:
     """Runs the student over a batch of `TeacherScoringCollator`.
 
     Args:

@@ -17,8 +17,10 @@ from transformers.utils.hub import PushInProgress, hf_api
 from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..prompts.pair_prompt import PairPrompt
 from ..publishing.card import write_card
+from ..publishing.errors import failure_of
+from ..publishing.files import CARD_FILE, uploadable
 from ..publishing.publish import PublishReport, publish
-from ..publishing.push import CARD_FILE, failure_of, open_repository, uploadable
+from ..publishing.push import open_repository
 from ..students.lora_encoder import LoraEncoder
 from .checkpoints import CheckpointingTrainer
 

@@ -12,19 +12,15 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from ..losses.alternatives import build_objective
-from ..losses.flipped import (
-    AnswerLoss,
-    DualThreshold,
-    FlippedDistillationLoss,
-    MarginAwareContrastiveLoss,
-)
 from ..prompts.pair_prompt import PairPrompt
 from ..students.adapter_checks import check_adapter
 from ..students.attention import speed_up_attention
 from ..students.cpu_dropout import speed_up_dropout
-from ..students.loading import add_adapter, check_causal, default_lora, keep_input_precision, load_student
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
+from ..students.loading import check_causal, load_student
+from ..students.lora import add_adapter, default_lora, keep_input_precision
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.loading import load_teacher
 from ..utils.devices import weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
@@ -33,7 +29,6 @@ from .packing import packing_offset
 logger = logging.getLogger(__name__)
 # Tokens; below, text_b alone is stacked, not packed into its pair's row (measured, benchmarks/NOTES.md).
 MIN_PACKED_PREFIX = 8
-Teacher = BiEncoderTeacher | CrossEncoderTeacher
 
 
 def check_args(args: FlippedDistillationConfig) -> None:
@@ -87,14 +82,14 @@ def speed_up_student(student: PeftModel, device: torch.device) -> None:
         speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
 
 
-def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
+def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> BiEncoderTeacher | CrossEncoderTeacher | None:
     """The teacher, or None where no loss needs one."""
     if not args.distils:
         return None
     if teacher is None:
         asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
         raise ValueError(f"a teacher is needed for {asking}: give one, or set each to 0 for plain fine-tuning.")
-    prepared = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
+    prepared = teacher if isinstance(teacher, BiEncoderTeacher | CrossEncoderTeacher) else load_teacher(teacher)
     if isinstance(prepared, CrossEncoderTeacher):
         if args.contrast != "pairwise":
             raise ValueError(
@@ -102,24 +97,6 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
                 f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
             )
     return prepared
-
-
-def build_loss(args: FlippedDistillationConfig) -> FlippedDistillationLoss:
-    """The loss that the settings describe."""
-    return FlippedDistillationLoss(
-        build_objective(args.dist_loss, args.temperature),
-        MarginAwareContrastiveLoss(
-            args.contrast,  # type: ignore[arg-type]
-            args.margin,
-            args.positive_margin,  # type: ignore[arg-type]
-            args.negative_margin,  # type: ignore[arg-type]
-            args.temperature,
-        ),
-        DualThreshold(args.positive_threshold, args.negative_threshold),
-        (args.sup_weight, args.dist_weight, args.mcl_weight),
-        args.contrast_filter,  # type: ignore[arg-type]
-        AnswerLoss(args.answer_teacher_weight),
-    )
 
 
 def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:

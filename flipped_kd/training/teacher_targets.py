@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..data.keys import KnownMatches, dataset_keys
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration, agreement_report
-from ..teachers.calibration import DROPPED_SHARE_LIMIT
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.calibration import DROPPED_SHARE_LIMIT, PlattCalibration, agreement_report
+from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.items import DatasetPairs, DatasetTexts
 from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
 from ..teachers.streaming import StreamedScores

@@ -1,5 +1,8 @@
 """FlippedDistillationTrainer: a transformers Trainer whose loss is the answer, the teacher's similarities and a
-margin-aware contrast."""
+margin-aware contrast.
+
+One file, though long: the order of a step is read in one place; what stands alone is in the files beside it.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,29 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ..data.keys import KnownMatches
-from ..data.loading import PairColumns, validate_pairs
 from ..data.streaming import validate_stream
-from ..losses.flipped import Comparison, own_pairs, paired_cosines
+from ..data.validation import PairColumns, validate_pairs
+from ..losses.build import build_loss
+from ..losses.flipped import SimilarityTerms, own_pairs
 from ..prompts.pair_prompt import PairPrompt
-from ..students.loading import accepts_logits_to_keep, keep_head_precision, load_tokenizer, padding_id
+from ..students.answer_head import accepts_logits_to_keep, keep_head_precision
+from ..students.loading import load_tokenizer, padding_id
 from ..students.lora_encoder import LoraEncoder
-from ..teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, PlattCalibration
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.calibration import PlattCalibration
+from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..utils.angles import paired_cosines
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
 from .gradient_cache import Part, cached_backward
 from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
-from .pair_forward import PairReader, PairVectors
+from .pair_forward import PairForward, PairVectors
 from .processes import check_distributed
 from .row_gather import RowGather
 from .setup import (
     build_collator,
-    build_loss,
     check_args,
     check_batches,
     check_cached,
@@ -128,7 +135,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         keeps_logits = accepts_logits_to_keep(student)
         if keeps_logits:
             keep_head_precision(student)
-        self.reader = PairReader(self.encoder, args.representation, keeps_logits, student.dtype)
+        self.reader = PairForward(self.encoder, args.representation, keeps_logits, student.dtype)
         self.teacher = prepare_teacher(teacher, args)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
@@ -138,7 +145,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             check_streamed(args, eval_dataset is not None and self.teacher is not None)
         known = KnownMatches.from_pairs(train_dataset) if isinstance(train_dataset, datasets.Dataset) else None
         self.signal = None if self.teacher is None else TeacherSignal(self.teacher, args, matrix, known)
-        self.loss = build_loss(args)
+        self.loss = build_loss(vars(args))
         self.match_score = None
         self.scored_step = None
         self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
@@ -259,7 +266,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         probability = own_pairs(targets.probability)
         return probability if gather is None else gather.own(probability)
 
-    def _compare(self, vectors: PairVectors, targets: TeacherTargets) -> Comparison:
+    def _compare(self, vectors: PairVectors, targets: TeacherTargets) -> SimilarityTerms:
         return self.loss.compare(
             targets.labels,
             vectors.text_a,
@@ -289,7 +296,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         pairs = len(inputs["labels"])
         share = 1.0 if gather is None or targets is None else gather.local_share
         sup = torch.zeros((), device=inputs["labels"].device)
-        comparison: Comparison | None = None
+        comparison: SimilarityTerms | None = None
         parts: list[Part] = inputs["mini_batches"]
         probability = self._own_probability(targets, gather)
         if probability is not None:

@@ -6,20 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from flipped_kd.data.faq import Faq, faq_pairs, rank_questions, read_faq
-
-QUESTIONS = {
-    "card": "Where is my card?",
-    "lost": "I lost my card, what now?",
-    "pin": "How do I change my PIN?",
-    "fee": "Why was I charged a fee?",
-    "app": "The app does not open",
-    "loan": "Can I get a loan?",
-}
-FAQ = Faq(("my card never came", "the fee is wrong", "change PIN please"), ("card", "fee", "pin"), QUESTIONS)
+from flipped_kd.data.faq import Faq, faq_pairs, read_faq
+from tests.data.faq_example import FAQ, QUESTIONS
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -39,18 +29,6 @@ def test_a_query_has_its_gold_question_hard_ones_and_others() -> None:
     assert pairs["text_b"][1] == QUESTIONS["lost"]  # shares "my card"
     assert pairs.to_dict() == faq_pairs(FAQ).to_dict() != faq_pairs(FAQ, seed=4).to_dict()
     assert len(faq_pairs(FAQ, hard=4, random=9)) == 18  # all there are
-
-
-def test_ranks_are_those_of_the_cosines() -> None:
-    vectors = {text: np.eye(6)[row] for row, text in enumerate(QUESTIONS.values())}
-    found = {
-        FAQ.queries[0]: np.eye(6)[0],
-        FAQ.queries[1]: np.eye(6)[0] * 0.8 + np.eye(6)[3] * 0.6,
-        FAQ.queries[2]: np.eye(6)[2],
-    }
-    metrics = rank_questions(FAQ, lambda texts: np.array([(vectors | found)[text] for text in texts]))
-    assert metrics["accuracy@1"] == pytest.approx(2 / 3)
-    assert metrics["mrr"] == pytest.approx((1 + 1 / 2 + 1) / 3)
 
 
 def test_files_are_read_and_ids_are_texts(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipped_kd.data.loading import KnownMatches, dataset_keys, pair_keys, shared_texts, text_keys
+from flipped_kd.data.keys import KnownMatches, dataset_keys, pair_keys, shared_texts, text_keys
 
 ANY_TEXT = st.text(st.characters(), max_size=8)  # lone surrogates included
 

@@ -14,7 +14,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipped_kd.data.loading import PAIR_FEATURES, PairColumns, load_pairs, shared_texts, validate_pairs
+from flipped_kd.data.keys import shared_texts
+from flipped_kd.data.loading import load_pairs
+from flipped_kd.data.validation import PAIR_FEATURES, PairColumns, validate_pairs
 
 # Texts that readers like to change: quotes, separators, line ends, and words that pandas takes for missing values.
 ROWS = [

@@ -13,7 +13,7 @@ import torch
 from flipped_kd.data.keys import dataset_keys, text_keys
 from flipped_kd.data.streaming import validate_stream
 from flipped_kd.data.validation import validate_pairs
-from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.score_table import ordered_pair_keys
 from flipped_kd.teachers.streaming import StreamedScores
 from tests.invariants.training import PLAIN, assert_equal, logged, lora, trainable

@@ -30,7 +30,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from flipped_kd.students.loading import default_lora, load_student, load_tokenizer
+from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.students.lora import default_lora
 from tests.distributed import sharded_steps
 from tests.distributed.ddp_run import EVERY_PAIR
 from tests.distributed.leaving import leave_together

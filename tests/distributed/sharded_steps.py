@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from flipped_kd.students.loading import position_logits
+from flipped_kd.students.answer_head import position_logits
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 
 STEPS = 3

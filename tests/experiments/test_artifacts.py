@@ -15,19 +15,12 @@ from safetensors.torch import load_file
 from flipped_kd.evaluation.comparison import SplitScores
 from flipped_kd.evaluation.metrics import best_f1_threshold
 from flipped_kd.evaluation.mistakes import EXAMPLES, LONGEST, Judged, choose_examples, judge_systems
-from flipped_kd.experiments.artifacts import (
-    EVIDENCE_FILE,
-    EXAMPLES_FILE,
-    Adapted,
-    keep_seed,
-    look,
-    update_norm,
-    write_evidence,
-)
+from flipped_kd.evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE
+from flipped_kd.experiments.artifacts import Adapted, keep_seed, take_snapshot, update_norm, write_artifacts
 from flipped_kd.experiments.splits import Splits
 from flipped_kd.experiments.text_sample import GROUPS, sample_pairs
 from flipped_kd.inference.matcher import FlippedMatcher
-from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.loading import load_teacher
 from tests.conftest import make_pairs
 from tests.invariants.training import lora
 
@@ -39,18 +32,18 @@ def finished(build: Any, held_out: datasets.Dataset, tmp_path: Path) -> tuple[Pa
     """(folder of a run of a few steps with its evidence, A and B before it by their names in the adapter)."""
     trainer = build()
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_" in name}
-    before = look(trainer, held_out)
+    before = take_snapshot(trainer, held_out)
     trainer.train()
     folder = tmp_path / "saved"
     trainer.save_model(str(folder))
-    write_evidence(folder, before, look(trainer, held_out))
+    write_artifacts(folder, before, take_snapshot(trainer, held_out))
     return folder, {name.replace(".default", ""): value for name, value in start.items()}
 
 
 def test_norms_are_those_of_the_saved_adapter(finished: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, start = finished
     saved = load_file(folder / "adapter_model.safetensors")
-    arrays = np.load(folder / EVIDENCE_FILE)
+    arrays = np.load(folder / ARTIFACTS_FILE)
     assert len(arrays["modules"]) == len(saved) / 2 > 0
     for place, name in enumerate(arrays["modules"]):
         a, b = (f"base_model.model.{name}.lora_{matrix}.weight" for matrix in "AB")
@@ -69,10 +62,10 @@ def test_an_adapted_embedding_counts_too(build: Any, held_out: datasets.Dataset,
     config = lora()
     config.target_modules = ["embed_tokens", "q_proj"]
     trainer = build(peft_config=config)
-    before = look(trainer, held_out)
+    before = take_snapshot(trainer, held_out)
     trainer.train()
-    write_evidence(tmp_path, before, look(trainer, held_out))
-    arrays = np.load(tmp_path / EVIDENCE_FILE)
+    write_artifacts(tmp_path, before, take_snapshot(trainer, held_out))
+    arrays = np.load(tmp_path / ARTIFACTS_FILE)
     place = list(arrays["modules"]).index("model.embed_tokens")
     embedding = trainer.model.get_base_model().model.embed_tokens
     assert arrays["update"][place] == pytest.approx(
@@ -94,7 +87,7 @@ def test_vectors_are_those_of_the_saved_adapter(
     finished: tuple[Path, dict[str, torch.Tensor]], student_dir: Path, held_out: datasets.Dataset
 ) -> None:
     folder, _ = finished
-    arrays = np.load(folder / EVIDENCE_FILE)
+    arrays = np.load(folder / ARTIFACTS_FILE)
     matcher = FlippedMatcher.from_pretrained(folder, base_model=str(student_dir), device="cpu")
     texts = list(sample_pairs(held_out).texts)
     np.testing.assert_allclose(arrays["after"], matcher.encode(texts, show_progress_bar=False), atol=1e-5)
@@ -108,7 +101,7 @@ def test_looking_changes_nothing(build: Any, held_out: datasets.Dataset) -> None
         trainer = build()
         state = torch.get_rng_state()
         if looked:
-            look(trainer, held_out)
+            take_snapshot(trainer, held_out)
         assert torch.equal(torch.get_rng_state(), state)
         trainer.train()
         weights.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
@@ -118,7 +111,7 @@ def test_looking_changes_nothing(build: Any, held_out: datasets.Dataset) -> None
 def test_who_does_not_save_does_not_look(build: Any, held_out: datasets.Dataset, monkeypatch: Any) -> None:
     trainer = build()
     monkeypatch.setattr(type(trainer.args), "should_save", property(lambda self: False))
-    assert look(trainer, held_out) is None
+    assert take_snapshot(trainer, held_out) is None
 
 
 # ---- The sample ----
@@ -217,8 +210,8 @@ def test_seed_files_are_bounded_and_hold_the_teachers_vectors(build: Any, teache
     scores = SplitScores(draw.normal(size=30), draw.normal(size=41))
     students = {name: (scores, scores) for name in ("llm_sft", "llm_flipped")}
     keep_seed(tmp_path / "seed", splits, teacher, scores, students, args)
-    assert sorted(path.name for path in (tmp_path / "seed").iterdir()) == [EXAMPLES_FILE, EVIDENCE_FILE]
-    arrays = np.load(tmp_path / "seed" / EVIDENCE_FILE)
+    assert sorted(path.name for path in (tmp_path / "seed").iterdir()) == [EXAMPLES_FILE, ARTIFACTS_FILE]
+    arrays = np.load(tmp_path / "seed" / ARTIFACTS_FILE)
     texts = list(sample_pairs(test).texts)
     np.testing.assert_allclose(arrays["vectors"], teacher.model.encode(texts, normalize_embeddings=True), atol=1e-5)
     np.testing.assert_array_equal(arrays["labels_test"], test["label"])
@@ -231,4 +224,4 @@ def test_a_cross_encoder_has_no_vectors_to_keep(build: Any, cross_encoder_dir: P
     test = make_pairs(20)
     teacher, scores = load_teacher(str(cross_encoder_dir)), SplitScores(np.arange(20.0), np.arange(20.0))
     keep_seed(tmp_path, Splits(test, test, test), teacher, scores, {}, build().args)
-    assert "vectors" not in np.load(tmp_path / EVIDENCE_FILE).files
+    assert "vectors" not in np.load(tmp_path / ARTIFACTS_FILE).files

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from flipped_kd.experiments import single_run as training_run
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.splits import Splits
-from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 

@@ -24,7 +24,9 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 from flipped_kd.inference.matcher import FlippedMatcher
-from flipped_kd.publishing.publish import PublishError, publish, push_folder
+from flipped_kd.publishing.errors import PublishError
+from flipped_kd.publishing.publish import publish
+from flipped_kd.publishing.push import push_folder
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.hub.fixtures import connected
 from tests.hub.messages import Fault, FaultKind

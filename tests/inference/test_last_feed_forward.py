@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerBase
 
 from flipped_kd.inference.last_feed_forward import LastFeedForward, input_layers
-from flipped_kd.inference.model_runner import Reader
+from flipped_kd.inference.model_runner import ModelRunner
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.students.loading import add_adapter, default_lora
+from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.students.lora_encoder import LoraEncoder
 from flipped_kd.students.probing import unwrapped
 from tests.adapters import fill_b
@@ -30,10 +30,10 @@ WHOLE = {"Mamba", "RecurrentGemma", "Falcon", "Falcon with ALiBi"}
 FLAT = {"OPT", "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "gpt-oss", "Llama 4, text", "Qwen3-Next", "Jamba"}
 
 
-def reader_of(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> Reader:
+def reader_of(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> ModelRunner:
     model = add_adapter(decoder.build(), default_lora(4, target_modules=decoder.target_modules)).eval()
     fill_b(model, std=0.1)
-    return Reader(model, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(model), 0)
+    return ModelRunner(model, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(model), 0)
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def test_answers_are_those_of_whole_rows(decoder: Decoder, tokenizer: PreTrained
     reader = reader_of(decoder, tokenizer)
     reader.model.train()
     reader.answers(PAIRS[:3], 8, tqdm(disable=True))  # at first use the model is tried, which reads whole rows
-    assert reader.caches is Reader.caches.func(reader)  # type: ignore[attr-defined]
+    assert reader.caches is ModelRunner.caches.func(reader)  # type: ignore[attr-defined]
     used = bool(reader._feed_forward.inputs)
     assert used is (decoder.family not in WHOLE) or decoder.family in FLAT
     with widths(reader.model) as narrow:
@@ -81,7 +81,7 @@ def test_half_precision_hides_no_layer_that_mixes(seed: int, tokenizer: PreTrain
     torch.manual_seed(seed)
     model = Lfm2ForCausalLM(Lfm2Config(**options)).to(torch.bfloat16).eval()
     adapted = add_adapter(model, default_lora(4)).eval()
-    reader = Reader(adapted, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(adapted), 0)
+    reader = ModelRunner(adapted, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(adapted), 0)
     assert input_layers(adapted) and not reader._feed_forward.inputs
 
 

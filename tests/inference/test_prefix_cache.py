@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from flipped_kd.inference.prefix_cache import CachedPrefix, continues, read_prefix
-from flipped_kd.prompts.pair_prompt import pad_batch
+from flipped_kd.prompts.pair_tokens import pad_batch
 
 SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE: dict[str, Any] = {**SIZES, "intermediate_size": 32, "initializer_range": 0.3}

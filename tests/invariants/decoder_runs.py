@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.inference.prefix_cache import continues
+from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
-from flipped_kd.publishing.push import PublishError
-from flipped_kd.students.loading import accepts_logits_to_keep, default_lora, position_logits
+from flipped_kd.students.answer_head import accepts_logits_to_keep, position_logits
+from flipped_kd.students.lora import default_lora
 from flipped_kd.training.packing import packing_offset
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.decoders import POSITIONS, Decoder

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.evaluation.metrics import matching_metrics
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import assert_equal, logged, lora, new_trainer, settings, trainable
 

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import Trainer, set_seed
 
-from flipped_kd.prompts.pair_prompt import pad_batch
+from flipped_kd.prompts.pair_tokens import pad_batch
 from tests.invariants.training import (
     PLAIN,
     STILL,

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.students.loading import default_lora
+from flipped_kd.students.lora import default_lora
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 

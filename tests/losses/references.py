@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flipped_kd.losses.flipped import (
-    DualThreshold,
-    MarginAwareContrastiveLoss,
-    PairSelection,
-    SimilarityDistillationLoss,
-)
+from flipped_kd.losses.contrastive import MarginAwareContrastiveLoss
+from flipped_kd.losses.dual_threshold import DualThreshold, PairSelection
+from flipped_kd.losses.similarity import SimilarityDistillationLoss
 
 Cell = tuple[int, ...]
 

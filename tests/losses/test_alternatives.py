@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from flipped_kd.evaluation.plots import DIST_UNITS
-from flipped_kd.losses.alternatives import OBJECTIVES, RivalObjective, build_objective
+from flipped_kd.losses.alternatives import AlternativeObjective
 from flipped_kd.losses.base import Compared
-from flipped_kd.losses.flipped import cosine_matrix, paired_cosines
+from flipped_kd.losses.build import OBJECTIVES, build_objective
 from flipped_kd.training.config import DIST_LOSSES
+from flipped_kd.utils.angles import cosine_matrix, paired_cosines
 from tests.losses.alternative_references import REFERENCES
 
 RIVALS = [name for name in OBJECTIVES if name not in ("mse", "kl")]
@@ -225,7 +226,7 @@ def test_the_documents_example_is_an_objective_of_its_own() -> None:
         made = [name for name in OBJECTIVES if name not in before]
         assert len(made) == 1
         objective = build_objective(made[0], T)
-        assert isinstance(objective, RivalObjective)
+        assert isinstance(objective, AlternativeObjective)
         assert math.isfinite(float(objective.align(compared(True))))
     finally:
         OBJECTIVES.clear()

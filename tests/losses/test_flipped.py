@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from flipped_kd.losses.flipped import (
-    CONTRAST_FILTERS,
-    AnswerLoss,
-    DualThreshold,
-    FlippedDistillationLoss,
-    MarginAwareContrastiveLoss,
-    PairSelection,
-    SimilarityDistillationLoss,
-    angle_matrix,
-    paired_angles,
-)
+from flipped_kd.losses.answer import AnswerLoss
+from flipped_kd.losses.contrastive import MarginAwareContrastiveLoss
+from flipped_kd.losses.dual_threshold import DualThreshold, PairSelection
+from flipped_kd.losses.flipped import CONTRAST_FILTERS, FlippedDistillationLoss
+from flipped_kd.losses.similarity import SimilarityDistillationLoss
+from flipped_kd.utils.angles import angle_matrix, paired_angles
 from tests.losses.references import cells, reference_answer, reference_dist, reference_mcl, whole_batch
 
 

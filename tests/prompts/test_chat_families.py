@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from flipped_kd.prompts.chat_families import CHAT_FAMILIES, EMPTY_THOUGHT, ChatFamily
-from flipped_kd.prompts.pair_prompt import PairPrompt, pad_batch
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.prompts.pair_tokens import pad_batch
 from tests.prompt_kinds import (
     BPE_TOKENS,
     THINK,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from flipped_kd.prompts.pair_prompt import MIN_ROOM, PROMPT_FILE, PairPrompt, pad_batch
+from flipped_kd.prompts.pair_prompt import MIN_ROOM, PROMPT_FILE, PairPrompt
+from flipped_kd.prompts.pair_tokens import pad_batch
 from tests.prompt_kinds import (
     BPE_TOKENS,
     SHARED,

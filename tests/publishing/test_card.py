@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from flipped_kd.evaluation.comparison import markdown_table
 from flipped_kd.evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
-from flipped_kd.losses.alternatives import build_objective
-from flipped_kd.publishing.card import card_data, render_card, write_card
+from flipped_kd.losses.build import build_loss, build_objective
+from flipped_kd.publishing.card import render_card, write_card
+from flipped_kd.publishing.card_data import card_data
 from flipped_kd.publishing.push import check_card
 from flipped_kd.training.config import DIST_LOSSES, FlippedDistillationConfig
-from flipped_kd.training.setup import build_loss
 from tests.json_files import change
 
 ROOT = Path(__file__).parents[2]
@@ -97,13 +97,12 @@ def test_losses_are_those_of_the_settings(card_folder: Path) -> None:
     training |= {"mcl_weight": 0.0, "dist_weight": 0.25, "dist_loss": "kl", "temperature": 0.125}
     change(card_folder / "report.json", settings=report["settings"])
     data = card_data(card_folder)
-    loss = build_loss(
-        FlippedDistillationConfig(
-            output_dir="-",
-            representation="independent",
-            **{name: training[name] for name in ("mcl_weight", "dist_weight", "dist_loss", "temperature")},
-        )
+    config = FlippedDistillationConfig(
+        output_dir="-",
+        representation="independent",
+        **{name: training[name] for name in ("mcl_weight", "dist_weight", "dist_loss", "temperature")},
     )
+    loss = build_loss(vars(config))
     assert [(term.term, term.weight) for term in data.losses] == [("sup", 1.0), ("dist", 0.25)]
     assert data.losses[1].settings == loss.dist.get_config_dict()
     assert [citation.bibtex for citation in data.citations] == [loss.dist.citation]

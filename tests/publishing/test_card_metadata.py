@@ -13,7 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from flipped_kd.evaluation.plots import SYSTEMS_PLOT
-from flipped_kd.publishing.card import card_data, write_card
+from flipped_kd.publishing.card import write_card
+from flipped_kd.publishing.card_data import card_data
 from tests.json_files import change
 
 CONTRACTS = ("pair_prompt.json", "lora_encoder.json", "adapter_config.json")

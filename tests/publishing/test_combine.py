@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.publishing.combine import combine_adapters
-from flipped_kd.publishing.merge import merge_adapter, merge_weights
+from flipped_kd.publishing.merge import merge_adapter
+from flipped_kd.publishing.merge_weights import merge_weights
 from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 

@@ -21,9 +21,10 @@ from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.publishing import merge
 from flipped_kd.publishing.crossencoder_layout import check_layout, write_layout
+from flipped_kd.publishing.errors import PublishError
+from flipped_kd.publishing.files import CROSS_ENCODER_FILES
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
 from flipped_kd.publishing.merge_probe import PROBE_TOKENS, probe_pairs, round_otherwise
-from flipped_kd.publishing.push import CROSS_ENCODER_FILES, PublishError
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 
 MERGED_FILES = {

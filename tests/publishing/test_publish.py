@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.publishing import merge
+from flipped_kd.publishing.errors import PublishError, failure_of
+from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.publish import publish
-from flipped_kd.publishing.push import CROSS_ENCODER_FILES, PublishError, failure_of, push_folder, redact, uploadable
+from flipped_kd.publishing.push import push_folder
+from flipped_kd.utils.redaction import redact
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 from tests.hub.server import LoopbackHub
 

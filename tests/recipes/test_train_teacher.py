@@ -12,8 +12,10 @@ import train_teacher
 from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from flipped_kd.teachers.bi_encoder import BiEncoderTeacher, CrossEncoderTeacher, load_teacher
-from flipped_kd.teachers.suitability import teacher_scores
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
+from flipped_kd.teachers.cross_encoder import CrossEncoderTeacher
+from flipped_kd.teachers.loading import load_teacher
+from flipped_kd.teachers.pair_scores import teacher_scores
 from tests.cli.helpers import pair_rows, write_rows
 from tests.conftest import make_pairs
 

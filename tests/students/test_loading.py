@@ -12,13 +12,6 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
-    BertConfig,
-    BertLMHeadModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -29,30 +22,8 @@ from transformers import (
     ViTConfig,
 )
 
-from flipped_kd.students.loading import (
-    accepts_logits_to_keep,
-    add_adapter,
-    check_causal,
-    default_lora,
-    load_student,
-    load_tokenizer,
-    position_logits,
-)
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 120,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
-QWEN = Qwen2Config(**SIZES, num_key_value_heads=2)
-
-
-def bert(is_decoder: bool, scale: float = 0.02) -> BertLMHeadModel:
-    torch.manual_seed(0)
-    return BertLMHeadModel(BertConfig(**SIZES, initializer_range=scale, is_decoder=is_decoder))
-
+from flipped_kd.students.loading import check_causal, load_student, load_tokenizer
+from tests.students.small_models import QWEN, SIZES, bert
 
 # ---- Loading ---------------------------------------------------------------------------------------------
 
@@ -184,66 +155,4 @@ def test_a_model_without_head_or_with_an_encoder_is_refused() -> None:
 # ---- The adapter -----------------------------------------------------------------------------------------
 
 
-def test_the_default_adapter_is_on_every_linear_layer_but_the_head(student: Qwen2ForCausalLM) -> None:
-    model = add_adapter(student, default_lora(rank=2, alpha=6.0))
-    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert len(adapted) == 14
-    assert not any("lm_head" in name for name in adapted)
-    up_proj: Any = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
-    assert up_proj.scaling == {"default": 3.0}
-
-
-def test_targets_may_be_named_with_commas(student: Qwen2ForCausalLM) -> None:
-    model = add_adapter(student, default_lora(rank=2, target_modules="q_proj, v_proj"))
-    names = {name.split(".lora_A")[0].rsplit(".", 1)[-1] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert names == {"q_proj", "v_proj"}
-
-
-def test_targets_that_match_nothing_are_refused_with_the_names_there_are(student: Qwen2ForCausalLM) -> None:
-    with pytest.raises(
-        ValueError, match=r"target_modules=\['query'\].*'all-linear' or some of \['down_proj'.*'v_proj'\]"
-    ):
-        add_adapter(student, default_lora(target_modules="query"))
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=120, n_embd=16, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match=r"some of \['c_attn', 'c_fc', 'c_proj'\]"):
-        add_adapter(gpt2, default_lora(target_modules="query"))
-
-
 # ---- Logits at one position ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        Qwen2ForCausalLM(QWEN),
-        LlamaForCausalLM(LlamaConfig(**SIZES)),
-        GPT2LMHeadModel(GPT2Config(vocab_size=120, n_embd=16, n_layer=2, n_head=2)),
-        bert(is_decoder=True),
-    ],
-    ids=lambda model: type(model).__name__,
-)
-def test_logits_of_kept_positions_equal_those_of_all(model: PreTrainedModel) -> None:
-    model.eval()
-    ids = torch.randint(5, 120, (3, 9), generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2])
-    positions = mask.sum(1) - 1
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    with torch.no_grad():
-        everything = model(**inputs).logits
-        full = position_logits(model, inputs, positions, keep=False)
-        assert torch.equal(full, torch.stack([everything[row, place] for row, place in enumerate(positions.tolist())]))
-        assert accepts_logits_to_keep(model)
-        kept = position_logits(model, inputs, positions, keep=True)
-        torch.testing.assert_close(kept, full, rtol=0, atol=1e-6)
-        for row, place in enumerate(positions.tolist()):
-            alone = model(input_ids=ids[row : row + 1, : place + 1]).logits[0, -1]
-            torch.testing.assert_close(kept[row], alone, rtol=0, atol=1e-5)
-
-
-def test_kept_positions_survive_the_adapter(student: Qwen2ForCausalLM) -> None:
-    model = add_adapter(student, default_lora(rank=2)).eval()
-    assert accepts_logits_to_keep(model)
-    inputs = {"input_ids": torch.arange(10, 22).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
-    positions = torch.tensor([5, 2])
-    kept, full = (position_logits(model, inputs, positions, keep=keep) for keep in (True, False))
-    torch.testing.assert_close(kept, full, rtol=0, atol=1e-6)

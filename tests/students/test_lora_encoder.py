@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.students.attention_masks import additive_mask
+from flipped_kd.students.attention import additive_mask
 from flipped_kd.students.encoder_modules import EncoderModule
 from flipped_kd.students.lora_encoder import ENCODER_FILE, LoraEncoder
 from flipped_kd.training.collator import TeacherScoringCollator

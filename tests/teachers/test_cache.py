@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from flipped_kd.teachers import score_table as teacher_scores
 from flipped_kd.teachers import shards as teacher_shards
-from flipped_kd.teachers.cache import METADATA_NAME, CacheIdentity, TeacherCache, fill_cache
+from flipped_kd.teachers.cache import METADATA_NAME, TeacherCache, fill_cache
 from flipped_kd.teachers.score_table import TeacherEmbeddings, TeacherPairScores, VectorTable, ordered_pair_keys
+from flipped_kd.teachers.shards import CacheIdentity
 
 DIM = 6
 IDENTITY = CacheIdentity("embeddings", "some/teacher", "f" * 64, DIM)

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flipped_kd.teachers.bi_encoder import (
-    PlattCalibration,
-    agreement_report,
-)
+from flipped_kd.teachers.calibration import PlattCalibration, agreement_report
 
 
 def pairs_of_scores(n_positive: int, n_negative: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from flipped_kd.data.keys import text_keys
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.teachers.cache import CacheIdentity, TeacherCache, fill_cache
+from flipped_kd.teachers.cache import TeacherCache, fill_cache
 from flipped_kd.teachers.score_table import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
+from flipped_kd.teachers.shards import CacheIdentity
 from flipped_kd.training.collator import TeacherScoringCollator
 
 PAD = 0

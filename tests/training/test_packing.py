@@ -22,11 +22,12 @@ from transformers import (
     RobertaForCausalLM,
 )
 
-from flipped_kd.prompts.pair_prompt import PairPrompt, PairTokens
+from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.prompts.pair_tokens import PairTokens
 from flipped_kd.students.lora_encoder import LoraEncoder
 from flipped_kd.training.collator import TeacherScoringCollator
 from flipped_kd.training.packing import pack_rows, packing_offset, stack_rows
-from flipped_kd.training.pair_forward import PairReader
+from flipped_kd.training.pair_forward import PairForward
 from tests.adapters import fill_b
 
 SIZES = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -110,7 +111,7 @@ def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: 
     separate = dataclasses.replace(packed, position_offset=None)
     rows = [pairs[i] for i in range(8)]
 
-    reader = PairReader(encoder, "independent", True, model.dtype)
+    reader = PairForward(encoder, "independent", True, model.dtype)
 
     def run(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         assert ("alone_row" in batch) is (batch["attention_mask"].ndim == 4 and not share_prefix)

@@ -18,7 +18,8 @@ from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.compare import run_comparison
 from flipped_kd.inference.matcher import FlippedMatcher
-from flipped_kd.publishing.publish import PublishError, PublishReport
+from flipped_kd.publishing.errors import PublishError
+from flipped_kd.publishing.publish import PublishReport
 from flipped_kd.training.config import FlippedDistillationConfig
 from tests.hub.server import LoopbackHub
 

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
-from flipped_kd.data.loading import PairColumns
+from flipped_kd.data.validation import PairColumns
 from tests.invariants.training import PLAIN, logged, lora, settings, trainable
 
 # ---- Students -----------------------------------------------------------------------------------------------------

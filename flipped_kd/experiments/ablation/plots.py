@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # system, name in the legend, colour, marker, offset from the run's line
-SYSTEMS = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", ORANGE, "s", 0.14))
+SHOWN_SCORES = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", ORANGE, "s", 0.14))
 
 
 def draw_runs(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Iterator[Drawing]:
@@ -51,7 +51,7 @@ def draw_runs(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Ite
 
 
 def _draw(panel: Axes, found: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
-    for system, label, color, marker, offset in SYSTEMS:
+    for system, label, color, marker, offset in SHOWN_SCORES:
         for line, rows in enumerate(found.values()):
             known = np.array(list(values(rows, system, metric).values()))
             if not len(known):

@@ -19,7 +19,7 @@ def read_rows(path: Path, checked: Callable[[Row], Row] | None = None) -> list[R
     Args:
         path: the file.
         checked: takes what a line says and returns the row; what it lacks is a KeyError, TypeError or ValueError. By
-            default the rows of `ablation.run_plan`.
+            default the rows of `run.run_plan`.
 
     Raises:
         ValueError: another line is no row.

@@ -182,7 +182,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
 
 def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     # Here: a process that only reads rows or makes tables needs no training libraries.
-    from ...teachers.bi_encoder import load_teacher
+    from ...teachers.loading import load_teacher
     from ..faq_ranking import teacher_retrieval
     from ..single_run import teacher_split_scores, train_once
     from ..splits import load_splits
@@ -213,7 +213,7 @@ def judge_run(
     validation_labels: np.ndarray,
     test_labels: np.ndarray,
 ) -> dict[str, Any]:
-    """Metrics of one run's scores and of its teacher, as `report.judge` gives them.
+    """Metrics of one run's scores and of its teacher, as `comparison.judge` gives them.
 
     Returns:
         By system: teacher, answer, answer_plus_teacher; with a similarity also similarity and both.

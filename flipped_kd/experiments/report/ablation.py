@@ -10,11 +10,10 @@ from ..ablation.plots import draw_runs
 from ..ablation.tables import compare, mean_cell, of_set, values
 from .data import ReportData
 from .elements import Draw, Section, Table
-from .sweeps import draw_sweeps
+from .sweeps import PLOTTED_METRICS, draw_sweeps
 
 HOW = "recipes/ablation.py makes the rows, flipped-kd report FOLDER --ablation rows.jsonl draws them."
 REFERENCE = "full"
-METRICS = {"f1": "F1", "auc": "AUC"}
 
 
 def ablation(data: ReportData, draw: Draw) -> Section:
@@ -56,11 +55,11 @@ def _table(rows: Sequence[Mapping[str, Any]], group: Group) -> Table:
     body = []
     for run, part in found.items():
         system = "both" if values(part, "both", "f1") else "answer"
-        cells = [mean_cell(part, system, metric, 3) for metric in METRICS]
-        for metric in METRICS:
+        cells = [mean_cell(part, system, metric, 3) for metric in PLOTTED_METRICS]
+        for metric in PLOTTED_METRICS:
             gap = compare(reference, part, (system, system), metric) if run != group.reference else None
             cells.append("" if gap is None else gap.short().replace("\\", ""))
         body.append([run, *cells])
-    titles = list(METRICS.values())
+    titles = list(PLOTTED_METRICS.values())
     head = ["run", *titles, *(f"{title} of {group.reference} minus this" for title in titles)]
     return Table(f"{name}: {len(reference)} seed{'s' * (len(reference) != 1)}", head, body)

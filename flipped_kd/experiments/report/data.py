@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.comparison import REPORT_VERSION, SplitScores
+from ...evaluation.comparison import REPORT_KEYS, REPORT_VERSION, SplitScores
 from ...evaluation.mistakes import STUDENTS, Judged, judge_systems
+from ...evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE, REPORT_FILE, SCORES_FILE
+from ...utils.json_files import read_json_object
 from ...utils.provenance import without_paths
-from ..artifacts import EVIDENCE_FILE, EXAMPLES_FILE
 from .sweeps import read_sweep_rows
 
-REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
+AGAIN = "give the recipe's command again"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SeedData:
     """What the runs of one seed have left. Where a file is not there, its arrays are {}.
 
     Attributes:
-        shared: arrays of the seed's evidence.npz, see `evidence.keep_seed`.
-        students: by student, arrays of its evidence.npz, see `evidence.write_evidence`.
+        shared: arrays of the seed's evidence.npz, see `artifacts.keep_seed`.
+        students: by student, arrays of its evidence.npz, see `artifacts.write_artifacts`.
         judged: by system; empty without the scores of both students and of the teacher.
         examples: evidence.json.
     """
@@ -72,7 +72,7 @@ def gather(folder: Path, ablation: Path | None = None) -> ReportData:
     Raises:
         ValueError: the folder holds no report.json, it is of a newer version, or a file is broken.
     """
-    report = _read_report(folder / "report.json")
+    report = _read_report(folder / REPORT_FILE)
     runs = [folder / "runs" / f"seed-{seed}" for seed in report["seeds"]]
     rows = read_sweep_rows(ablation) if ablation is not None else None
     trained = [name for name in STUDENTS if name in report["systems"]]
@@ -82,7 +82,7 @@ def gather(folder: Path, ablation: Path | None = None) -> ReportData:
 def _read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} holds no report.json: give the output folder of a finished recipe.")
-    report = _read_json(path)
+    report = read_json_object(path, AGAIN)
     missing = [key for key in REPORT_KEYS if key not in report]
     if missing:
         raise ValueError(f"{path} lacks {missing}: give the output folder of a finished recipe.")
@@ -95,9 +95,9 @@ def _read_report(path: Path) -> dict[str, Any]:
 
 
 def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:
-    shared = _read_arrays(folder / EVIDENCE_FILE)
-    students = {name: _read_arrays(folder / name / EVIDENCE_FILE) for name in trained}
-    scores = {name: _read_arrays(folder / name / "scores.npz") for name in trained}
+    shared = _read_arrays(folder / ARTIFACTS_FILE)
+    students = {name: _read_arrays(folder / name / ARTIFACTS_FILE) for name in trained}
+    scores = {name: _read_arrays(folder / name / SCORES_FILE) for name in trained}
     judged: dict[str, Judged] = {}
     if shared and all(scores.values()):
         judged = judge_systems(
@@ -109,7 +109,7 @@ def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:
             },
         )
     path = folder / EXAMPLES_FILE
-    return SeedData(shared, students, judged, _read_json(path) if path.is_file() else {})
+    return SeedData(shared, students, judged, read_json_object(path, AGAIN) if path.is_file() else {})
 
 
 def _split_scores(arrays: Mapping[str, np.ndarray], kind: str) -> SplitScores:
@@ -127,13 +127,3 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is broken ({error}): remove its folder and give the recipe's command again."
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): give the recipe's command again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, no JSON object: give the recipe's command again.")
-    return content

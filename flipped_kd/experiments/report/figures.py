@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from markupsafe import escape
 
 from ...evaluation.plots import BLACK, DOTS_PER_INCH, GREY, GRID, WHITE, new_figure
-from ...utils.atomic_file import replacing
+from ...utils.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import jinja2
 
-from ...utils.atomic_file import write_atomically
+from ...utils.atomic import write_atomically
 from .data import ReportData, gather
 from .figures import Drawing, Picture, picture, write_png
 from .sections import all_sections
 
 PAGE_FILE = "report.html"
 PLOTS_FOLDER = "plots"
-TEMPLATE = "page_template.html.jinja"
+PAGE_TEMPLATE = "page_template.html.jinja"
 # What is told of the settings: the method's own, and those of the optimizer.
 METHOD = (
     *("sup_weight", "dist_weight", "mcl_weight", "contrast", "dist_loss", "representation", "margin", "temperature"),
@@ -72,7 +72,7 @@ def render_page(data: ReportData, plots: Path | None = None) -> str:
     environment.filters["count"] = "{:,}".format
     training = {**report.get("optimizer", {}), **report["settings"]["training"]}
     shown = {name: value for name, value in training.items() if name in METHOD or name in report.get("optimizer", {})}
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(PAGE_TEMPLATE).render(
         title=f"{report['student']} learns to match from {report['teacher']['id']}",
         report=report,
         settings=shown,

@@ -17,8 +17,8 @@ from ...teachers.calibration import DROPPED_SHARE_LIMIT
 from .data import SeedData
 from .figures import Drawing, new_panel, plain
 
-TITLES = {"teacher": "teacher", "llm_sft": "plain fine-tuning", "llm_flipped": "flipped"}
-STYLES = {"teacher": (BLACK, "-", "^"), "llm_sft": (ORANGE, "--", "s"), "llm_flipped": (BLUE, "-.", "o")}
+SYSTEM_TITLES = {"teacher": "teacher", "llm_sft": "plain fine-tuning", "llm_flipped": "flipped"}
+SYSTEM_LINES = {"teacher": (BLACK, "-", "^"), "llm_sft": (ORANGE, "--", "s"), "llm_flipped": (BLUE, "-.", "o")}
 NORMS = {
     "a_moved": "|A − A₀|",
     "b_moved": "|B − B₀|",
@@ -65,7 +65,7 @@ def draw_scores(seeds: Sequence[SeedData]) -> Iterator[Drawing]:
     """Match probabilities of test pairs by class, a plot for each system, all seeds together."""
     judged = [seed for seed in seeds if seed.judged]
     bins = np.linspace(0, 1, 26).tolist()
-    for name, title in TITLES.items():
+    for name, title in SYSTEM_TITLES.items():
         parts = [(seed.judged[name].probability, seed.labels) for seed in judged if name in seed.judged]
         if not parts:
             continue
@@ -92,7 +92,7 @@ def draw_precision_recall(seeds: Sequence[SeedData]) -> Iterator[Drawing]:
         return
     figure, panel = new_panel("Precision against recall", "recall", "precision", height=3.8)
     for name in judged[0].judged:
-        title, (color, line, _) = TITLES[name], STYLES[name]
+        title, (color, line, _) = SYSTEM_TITLES[name], SYSTEM_LINES[name]
         areas = [average_precision_score(seed.labels, seed.judged[name].probability) for seed in judged]
         # Every seed has the same teacher.
         for number, seed in enumerate(judged[:1] if name == "teacher" else judged):
@@ -149,7 +149,7 @@ def draw_updates(modules: Sequence[str], norms: Mapping[str, Mapping[str, np.nda
             title, "adapted module, layer by layer", "Frobenius norm", height=4.2 if few else 3.3
         )
         for student, arrays in norms.items():
-            color, line, marker = STYLES[student]
+            color, line, marker = SYSTEM_LINES[student]
             panel.plot(
                 places,
                 arrays[norm],
@@ -158,7 +158,7 @@ def draw_updates(modules: Sequence[str], norms: Mapping[str, Mapping[str, np.nda
                 marker=marker,
                 markersize=4,
                 linewidth=1,
-                label=TITLES[student],
+                label=SYSTEM_TITLES[student],
             )
         if few:
             labels = [
@@ -176,7 +176,7 @@ def draw_updates(modules: Sequence[str], norms: Mapping[str, Mapping[str, np.nda
         else:
             panel.set_ylim(bottom=0)
         panel.legend(fontsize=8)
-        students = " and ".join(TITLES[name] for name in norms)
+        students = " and ".join(SYSTEM_TITLES[name] for name in norms)
         words = f"Frobenius norm of {title.partition(',')[0]} of every adapted module, {students}."
         yield Drawing(f"updates_{norm}", figure, words)
 

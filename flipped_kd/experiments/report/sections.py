@@ -14,7 +14,7 @@ from .data import ReportData
 from .elements import Draw, Section, Table
 from .plots import (
     NORMS,
-    TITLES,
+    SYSTEM_TITLES,
     draw_dropped,
     draw_losses,
     draw_precision_recall,
@@ -215,10 +215,10 @@ def mistakes(data: ReportData, draw: Draw) -> Section:
         ("all_but_flipped", "Only the flipped student is wrong"),
     ]
     found = [(title, examples[name]) for name, title in alone if name in examples]
-    found += [(f"Wrong by {TITLES.get(name, name)}", part) for name, part in examples["mistakes"].items()]
+    found += [(f"Wrong by {SYSTEM_TITLES.get(name, name)}", part) for name, part in examples["mistakes"].items()]
     for title, part in found:
-        names = [name for name in TITLES if all(name in pair["probability"] for pair in part["pairs"])]
-        head = ["text a", "text b", "gold", *(f"P, {TITLES[name]}" for name in names)]
+        names = [name for name in SYSTEM_TITLES if all(name in pair["probability"] for pair in part["pairs"])]
+        head = ["text a", "text b", "gold", *(f"P, {SYSTEM_TITLES[name]}" for name in names)]
         rows = [
             [
                 *(pair["text_a"], pair["text_b"], "match" if pair["label"] else "no match"),

@@ -26,7 +26,7 @@ LINES = {
     "answer": ("answer", ORANGE, "s", "--"),
     "teacher": ("teacher", BLACK, "", ":"),
 }
-METRICS = {"f1": "F1", "auc": "AUC"}
+PLOTTED_METRICS = {"f1": "F1", "auc": "AUC"}
 
 
 def read_sweep_rows(path: Path) -> list[Row]:
@@ -58,7 +58,7 @@ def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) 
         for name in dict.fromkeys(row["set"] for row in found):
             own = [row for row in found if row["set"] == name]
             if any(row["settings"] for row in own) and len({row["value"] for row in own}) > 1:
-                for metric in METRICS:
+                for metric in PLOTTED_METRICS:
                     yield _draw(own, setting, title, name, metric)
 
 
@@ -79,7 +79,9 @@ def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) ->
 
 def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str, metric: str) -> Drawing:
     of_set = f", {name}" if name else ""
-    figure, panel = new_panel(f"{METRICS[metric]}{of_set}", title, f"{METRICS[metric]} on the test pairs")
+    figure, panel = new_panel(
+        f"{PLOTTED_METRICS[metric]}{of_set}", title, f"{PLOTTED_METRICS[metric]} on the test pairs"
+    )
     for system, (label, color, marker, line) in LINES.items():
         points = [
             (row["value"], row["metrics"][system][metric])
@@ -104,5 +106,5 @@ def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str
     return Drawing(
         f"sweep_{setting}_{metric}" + (f"_{file_name(name)}" if name else ""),
         figure,
-        f"{METRICS[metric]} over {title}{of_set}; lines are means over {seeds} seed{'s' * (seeds > 1)}.",
+        f"{PLOTTED_METRICS[metric]} over {title}{of_set}; lines are means over {seeds} seed{'s' * (seeds > 1)}.",
     )

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from flipped_kd.cli.main import main
+from flipped_kd.evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
-from flipped_kd.experiments.artifacts import EVIDENCE_FILE, EXAMPLES_FILE
 from flipped_kd.experiments.compare import run_comparison
 from flipped_kd.experiments.report.data import gather
 from flipped_kd.experiments.report.page import render_page, write_page
@@ -204,7 +204,7 @@ def test_numbers_are_the_reports(out: Path, page: Page) -> None:
             assert f"{values[metric]:+.4f} ± {values['std'][metric]:.4f}" in page.cells
     for row in report["teacher_check"]["threshold_curve"]:
         assert f"{row['dropped_positive_share']:.1%}" in page.cells
-    arrays = [np.load(out / "runs" / f"seed-{seed}" / "llm_flipped" / EVIDENCE_FILE) for seed in report["seeds"]]
+    arrays = [np.load(out / "runs" / f"seed-{seed}" / "llm_flipped" / ARTIFACTS_FILE) for seed in report["seeds"]]
     moved = np.linalg.norm(np.mean([one["b_moved"] for one in arrays], 0))
     assert f"{moved:.4g}" in page.cells
 
@@ -258,7 +258,7 @@ def test_parts_that_were_removed_are_left_out(out: Path, tmp_path: Path) -> None
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     for student in ("llm_sft", "llm_flipped"):
-        (copy / "runs" / "seed-42" / student / EVIDENCE_FILE).unlink()
+        (copy / "runs" / "seed-42" / student / ARTIFACTS_FILE).unlink()
         (copy / "runs" / "seed-43" / student / "scores.npz").unlink()
     data = gather(copy)
     assert [bool(seed.judged) for seed in data.seeds] == [True, False]
@@ -292,7 +292,7 @@ def test_broken_folders_are_refused(out: Path, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(ValueError, match="no such file"):
         write_page(tmp_path, tmp_path / "rows.jsonl")
     (tmp_path / "runs" / "seed-0").mkdir(parents=True)
-    (tmp_path / "runs" / "seed-0" / EVIDENCE_FILE).write_bytes(b"half a file")
+    (tmp_path / "runs" / "seed-0" / ARTIFACTS_FILE).write_bytes(b"half a file")
     assert main(["report", str(tmp_path)]) == 2
     assert "is broken" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.json"]
@@ -313,3 +313,17 @@ def test_help_imports_no_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False False 0" and "--ablation" in run.stdout
+
+
+def test_the_page_is_made_without_trainer_and_teachers(comparison_dir: Path, tmp_path: Path) -> None:
+    """Heavy libraries that a page has no use for: it would wait for their import."""
+    folder = tmp_path / "run"
+    shutil.copytree(comparison_dir, folder)
+    code = (
+        "import json, sys; from flipped_kd.cli.main import main; code = main(['report', sys.argv[1]]); "
+        "print(json.dumps([code, [*sys.modules]]))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    code_of_exit, loaded = json.loads(run.stdout.splitlines()[-1])
+    assert code_of_exit == 0 and "matplotlib" in loaded, run.stderr
+    assert not {"transformers.trainer", "sentence_transformers"} & set(loaded)

@@ -15,8 +15,9 @@ import pytest
 
 from flipped_kd.data.keys import text_keys
 from flipped_kd.teachers import shards as teacher_shards
-from flipped_kd.teachers.cache import CacheIdentity, TeacherCache, fill_cache
+from flipped_kd.teachers.cache import TeacherCache, fill_cache
 from flipped_kd.teachers.score_table import TeacherEmbeddings
+from flipped_kd.teachers.shards import CacheIdentity
 from tests.conftest import make_pairs
 
 REPOSITORY = Path(__file__).parents[2]

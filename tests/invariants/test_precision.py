@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.students.cpu_dropout import speed_up_dropout
-from flipped_kd.students.loading import default_lora, keep_input_precision, load_student
+from flipped_kd.students.loading import load_student
+from flipped_kd.students.lora import default_lora, keep_input_precision
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import logged, lora, settings, trainable

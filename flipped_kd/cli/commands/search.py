@@ -1,4 +1,4 @@
-"""The verbs rank and search of `flipped-kd`."""
+"""`flipped-kd search`: find the texts of a corpus that match queries."""
 
 from __future__ import annotations
 
@@ -6,57 +6,19 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
 
-from ..data.tables import STANDARD
-from ..data.text_tables import Chunk, digest_of
-from ..inference.matcher import FlippedMatcher
-from ..inference.search_index import INDEX_FILE, SearchIndex
-from ..utils.atomic import check_target
-from .arguments import UsageError
-from .runtime import Work, open_matcher, read_all, run_job, shows_progress
-from .score import checked_kind
+from ...data.tables import STANDARD
+from ...data.text_tables import Chunk, columns_digest
+from ...inference.matcher import FlippedMatcher
+from ...inference.search_index import INDEX_FILE, SearchIndex
+from ...utils.atomic import check_target
+from ..arguments import UsageError
+from ..models import checked_kind, open_matcher
+from ..runtime import Work, id_type, named_column, read_all, run_table_job, shows_progress
 
 logger = logging.getLogger(__name__)
-
-
-def rank(options: Namespace) -> None:
-    """Rank documents by their probability of matching a query."""
-    if not options.query.strip():
-        raise UsageError("QUERY is empty: give a text")
-    schema = pa.schema([("corpus_id", _id_type(options.id_column)), ("score", pa.float64()), ("text", pa.string())])
-
-    def open_work(state: PartialState) -> Work:
-        matcher, digest = open_matcher(options, state)
-        kind = checked_kind(matcher, options.score)
-
-        def compute(chunk: Chunk) -> pa.Table:
-            (texts,) = chunk.texts
-            found = matcher.rank(
-                options.query, texts, score=kind, batch_size=options.batch_size, show_progress_bar=False
-            )
-            scores = np.empty(len(texts))
-            scores[[hit["corpus_id"] for hit in found]] = [hit["score"] for hit in found]
-            return pa.table([chunk.ids, scores, texts], schema=schema)
-
-        def best_first(table: pa.Table) -> pa.Table:
-            order = np.argsort(-table["score"].to_numpy(), kind="stable")[: options.top_k]
-            return table.take(pa.array(order))
-
-        return Work(compute, schema, digest, best_first)
-
-    run_job(
-        options,
-        options.documents,
-        {"--text-column": options.text_column},
-        {name: getattr(options, name) for name in ("query", "score", "top_k")},
-        [],
-        open_work,
-        id_column=_named("--id-column", options.id_column),
-        keep_rows=False,
-    )
 
 
 def search(options: Namespace) -> None:
@@ -70,7 +32,7 @@ def search(options: Namespace) -> None:
     if options.queries == options.corpus == STANDARD:
         raise UsageError("QUERIES and CORPUS are both -: standard input holds one of them, give the other as a file")
     corpus = _Corpus(options)
-    query_id = _id_type(options.query_id_column)
+    query_id = id_type(options.query_id_column)
     schema = pa.schema(
         [("query_id", query_id), ("query", pa.string()), ("rank", pa.int64())]
         + [("corpus_id", corpus.id_type), ("score", pa.float64()), ("text", pa.string())]
@@ -103,25 +65,16 @@ def search(options: Namespace) -> None:
 
         return Work(compute, schema, digest)
 
-    run_job(
+    run_table_job(
         options,
         options.queries,
         {"--query-column": options.query_column},
         {name: getattr(options, name) for name in ("top_k", "rerank", "score")} | {"corpus": corpus.digest},
         [],
         open_work,
-        id_column=_named("--query-id-column", options.query_id_column),
+        id_column=named_column("--query-id-column", options.query_id_column),
         keep_rows=False,
     )
-
-
-def _named(option: str, column: str | None) -> tuple[str, str] | None:
-    return None if column is None else (option, column)
-
-
-def _id_type(column: str | None) -> pa.DataType:
-    """Row numbers, or the values of a column as text."""
-    return pa.int64() if column is None else pa.string()
 
 
 class _Corpus:
@@ -140,15 +93,15 @@ class _Corpus:
                 raise UsageError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
             self._kept = SearchIndex.load(place)
             self.texts, self.ids = self._kept.texts, self._kept.ids or list(range(len(self._kept)))
-            self.digest = digest_of(self.texts, map(str, self.ids))
+            self.digest = columns_digest(self.texts, map(str, self.ids))
             return
         self.texts, self.ids = read_all(
             options.corpus,
             ("--text-column", options.text_column),
-            _named("--id-column", options.id_column),
+            named_column("--id-column", options.id_column),
             options.skip_bad_rows,
         )
-        self.digest = digest_of(self.texts, map(str, self.ids))
+        self.digest = columns_digest(self.texts, map(str, self.ids))
         if options.save_index is None:
             return
         check_target(Path(options.save_index), INDEX_FILE)

@@ -1,0 +1,44 @@
+"""`flipped-kd calibrate`: fit a model's match score and thresholds anew on labelled pairs."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+from ...evaluation.match_score import KINDS, SCORE_FILE, MatchScore
+from ...utils.atomic import write_atomically
+from ..arguments import UsageError
+from ..models import open_matcher
+from ..reports import check_report_file, judged_scores, labelled_pairs, metrics_table
+from ..runtime import shows_progress
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(options: Namespace) -> None:
+    """Fit a model's match score and thresholds anew on labelled pairs."""
+    if options.output is None and not Path(options.model).is_dir():
+        raise UsageError(
+            f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
+            "name the file by --output"
+        )
+    target = Path(options.output or Path(options.model) / SCORE_FILE)
+    check_report_file(str(target))
+    pairs = labelled_pairs(options, options.pairs)
+    matcher, _ = open_matcher(options)
+    answer, similarity = matcher.scores(
+        pairs, batch_size=options.batch_size, show_progress_bar=shows_progress(options)
+    )
+    labels = np.asarray(pairs["label"])
+    default = matcher.match_score.default if matcher.match_score is not None else "both"
+    score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)
+    write_atomically(target, score.to_json())
+    print(metrics_table(judged_scores(score, KINDS, answer, similarity, labels)), file=options.stdout)
+    logger.info(
+        "%s is fitted on these pairs, whose metrics flatter it: judge it on others by `flipped-kd evaluate`. "
+        "`flipped-kd card` writes the thresholds into the card.",
+        target,
+    )

@@ -1,0 +1,74 @@
+"""`flipped-kd check-teacher`: judge a teacher on labelled pairs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...inference.loading import default_device
+from ...inference.matcher import FlippedMatcher
+from ...prompts.pair_prompt import PairPrompt
+from ...students.loading import load_student, load_tokenizer
+from ...students.lora import add_adapter, default_lora
+from ...students.lora_encoder import LoraEncoder
+from ...teachers.loading import load_teacher
+from ...teachers.pair_scores import teacher_scores
+from ...teachers.suitability import check_scores, check_table, warnings_of
+from ..reports import check_report_file, labelled_pairs, show_report
+from ..runtime import shows_progress
+
+
+def check_teacher(options: Namespace) -> None:
+    """Judge a teacher on labelled pairs."""
+    check_report_file(options.output)
+    pairs = labelled_pairs(options, options.pairs)
+    held_out = None if options.validation is None else labelled_pairs(options, options.validation)
+    teacher = load_teacher(
+        options.teacher,
+        revision=options.revision,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    parts = [pairs] if held_out is None else [pairs, held_out]
+    cache = {"cache_dir": options.teacher_cache_dir, "batch_size": options.batch_size}
+    scores = [teacher_scores(teacher, part, **cache, show_progress=shows_progress(options)) for part in parts]
+    labels = [np.asarray(part["label"]) for part in parts]
+    answers = None if options.student is None else bare_answers(options, parts)
+    report = check_scores(
+        scores[0],
+        labels[0],
+        validation=None if held_out is None else (scores[1], labels[1]),
+        student=None if answers is None else (answers[0], answers[1] if held_out is not None else None),
+        thresholds=(options.positive_threshold, options.negative_threshold),
+    )
+    if held_out is None and report["calibration"]["scale"] > 0:
+        report["advice"].append(
+            "Calibrated and judged on the same pairs; if the teacher was trained on them, give others by --validation."
+        )
+    named = {"teacher": {"id": teacher.id, "kind": teacher.kind, "revision": teacher.revision}}
+    show_report(options, named | report, check_table(report))
+    for warning in warnings_of(report):
+        print(f"WARNING: {warning}", file=sys.stderr)
+
+
+def bare_answers(options: Namespace, parts: list[Any]) -> list[np.ndarray]:
+    """The answer log-odds of the LLM as it is: with a new adapter, whose B is 0, it is just that."""
+    trusted = {"trust_remote_code": options.trust_remote_code}
+    model = load_student(options.student, **trusted)
+    tokenizer = load_tokenizer(options.student, **trusted)
+    prompt = PairPrompt.from_preset(
+        tokenizer, options.prompt, max_length=options.max_length, instruction=options.instruction
+    )
+    torch.nn.Module.to(model, torch.device(options.device or default_device()))
+    student = add_adapter(model, default_lora(rank=1))
+    matcher = FlippedMatcher(student, tokenizer, prompt, LoraEncoder.from_model(student))
+    return [
+        matcher.scores(part, kind="answer", batch_size=options.batch_size, show_progress_bar=shows_progress(options))[
+            0
+        ]
+        for part in parts
+    ]

@@ -1,0 +1,31 @@
+"""`flipped-kd evaluate`: judge a model on labelled pairs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import numpy as np
+
+from ...utils.provenance import shown_name
+from ..models import ANSWER_ONLY, checked_kind, open_matcher
+from ..reports import check_report_file, judged_scores, labelled_pairs, metrics_table, show_report
+from ..runtime import shows_progress
+
+
+def evaluate(options: Namespace) -> None:
+    """Judge a model on labelled pairs."""
+    check_report_file(options.output)
+    pairs = labelled_pairs(options, options.pairs)
+    matcher, _ = open_matcher(options)
+    kind = None if options.score is None else checked_kind(matcher, options.score)
+    scorer = matcher.match_score or ANSWER_ONLY
+    kinds = list(scorer.kinds) if kind is None else [kind]
+    answer, similarity = matcher.scores(
+        pairs,
+        batch_size=options.batch_size,
+        show_progress_bar=shows_progress(options),
+        kind=kinds[0] if len(kinds) == 1 else None,
+    )
+    judged = judged_scores(scorer, kinds, answer, similarity, np.asarray(pairs["label"]))
+    report = {"model": shown_name(options.model)} | judged
+    show_report(options, report, metrics_table(report))

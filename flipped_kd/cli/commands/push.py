@@ -1,0 +1,46 @@
+"""`flipped-kd push`: upload an adapter or a merged model."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from ...publishing.card import write_card
+from ...publishing.files import kind_of
+from ...publishing.publish import publish
+from ...publishing.push import push_folder
+from ..arguments import UsageError
+
+
+def push(options: Namespace) -> None:
+    """Upload an adapter or a merged model."""
+    private = True if options.private else None
+    if not options.merged and (options.base_model is not None or options.merged_dir is not None):
+        raise UsageError("--base-model and --merged-dir are for --merged: add it, or leave them out")
+    if kind_of(Path(options.folder)) == "adapter":
+        report = publish(
+            options.folder,
+            options.repo_id,
+            merged=options.merged,
+            private=private,
+            revision=options.revision,
+            base_model=options.base_model,
+            merged_dir=options.merged_dir,
+            commit_message=options.message,
+        )
+        urls = [report.adapter_url, report.merged_url]
+    else:
+        if options.merged:
+            raise UsageError(f"--merged: {options.folder} is merged already: leave the option out")
+        write_card(options.folder, repo_id=options.repo_id, merged=True)
+        urls = [
+            push_folder(
+                options.folder,
+                options.repo_id,
+                private=private,
+                revision=options.revision,
+                commit_message=options.message,
+            )
+        ]
+    for url in filter(None, urls):
+        print(url, file=options.stdout)

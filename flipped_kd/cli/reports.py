@@ -1,0 +1,97 @@
+"""Reports of labelled pairs: reading the pairs, metrics as a table, and the report on screen or in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..data.loading import load_pairs
+from ..data.tables import STANDARD
+from ..data.validation import PairColumns
+from ..evaluation.match_score import MatchScore, ScoreKind
+from ..evaluation.metrics import matching_metrics
+from ..utils.atomic import write_atomically
+from .arguments import UsageError
+from .models import ANSWER_ONLY
+
+
+def judged_scores(
+    scorer: MatchScore, kinds: Sequence[ScoreKind], answer: np.ndarray, similarity: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Metrics of each kind of score at its natural threshold and at the chosen one, where one was chosen."""
+    scores = {}
+    for kind in kinds:
+        tuned = None if scorer is ANSWER_ONLY else scorer.kinds[kind].threshold
+        log_odds = scorer.log_odds(answer, similarity, kind)
+        scores[kind] = matching_metrics(log_odds, labels, threshold=0.0, tuned_threshold=tuned) | {"threshold": 0.5}
+        if tuned is not None:
+            scores[kind]["threshold_tuned"] = scorer.threshold(kind)
+    return {
+        "pairs": len(labels),
+        "positive_share": float(labels.mean()),
+        "default_score": scorer.default,
+        "scores": scores,
+    }
+
+
+def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:
+    """The pairs that the options of `_add_labelled` describe."""
+    return load_pairs(
+        source,
+        split=options.split,
+        columns=PairColumns(options.text_a_column, options.text_b_column, options.label_column),
+        label_threshold=options.label_threshold,
+        skip_bad_rows=options.skip_bad_rows,
+        max_rows=options.max_pairs,
+    )
+
+
+def metrics_table(report: Mapping[str, Any]) -> str:
+    """The metrics as a Markdown table, those at the chosen threshold where there is one."""
+    heads = ("F1", "precision", "recall", "accuracy", "AUC", "average precision")
+    lines = [f"| score | threshold | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for kind, metrics in report["scores"].items():
+        for end, chosen in (("_tuned", "validation"), ("", "natural")):
+            if f"f1{end}" not in metrics:
+                continue
+            values = [metrics[f"{name}{end}"] for name in ("f1", "precision", "recall", "accuracy")]
+            values += [metrics["roc_auc"], metrics["average_precision"]]
+            default = ", default" if kind == report["default_score"] else ""
+            cells = " | ".join("-" if math.isnan(value) else f"{value:.4f}" for value in values)
+            lines.append(f"| {kind}{default} | {metrics[f'threshold{end}']:.4f} ({chosen}) | {cells} |")
+    return f"{report['pairs']} pairs, {report['positive_share']:.1%} of them matches\n\n" + "\n".join(lines)
+
+
+def check_report_file(output: str | None) -> None:
+    """Refuse a place for a report that is none, before any work."""
+    if output not in (None, STANDARD):
+        path = Path(str(output))
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UsageError(f"--output {output} is a folder, or in one that does not exist: name a file")
+
+
+def show_report(options: Namespace, report: Mapping[str, Any], table: str) -> None:
+    """The table on the screen; the report as JSON in the file asked for, or on the screen instead of the table."""
+    text = json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
+    if options.output == STANDARD:
+        options.stdout.write(text)
+        return
+    if options.output is not None:
+        write_atomically(Path(options.output), text)
+    print(table, file=options.stdout)
+
+
+def _finite(value: Any) -> Any:
+    """NaN as null, which JSON has."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,74 @@
+"""The answer: logits at one position a row, in full precision."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.other import TrainableTokensWrapper
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from ..utils.angles import wide
+from .probing import unwrapped
+
+
+def accepts_logits_to_keep(model: nn.Module) -> bool:
+    """Whether the causal model (unwrapped of PEFT) can compute the logits of chosen positions only."""
+    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+
+
+def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor, keep: bool) -> Tensor:
+    """Logits at one position a row: `positions` (B,) -> (B, V). With `keep` no other position is computed.
+
+    `model` is called as it is given (a DDP or FSDP wrapper included), never unwrapped: its hooks synchronise
+    gradients. With `past_key_values` among the inputs it goes on from that cache.
+    """
+    use_cache = "past_key_values" in inputs
+    if keep:
+        return model(**inputs, use_cache=use_cache, logits_to_keep=positions[:, None]).logits[:, 0]
+    logits = model(**inputs, use_cache=use_cache).logits
+    return logits[torch.arange(len(positions), device=positions.device), positions]
+
+
+def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
+    """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
+
+    bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same
+    log-odds. A head in half precision is computed a second time in a copy, of which only the rows that are read cost
+    anything. The layers inside a head that PEFT has wrapped are treated the same.
+    """
+    for part in unwrapped(model).get_output_embeddings().modules():
+        plain = type(part) is nn.Linear or isinstance(part, TrainableTokensWrapper)
+        if plain and _precise_output not in part._forward_hooks.values():
+            part.register_forward_pre_hook(_leave_autocast)
+            part.register_forward_hook(_precise_output)
+            part.register_forward_hook(_return_to_autocast, always_call=True)
+
+
+def _leave_autocast(part: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Weights in float32 need no second product; autocast would cast the whole vocabulary for the first."""
+    device = inputs[0].device.type
+    if part.weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    part.suspended_autocast = torch.autocast(device, enabled=False)
+    part.suspended_autocast.__enter__()
+    return (wide(inputs[0]), *inputs[1:])
+
+
+def _return_to_autocast(part: Any, _inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+    suspended = part.__dict__.pop("suspended_autocast", None)
+    if suspended is not None:
+        suspended.__exit__(None, None, None)
+
+
+def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    if output.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    bias = getattr(part, "bias", None)
+    with torch.autocast(output.device.type, enabled=False):
+        return nn.functional.linear(wide(inputs[0]), wide(part.weight), None if bias is None else wide(bias))

@@ -1,0 +1,89 @@
+"""Files of a repository, fetched from the Hub, with errors that say what the user can do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from .redaction import redact
+
+LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+SUBFOLDERS = ["*/*"]  # checkpoints, other formats
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the Hub is asked."""
+
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
+            # The HTTP library would refuse it with a message that shows it.
+            raise ValueError("the token is empty or holds white space or other control characters: copy it again.")
+
+    def without_token(self, text: str) -> str:
+        """`text` with the token, should it stand there, made unreadable."""
+        return redact(text, self.token if isinstance(self.token, str) else None)
+
+
+def fetch(name: str | os.PathLike[str], revision: str | None, access: Access, patterns: Sequence[str]) -> Path:
+    """The local folder of a repository's files that match, at one commit (the folder's name)."""
+    shown = f"{str(name)!r}" + (f" (revision {revision!r})" if revision else "")
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        raise ValueError(f"{shown} is neither an existing folder nor a Hub id (owner/name): check the path.") from None
+    allowed = [*patterns, "*.py"] if access.trust_remote_code else [*patterns]
+    try:
+        return Path(
+            snapshot_download(
+                str(name),
+                revision=revision,
+                token=access.token,
+                cache_dir=None if access.cache_dir is None else Path(access.cache_dir),
+                allow_patterns=allowed,
+                ignore_patterns=SUBFOLDERS,
+            )
+        )
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        if getattr(error, "errno", None) in LOCAL_ERRORS:
+            raise  # the disk's, not the Hub's
+        raise ValueError(
+            f"{shown} is no folder here and could not be had from the Hub: {_reason(error, access)} "
+            f"({access.without_token(str(error))})"
+        ) from error
+
+
+def _reason(error: Exception, access: Access) -> str:
+    """What the user can do about a failed download."""
+    who = "the token given" if isinstance(access.token, str) else "the token of this machine, if it has one,"
+    if isinstance(error, GatedRepoError):
+        return f"access to it must be asked for on its page, and {who} belong to who was granted it."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository, or it is private and {who} does not open it. Check the name; log in."
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such branch, tag or commit. Check revision."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if status in (401, 403):
+        return f"{who} was refused. Log in again with `hf auth login`, or give another token."
+    if status is not None:
+        return f"the Hub answered {status}. Try again later."
+    return "the Hub could not be reached, and nothing is cached. Check the connection, or give a folder."
