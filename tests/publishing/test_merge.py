@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.prompts.pair_prompt import PairPrompt
-from flipped_kd.publishing import merge
+from flipped_kd.publishing import merge, merge_weights
 from flipped_kd.publishing.crossencoder_layout import check_layout, write_layout
 from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.files import CROSS_ENCODER_FILES
@@ -155,7 +155,7 @@ def test_a_merge_into_the_shared_matrix_would_be_noticed(
     """PEFT's own merge, without untying: the probe refuses it and nothing is left."""
     base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
     adapter = make_adapter(tmp_path / "adapter", base, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
-    monkeypatch.setattr(merge, "_untie", lambda base: False)
+    monkeypatch.setattr(merge_weights, "_untie", lambda base: False)
     with pytest.raises(PublishError, match="answer differs.*nothing was written"):
         merge_adapter(adapter, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}

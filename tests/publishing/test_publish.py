@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file, save_file
 
 from flipped_kd.inference.matcher import FlippedMatcher
-from flipped_kd.publishing import merge
+from flipped_kd.publishing import merge, merge_weights
 from flipped_kd.publishing.errors import PublishError, failure_of
 from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.publish import publish
@@ -176,7 +176,7 @@ def test_nothing_is_uploaded_if_the_merge_disagrees(
 ) -> None:
     base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
     adapter = make_adapter(tmp_path / "adapter", base, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
-    monkeypatch.setattr(merge, "_untie", lambda base: False)
+    monkeypatch.setattr(merge_weights, "_untie", lambda base: False)
     with pytest.raises(PublishError, match="differs"):
         publish(adapter, REPO, merged=True)
     assert not hub.requests and not (tmp_path / "adapter-merged").exists()

@@ -26,9 +26,9 @@ SCRIPT = """
 import os, signal, sys
 import numpy as np
 from flipped_kd.teachers import shards as teacher_shards
-from flipped_kd.teachers.bi_encoder import load_teacher
+from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.cache import TeacherCache
-from tests.teachers.test_faults import TEXTS, text_keys
+from tests.teachers.test_cache_faults import TEXTS, text_keys
 
 model, cache, out = sys.argv[1:4]
 first, last, survives = map(int, sys.argv[4:])

@@ -280,7 +280,7 @@ def test_broken_folders_are_refused(out: Path, tmp_path: Path, capsys: pytest.Ca
     report = tmp_path / "report.json"
     for content, words in (
         ("{", "no valid JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("{}", "lacks"),
         (None, "newer|reads up to"),
     ):
