@@ -26,6 +26,7 @@ from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
 from ..data.tables import STANDARD, TableSource, format_of
 from ..data.text_tables import TextTable
+from ..utils.devices import use_cpu_threads
 from .arguments import UsageError
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def launched(options: Namespace) -> PartialState:
     state = PartialState(
         cpu=on_cpu or str(options.device).startswith("cpu"), **({"timeout": PATIENCE} if processes() > 1 else {})
     )
+    if state.device.type == "cpu":
+        use_cpu_threads()
     if not state.is_main_process:
         logging.getLogger("flipped_kd").setLevel(logging.ERROR)
     return state

@@ -27,6 +27,7 @@ SYSTEMS = {
     "llm_sft_similarity": "LLM, plain fine-tuning: similarity",
     "llm_sft_both": "LLM, plain fine-tuning: both",
     "llm_sft_plus_teacher": "LLM, plain fine-tuning: answer + teacher",
+    "llm_flipped_start": "LLM, flipped, before any step: similarity",
     "llm_flipped": "LLM, flipped: answer",
     "llm_flipped_similarity": "LLM, flipped: similarity",
     "llm_flipped_both": "LLM, flipped: both",
@@ -84,8 +85,12 @@ def judge_seed(
     flipped: tuple[SplitScores, SplitScores],
     validation_labels: np.ndarray,
     test_labels: np.ndarray,
+    start: SplitScores | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of all systems for one seed; `sft` and `flipped` are (answer, similarity), what is None is left out."""
+    """Metrics of all systems for one seed; `sft` and `flipped` are (answer, similarity), what is None is left out.
+
+    `start` is the flipped student's similarity after the start of A, before any step.
+    """
     scores: dict[str, tuple[SplitScores, float | None]] = {"teacher": (teacher, None)}
     if llm is not None:
         scores["llm"] = (llm, 0.0)
@@ -94,6 +99,8 @@ def judge_seed(
         scores[name] = (answer, 0.0)
         scores[f"{name}_similarity"] = (similarity, None)
         scores[f"{name}_both"] = (combine(answer, similarity, validation_labels), 0.0)
+    if start is not None:
+        scores["llm_flipped_start"] = (start, None)
     if sft is not None:
         scores["llm_sft_plus_teacher"] = (combine(sft[0], teacher, validation_labels), 0.0)
     found = {name: scores[name] for name in SYSTEMS if name in scores}

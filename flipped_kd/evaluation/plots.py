@@ -35,6 +35,7 @@ RATES = {"f1": "F1", "auc": "AUC"}
 DIST_UNITS = {
     **dict.fromkeys(("mse", "margin_mse"), "scaled squared error (no unit)"),
     "kl": "scaled divergence (nats)",
+    "pearson": "(1 − correlation) / 2 (no unit)",
     "sinkhorn": "transport cost (no unit)",
     **dict.fromkeys(("pairwise_logistic", "plackett_luce", "cosent", "angle"), "ranking loss (units of cosine)"),
 }

@@ -63,6 +63,8 @@ class DataArguments:
             takes all.
         max_answer_rankings: FAQ retrieval: rank by the student's answers too, not by vectors alone, where test queries
             times questions are at most so many; each is a forward pass. 0 never does.
+        unlabelled_file: texts of the field without labels, from which A starts too (`encoder_start`): one on each
+            line, or the column `unlabelled_column` of a table.
         dataset_name: a Hub data set with splits train, validation, test, instead of files.
         text_a_column: name of the column of the first text; text_b_column, label_column likewise.
         label_threshold: turns a score column into labels: score >= threshold is 1.
@@ -93,6 +95,10 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Hub data set with splits train, validation, test."}
     )
+    unlabelled_file: str | None = field(
+        default=None, metadata={"help": "Texts without labels, for the start of A: one a line, or a table."}
+    )
+    unlabelled_column: str = field(default="text", metadata={"help": "Column of the texts in unlabelled_file."})
     text_a_column: str = field(default="text_a", metadata={"help": "Column of the first text."})
     text_b_column: str = field(default="text_b", metadata={"help": "Column of the second text."})
     label_column: str = field(default="label", metadata={"help": "Column of the label."})

@@ -32,12 +32,14 @@ from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.loading import load_teacher
 from ..teachers.suitability import check_scores, check_table, warnings_of
 from ..training.config import PLAIN, FlippedDistillationConfig
+from ..utils.devices import use_cpu_threads
 from ..utils.locking import sole_writer
 from ..utils.provenance import device_name, library_versions, shown_command, shown_name
 from .arguments import DataArguments, StudentArguments
 from .artifacts import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
-from .single_run import RunResult, run_settings, say, teacher_split_scores, train_once
+from .run_identity import run_settings
+from .single_run import RunResult, say, teacher_split_scores, train_once
 from .splits import SPLITS, Splits, load_splits
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ def run_comparison(
         PublishError: the repository to push to cannot be opened (before anything is trained), or the push failed.
     """
     _check_named(student, data)
+    if config.device.type == "cpu":
+        use_cpu_threads(config.cpu_threads)
     out = Path(config.output_dir or "outputs")
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
     splits = load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
@@ -177,7 +181,9 @@ class Comparison:
                 self.check.update(_check_teacher(of_teacher, before, splits, self.config))
 
         folder = self.out / "runs" / f"seed-{seed}"
-        systems: dict[str, dict[str, Any]] = {"llm_sft": PLAIN} if self.data.baseline else {}
+        # Without a step plain fine-tuning is the bare LLM.
+        plain = self.data.baseline and self.config.max_steps != 0
+        systems: dict[str, dict[str, Any]] = {"llm_sft": PLAIN} if plain else {}
         systems["llm_flipped"] = {}
         for system, weights in systems.items():
             number = len(systems) * position + len(results) + 1
@@ -204,6 +210,7 @@ class Comparison:
                 students["llm_flipped"],
                 labels["validation"],
                 labels["test"],
+                results["llm_flipped"].start,
             )
         )
         facts = {system: result.facts for system, result in results.items()}

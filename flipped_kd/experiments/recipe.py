@@ -9,6 +9,7 @@ from typing import Any
 
 from ..training.config import FlippedDistillationConfig
 from ..training.processes import end_together
+from ..utils.devices import use_cpu_threads
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
 from .parsing import parse_settings
@@ -48,6 +49,8 @@ def run_recipe(
             files["questions_file"] = str(mini_data / "questions.jsonl")
         data = dataclasses.replace(data, **files, teacher=data.teacher or MINI)
         student = dataclasses.replace(student, student=student.student or MINI)
+    if config.device.type == "cpu":
+        use_cpu_threads(config.cpu_threads)  # the mini models and the teacher run before the trainer
     student, data = _with_mini_models(student, data, config, build_teacher, build_student)
     report = run_comparison(student, data, config)
     end_together()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -14,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainingArguments
 
-from ..data.keys import dataset_keys
+from ..data.unlabelled import read_texts
 from ..evaluation.comparison import SplitScores
 from ..evaluation.run_files import RUN_FILE, SCORES_FILE
 from ..students.loading import load_student, load_tokenizer
@@ -24,35 +21,34 @@ from ..students.lora import default_lora
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.pair_scores import teacher_scores
-from ..training.checkpoint_files import checkpoints_in
 from ..training.config import FlippedDistillationConfig
 from ..training.resume import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
 from ..utils.atomic import replacing, write_atomically
 from ..utils.devices import weights_dtype
-from ..utils.provenance import shown_name
 from .arguments import DataArguments, StudentArguments
 from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
-from .splits import SPLITS, Splits
-
-FINGERPRINT_FILE = "fingerprint.txt"
-# What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
-ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
-# Settings that change where or how often something is written, not what is learned.
-NOT_LEARNED = {
-    *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
-    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps"),
-}
+from .run_identity import claim_folder, run_fingerprint
+from .splits import Splits
 
 
 @dataclass
 class RunResult:
-    """One finished training run: scores of validation and test pairs, and what is worth telling of it."""
+    """One finished training run: scores of validation and test pairs, and what is worth telling of it.
+
+    Attributes:
+        answer: the trained student's answers.
+        similarity: its similarities.
+        before: the untrained student's answers; empty where nobody asked for them.
+        start: the similarities after the start of A, before any step; None where A started at random.
+        facts: plain JSON values.
+    """
 
     answer: SplitScores
     similarity: SplitScores
     before: SplitScores
+    start: SplitScores | None
     facts: dict[str, Any]
 
 
@@ -81,32 +77,36 @@ def train_once(
         ValueError: the folder holds a run, finished or begun, with other settings, data or models.
     """
     folder = Path(str(config.output_dir))
-    fingerprint = _fingerprint(student, data, config, splits, teacher)
-    _claim(folder, fingerprint, config.should_save)
+    fingerprint = run_fingerprint(student, data, config, splits, teacher)
+    claim_folder(folder, fingerprint, config.should_save)
     finished = _finished(folder)
     if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
         say(config, f"  finished before: {folder}")
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
         return finished
-    trainer = _new_trainer(student, config, splits, teacher)
+    trainer = _new_trainer(student, data, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
-    if on_bare_answers is not None or not config.distils:
+    start = None
+    if on_bare_answers is not None or not config.distils or trainer.encoder_start is not None:
         # A flipped run is the same whether it looks or not.
         with random_states_kept() if config.distils else nullcontext():
             # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
-            before, _ = _both_splits(trainer, splits)
-            by_answer = answer_retrieval(trainer, data, trained=False)
+            answers, similarities = _both_splits(trainer, splits)
+            start = similarities if trainer.encoder_start is not None else None
+            if on_bare_answers is not None or not config.distils:
+                before = answers
+                by_answer = answer_retrieval(trainer, data, trained=False)
     if on_bare_answers is not None:
         on_bare_answers(before)
-    start = take_snapshot(trainer, splits.test)
+    first = take_snapshot(trainer, splits.test)
     started = time.time()
     trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
     seconds = time.time() - started
     answer, similarity = _both_splits(trainer, splits, trainer.fitted_scores)
     by_answer |= answer_retrieval(trainer, data, trained=True)
     trainer.save_model(str(folder))
-    write_artifacts(folder, start, take_snapshot(trainer, splits.test))
+    write_artifacts(folder, first, take_snapshot(trainer, splits.test))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
     facts = _facts(trainer, seconds)
@@ -115,7 +115,7 @@ def train_once(
             say(config, "  the student is sharded: questions are not ranked by its vectors")
         else:
             facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
-    result = RunResult(answer, similarity, before, facts)
+    result = RunResult(answer, similarity, before, start, facts)
     if config.should_save:
         _write_result(folder, result)
     trainer.accelerator.wait_for_everyone()
@@ -124,6 +124,7 @@ def train_once(
 
 def _new_trainer(
     student: StudentArguments,
+    data: DataArguments,
     config: FlippedDistillationConfig,
     splits: Splits,
     teacher: BiEncoderTeacher | CrossEncoderTeacher,
@@ -147,6 +148,9 @@ def _new_trainer(
         splits.validation,
         tokenizer,
         default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
+        unlabelled_texts=read_texts(data.unlabelled_file, data.unlabelled_column, data.label_column)
+        if data.unlabelled_file is not None and config.distils
+        else (),
     )
 
 
@@ -160,6 +164,7 @@ def _facts(trainer: FlippedDistillationTrainer, seconds: float) -> dict[str, Any
         "trainable_parameters": sum(size for size, trained in weights if trained),
         "student_parameters": sum(size for size, trained in weights if not trained),
         "student_revision": getattr(model, "hub_commit", None),  # None where it is no model of the Hub
+        "encoder_start": None if trainer.encoder_start is None else dataclasses.asdict(trainer.encoder_start),
         "teacher_agreement": trainer.teacher_report,
         "dropped_share": {
             label: trainer.teacher_report.get(f"dropped_{label}_share") for label in ("positive", "negative")
@@ -189,87 +194,11 @@ def teacher_split_scores(
     return SplitScores(*scored)
 
 
-def _fingerprint(
-    student: StudentArguments,
-    data: DataArguments,
-    config: FlippedDistillationConfig,
-    splits: Splits,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher,
-) -> str:
-    """Names everything a run's result depends on: settings, pairs, teacher and student."""
-    settings = run_settings(student, data, config)
-    for name in ("train_file", "validation_file", "test_file", "seeds", "baseline", "teacher", "max_answer_rankings"):
-        settings["data"].pop(name)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for split in SPLITS:
-        part = getattr(splits, split)
-        for keys in dataset_keys(part):
-            digest.update(keys.tobytes())
-        digest.update(np.asarray(part["label"], dtype=np.int8).tobytes())
-    digest.update(teacher.fingerprint.encode())
-    digest.update(_files_of(student.student or ""))
-    return digest.hexdigest()
-
-
-@functools.cache  # the student of a comparison does not change while it runs
-def _files_of(student: str) -> bytes:
-    """sha256 of a local student's configuration, tokenizer and weights; nothing of one on the Hub, which is named."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(student).glob("*")) if Path(student).is_dir() else []:
-        if path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
-            with open(path, "rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.digest()
-
-
-def run_settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:
-    """Settings as plain JSON values: of training only our own and the changed ones; no local paths, no tokens."""
-    # Settings decide anew what the processes are, for all settings there are: these must decide alike.
-    defaults = FlippedDistillationConfig(
-        output_dir="-", use_cpu=config.use_cpu, ddp_backend=config.ddp_backend
-    ).to_dict()
-    own = {field.name for field in dataclasses.fields(FlippedDistillationConfig)} - {
-        field.name for field in dataclasses.fields(TrainingArguments)
-    }
-    changed = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in NOT_LEARNED and (name in own or value != defaults.get(name) or name in ALWAYS_TOLD)
-    }
-    shown = {
-        name: shown_name(value) if name.endswith("_file") or name in ("dataset_name", "teacher") else value
-        for name, value in dataclasses.asdict(data).items()
-    }
-    return {
-        "student": {**dataclasses.asdict(student), "student": shown_name(student.student)},
-        "data": shown,
-        "training": changed,
-    }
-
-
-def _claim(folder: Path, fingerprint: str, writes: bool) -> None:
-    """Say what the run in `folder` depends on before its first step: its checkpoints are gone on from by no other.
-
-    Raises:
-        ValueError: it holds a run, finished or begun, that depends on something else.
-    """
-    path = folder / FINGERPRINT_FILE
-    finished = (folder / RUN_FILE).is_file()
-    known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
-    if known != fingerprint and (finished or checkpoints_in(folder)):
-        raise ValueError(
-            f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "
-            "data or models: use another --output_dir, or delete it to run anew."
-        )
-    if writes:
-        write_atomically(path, fingerprint + "\n")
-
-
 def _write_result(folder: Path, result: RunResult) -> None:
     """scores.npz first, run.json last: the latter marks a finished run."""
     arrays = {
         f"{kind}_{split}": getattr(getattr(result, kind), split)
-        for kind in ("answer", "similarity", "before")
+        for kind in ("answer", "similarity", "before", *(("start",) if result.start is not None else ()))
         for split in ("validation", "test")
     }
     with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
@@ -286,7 +215,8 @@ def _finished(folder: Path) -> RunResult | None:
             SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
             for kind in ("answer", "similarity", "before")
         ]
-    return RunResult(kinds[0], kinds[1], kinds[2], facts)
+        start = SplitScores(arrays["start_validation"], arrays["start_test"]) if "start_test" in arrays else None
+    return RunResult(kinds[0], kinds[1], kinds[2], start, facts)
 
 
 def say(config: FlippedDistillationConfig, text: str, emit: Callable[[str], None] = print) -> None:

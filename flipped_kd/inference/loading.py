@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt
+from ..students.gguf import GgufBase, check_same_file, is_gguf
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from ..students.probing import unwrapped
@@ -195,9 +196,16 @@ def _load_adapted(
         raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
     revision = None if base_model else config.revision
     try:
-        place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
-        base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
-    except ValueError as error:
+        if is_gguf(name):
+            options = {"token": access.token, "cache_dir": access.cache_dir}
+            base = load_student(name, revision=revision, dtype=dtype, download=options)
+            recorded = GgufBase.from_pretrained(folder)
+            if recorded is not None:
+                check_same_file(recorded, cast(Any, base).gguf_base, name)
+        else:
+            place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
+            base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
+    except (ValueError, ImportError) as error:
         raise ValueError(
             f"the base {str(name)!r} of the adapter in {folder} cannot be loaded: {error} If it has moved, give "
             "base_model='its folder or Hub id'."

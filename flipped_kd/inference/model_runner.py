@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -21,8 +21,7 @@ from tqdm.auto import tqdm
 
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
 from ..prompts.pair_tokens import PairTokens, pad_batch
-from ..students.answer_head import accepts_logits_to_keep, position_logits
-from ..students.lora_encoder import LoraEncoder
+from ..students.answer_head import accepts_logits_to_keep, answer_rows, position_logits
 from ..students.probing import FLOAT32_TOLERANCE, input_device, same_logits, unwrapped
 from ..utils.angles import wide
 from ..utils.token_batches import token_batches, token_budget
@@ -41,6 +40,20 @@ class Bar(Protocol):
 
     def update(self, count: int) -> Any:
         """`count` more rows are done."""
+
+
+class TextReader(Protocol):
+    """What is read of texts in a forward pass: vectors (`LoraEncoder`), or what they are made of."""
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of one text."""
+
+    def capture(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Record the one forward pass run inside the context."""
+
+    def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
+        """(B, dimension) of what was recorded, over the tokens where spans (B, T) is 1."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,11 @@ class ModelRunner:
     Args:
         model: the causal language model in evaluation mode, with or without adapter.
         prompt: gives the answers' ids and the rows by which the model is tried at first use.
-        encoder: attached to `model`.
+        encoder: reads texts; attached to `model`.
         pad_id: id to pad with.
     """
 
-    def __init__(self, model: nn.Module, prompt: PairPrompt, encoder: LoraEncoder, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, prompt: PairPrompt, encoder: TextReader, pad_id: int) -> None:
         self.model, self.prompt, self.encoder, self.pad_id = model, prompt, encoder, pad_id
         self.keeps_logits = accepts_logits_to_keep(model)
         self._lock = threading.RLock()
@@ -277,22 +290,3 @@ class ModelRunner:
     def _log_odds(self, logits: Tensor) -> Tensor:
         no_id, yes_id = (0, 1) if logits.shape[-1] == 2 else self.prompt.answer_ids
         return wide(logits[:, yes_id]) - wide(logits[:, no_id])
-
-
-@contextmanager
-def answer_rows(head: nn.Linear, ids: Sequence[int]) -> Iterator[None]:
-    """Let an output layer compute the logits of `ids` only, in float32 or wider: (..., V) becomes (..., len(ids)).
-
-    bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same score.
-    """
-    weight = wide(head.weight[list(ids)])
-    bias = None if head.bias is None else wide(head.bias[list(ids)])
-
-    def forward(hidden: Tensor) -> Tensor:
-        return nn.functional.linear(wide(hidden), weight, bias)
-
-    head.forward = forward  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del head.forward

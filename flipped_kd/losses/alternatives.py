@@ -20,6 +20,8 @@ from . import citations
 from .base import Compared, SimilarityObjective
 
 EPSILON = 1e-8
+# Of the similarities that `Pearson` compares.
+MIN_VARIANCE = 1e-10
 
 
 class AlternativeObjective(SimilarityObjective):
@@ -189,6 +191,33 @@ class AnglE(AlternativeObjective):
         pairs = compared.own_pairs()
         score = _angle_score(wide(pairs.vectors_a), wide(pairs.vectors_b))
         return _ordered(wide(pairs.student), pairs, self.temperature) + _ordered(score, pairs, self.temperature)
+
+
+class Pearson(AlternativeObjective):
+    """Correlation distance, as in DIST (Huang et al., arXiv 2205.10536), of similarities.
+
+    `scale` * (1 - r) / 2 with r over the kept entries of the matrix, or of the pairs. Zero with fewer than two kept
+    entries, or where either has no spread. It asks for the teacher's order and distances, not for its offset: cosines
+    of a teacher lie around some mean that means nothing. No temperature.
+    """
+
+    citation = citations.DIST
+
+    def _align(self, compared: Compared) -> Tensor:
+        kept = compared.kept.to(compared.student.dtype)
+        count = kept.sum().clamp(min=1)
+        student, teacher = wide(compared.student), wide(compared.teacher)
+        student, teacher = ((part - (part * kept).sum() / count) * kept for part in (student, teacher))
+        squares = student.square().sum(), teacher.square().sum()
+        # Below, similarities differ by rounding alone.
+        usable = (compared.kept.sum() >= 2) & (torch.stack(squares).min() > MIN_VARIANCE * count)
+        student, teacher = (
+            part / torch.where(usable, square, 1.0).sqrt()
+            for part, square in zip((student, teacher), squares, strict=True)
+        )
+        # (1 - r) / 2 without the difference of two numbers that are nearly one.
+        distance = (student - teacher).square().sum() / 4
+        return torch.where(usable, distance, 0 * distance)
 
 
 def _angle_score(a: Tensor, b: Tensor) -> Tensor:

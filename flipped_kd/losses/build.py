@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..utils.checks import check_choice
-from .alternatives import AnglE, CoSENT, MarginMSE, PairwiseLogistic, PlackettLuce, Sinkhorn
+from .alternatives import AnglE, CoSENT, MarginMSE, PairwiseLogistic, Pearson, PlackettLuce, Sinkhorn
 from .answer import AnswerLoss
 from .base import SimilarityObjective
 from .contrastive import MarginAwareContrastiveLoss
@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, Callable[[float], SimilarityObjective]] = {
     "sinkhorn": Sinkhorn,
     "cosent": CoSENT,
     "angle": AnglE,
+    "pearson": Pearson,
 }
 
 

@@ -62,3 +62,12 @@ FLIPPED_CITATION = """@inproceedings{flipped2025,
     eprint = {2507.05617},
     archivePrefix = {arXiv},
 }"""
+
+DIST = """@inproceedings{huang2022,
+    title = {Knowledge Distillation from A Stronger Teacher},
+    author = {Huang, Tao and You, Shan and Wang, Fei and Qian, Chen and Xu, Chang},
+    booktitle = {Advances in Neural Information Processing Systems},
+    year = {2022},
+    eprint = {2205.10536},
+    archivePrefix = {arXiv},
+}"""

@@ -1,22 +1,25 @@
 """Wording of the pair prompt for the known families of tokenizers, and its form as a Jinja chat template.
 
-- `preset_segments` finds a tokenizer's own markers and writes prefix, middle and suffix with them.
-- `preset_answers` finds answers that are one token each after them; `resolve_answers` gives their ids.
+- `preset_forms` finds a tokenizer's own markers and writes prompts with them, the best one first.
+- `first_answers` finds answers that are one token each after them; `resolve_answers` gives their ids.
 - `render_chat_template` writes the same three segments as a template with the roles query and document.
 
-Each text stands directly between two markers. A line break there would be more usual in a chat, but a byte-level BPE
-merges it with the text next to it, and the tokens of the parts would no longer be those of the whole.
+A chat model is asked as it was tuned: each text in a turn of its role, after the line break that the format has there,
+which is a token of its own as long as the text is stripped. Where a tokenizer does not keep it so, each text stands
+directly between two markers. What FOLLOWS a text must be a marker: a byte-level BPE merges "?" and a line break.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from .prompt_form import PromptForm
+from .reranker_forms import RERANKERS
 from .text_tokenizer import token_ids
 
 INSTRUCTIONS: dict[str, str] = {
@@ -27,6 +30,12 @@ INSTRUCTIONS: dict[str, str] = {
 ANSWER_FORMS: dict[str, tuple[tuple[str, str], ...]] = {
     "en": (("no", "yes"), (" no", " yes"), ("No", "Yes"), (" No", " Yes")),
     "zh": (("否", "是"), (" 否", " 是")),
+}
+
+# Plain words before text_a, before text_b and before the answer, for base models.
+PLAIN_WORDS: dict[str, tuple[str, str, str]] = {
+    "en": ("Text 1:", "Text 2:", "Answer:"),
+    "zh": ("文本1：", "文本2：", "答案："),
 }
 
 
@@ -42,6 +51,9 @@ class ChatFamily:
         middle: What stands between the texts; begins and ends with a marker.
         suffix: What follows text_b; begins with a marker and opens the assistant's turn.
         head: Fixed beginning of every conversation, besides bos.
+        role_a: What stands in the place of open_a where the text may follow a line break; "" where there is no such.
+        role_middle: The same in the place of middle.
+        tuned_only: Base models of the family bear the markers too, untrained: without a chat template there is none.
     """
 
     name: str
@@ -51,6 +63,9 @@ class ChatFamily:
     middle: str
     suffix: str
     head: str = ""
+    role_a: str = ""
+    role_middle: str = ""
+    tuned_only: bool = False
 
 
 # Order matters: a family whose markers include another's comes first.
@@ -70,6 +85,8 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         open_a="<|im_start|>",
         middle="<|im_end|>\n<|im_start|>",
         suffix="<|im_end|>\n<|im_start|>assistant\n",
+        role_a="<|im_start|>user\n",
+        role_middle="<|im_end|>\n<|im_start|>user\n",
     ),
     ChatFamily(
         name="Gemma",
@@ -78,6 +95,9 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         open_a="<start_of_turn>",
         middle="<end_of_turn>\n<start_of_turn>",
         suffix="<end_of_turn>\n<start_of_turn>model\n",
+        role_a="<start_of_turn>user\n",
+        role_middle="<end_of_turn>\n<start_of_turn>user\n",
+        tuned_only=True,
     ),
     ChatFamily(
         name="Llama 3",
@@ -86,6 +106,8 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         open_a="<|start_header_id|>user<|end_header_id|>",
         middle="<|eot_id|><|start_header_id|>user<|end_header_id|>",
         suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        role_a="<|start_header_id|>user<|end_header_id|>\n\n",
+        role_middle="<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
     ),
     ChatFamily(
         name="GLM",
@@ -118,36 +140,45 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 
-def preset_segments(
-    tokenizer: PreTrainedTokenizerBase, added_tokens: Collection[str], instruction: str, adds_bos: bool
-) -> tuple[str, str, str]:
-    """Write prefix, middle and suffix with the markers a tokenizer has.
+def preset_forms(
+    tokenizer: PreTrainedTokenizerBase, added_tokens: Collection[str], preset: str, instruction: str, adds_bos: bool
+) -> list[PromptForm]:
+    """Wordings for a tokenizer, the best one first; the next is for a tokenizer that does not keep its parts apart.
 
-    The first family of `CHAT_FAMILIES` whose markers are all there is used; failing that the tokenizer's
-    cls or bos token opens the prompt, its sep or eos token separates the parts, and the instruction follows the texts.
+    - Of `RERANKERS`: the form of that model.
+    - With the markers of a family of `CHAT_FAMILIES`: the instruction in a turn of its own, then each text in a turn.
+    - With a sep token (BERT's kind): cls, the texts parted by sep, and the instruction after them.
+    - Else, for base models: plain words, where possible.
 
     Args:
         tokenizer: Tokenizer whose named special tokens and chat template are read.
         added_tokens: Its added tokens, as strings.
-        instruction: What is asked, put before the texts (after them where there are no chat markers); may be empty.
+        preset: "en" or "zh", or a name of `RERANKERS`.
+        instruction: What is asked; may be empty.
         adds_bos: Whether the tokenizer puts bos before a plain text by itself.
-
-    Returns:
-        (prefix, middle, suffix).
 
     Raises:
         ValueError: The tokenizer has no marker at all.
     """
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    own_bos = tokenizer.bos_token if tokenizer.bos_token in added_tokens else None
+    if preset in RERANKERS:
+        return [RERANKERS[preset][1](instruction, own_bos or "")]
+    answers = ANSWER_FORMS[preset]
     for family in CHAT_FAMILIES:
-        if not all(marker in added_tokens for marker in family.markers):
+        tuned = bool(template) or not family.tuned_only
+        if not (tuned and all(marker in added_tokens for marker in family.markers)):
             continue
         bos = tokenizer.bos_token if adds_bos or "bos_token" in template else None
         turn = family.instruction_turn.replace("{instruction}", instruction) if instruction else ""
         suffix = family.suffix
         if "enable_thinking" in template and {"<think>", "</think>"} <= set(added_tokens):
             suffix += EMPTY_THOUGHT
-        return (bos or "") + family.head + turn + family.open_a, family.middle, suffix
+        opening = (bos or "") + family.head + turn
+        bare = PromptForm(opening + family.open_a, family.middle, suffix, answers=answers)
+        if not family.role_a:
+            return [bare]
+        return [PromptForm(opening + family.role_a, family.role_middle, suffix, answers=answers), bare]
 
     named = (tokenizer.cls_token, tokenizer.bos_token, tokenizer.sep_token, tokenizer.eos_token)
     cls, bos, sep, eos = (token if token in added_tokens else None for token in named)
@@ -161,7 +192,14 @@ def preset_segments(
         )
     # A model without chat markers continues a text: the question right before the answer is what it continues. It also
     # keeps what stands before a text encoded alone to one token.
-    return opening, separator, separator + instruction
+    enclosed = PromptForm(opening, separator, separator + instruction, answers=answers)
+    if sep is not None:
+        return [enclosed]
+    first, second, last = PLAIN_WORDS[preset]
+    spaced = tuple(sorted(answers, key=lambda form: not form[0].startswith(" ")))
+    asked = f"{instruction}\n" if instruction else ""
+    wrap = (" ", "\n")
+    return [PromptForm(f"{opening}{asked}{first}", second, last, wrap, wrap, spaced), enclosed]
 
 
 def resolve_answers(
@@ -196,24 +234,26 @@ def resolve_answers(
     return found[0], found[1]
 
 
-def preset_answers(whole: Tokenizer, context: str, preset: str, unk_ids: Collection[int]) -> tuple[str, str]:
-    """Return the first of a preset's answer forms that `resolve_answers` accepts.
+def first_answers(
+    whole: Tokenizer, context: str, forms: Sequence[tuple[str, str]], unk_ids: Collection[int]
+) -> tuple[str, str]:
+    """Return the first of the answer forms (no, yes) that `resolve_answers` accepts.
 
     Raises:
         ValueError: None is; the message is that for the first form.
     """
     first_error: ValueError | None = None
-    for form in ANSWER_FORMS[preset]:
+    for form in forms:
         try:
             resolve_answers(whole, context, form, unk_ids)
         except ValueError as error:
             first_error = first_error or error
         else:
             return form
-    raise ValueError(f"None of {ANSWER_FORMS[preset]} can be the answers (no, yes) here. {first_error}")
+    raise ValueError(f"None of {tuple(forms)} can be the answers (no, yes) here. {first_error}")
 
 
-def render_chat_template(prefix: str, middle: str, suffix: str) -> str:
+def render_chat_template(prefix: str, middle: str, suffix: str, trims: tuple[bool, bool] = (False, False)) -> str:
     """Write the segments as a Jinja chat template for one message of role query and one of role document.
 
     sentence-transformers' CrossEncoder turns a pair into just these two messages. Their content may be a string or
@@ -226,6 +266,7 @@ def render_chat_template(prefix: str, middle: str, suffix: str) -> str:
         prefix: What stands before text_a.
         middle: What stands between the texts.
         suffix: What follows text_b.
+        trims: Whether text_a, text_b lose white space at both ends.
 
     Returns:
         The template's source.
@@ -236,10 +277,12 @@ def render_chat_template(prefix: str, middle: str, suffix: str) -> str:
     lines.append("{%- if messages | length != 2 or query | length != 1 or document | length != 1 -%}")
     lines.append('{{- raise_exception("This template takes one message of role query and one of role document.") -}}')
     lines.append("{%- endif -%}")
-    for name, role in (("text_a", "query"), ("text_b", "document")):
+    for name, role, trim in zip(("text_a", "text_b"), ("query", "document"), trims, strict=True):
         lines.append(f"{{%- set content = {role}[0].content -%}}")
         joined = 'content | map(attribute="text") | join'
         lines.append(f"{{%- set {name} = content if content is string else {joined} -%}}")
+        if trim:
+            lines.append(f"{{%- set {name} = {name} | trim or {name} -%}}")
     before, between, after = (json.dumps(part, ensure_ascii=False) for part in (prefix, middle, suffix))
     lines.append(f"{{{{- {before} + text_a + {between} + text_b + {after} -}}}}")
     return "\n".join(lines)

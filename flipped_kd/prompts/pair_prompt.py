@@ -13,25 +13,24 @@ One file, though long: one class, whose parts, budget, probe and saved form must
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.atomic import write_atomically
-from .chat_families import (
-    INSTRUCTIONS,
-    preset_answers,
-    preset_segments,
-    render_chat_template,
-    resolve_answers,
-)
+from .chat_families import INSTRUCTIONS, first_answers, preset_forms, render_chat_template, resolve_answers
 from .pair_tokens import PairTokens
+from .prompt_form import PromptForm
+from .reranker_forms import RERANKERS
 from .text_tokenizer import (
     WHITE_SPACE,
+    SeamError,
     TextTokenizer,
     control_tokens,
     end_marker,
@@ -40,9 +39,13 @@ from .text_tokenizer import (
     whole_backend,
 )
 
+logger = logging.getLogger(__name__)
 PROMPT_FILE = "pair_prompt.json"
-FORMAT_VERSION = 1
+# Of prompts with white space between a fixed part and a text, which earlier releases would leave out. Others are
+# written as version 1.
+FORMAT_VERSION = 2
 SETTINGS = ("prefix", "middle", "suffix", "answers", "max_length")
+WRAPS = ("wrap_a", "wrap_b")
 RESOLVED_IDS = ("answer_ids", "prefix_ids", "middle_ids", "suffix_ids")
 MIN_ROOM = 8
 PROBE_PAIRS: tuple[tuple[str, str], ...] = (
@@ -65,15 +68,22 @@ class PairPrompt:
     The budget: `room` = max_length less the fixed parts. text_a keeps its first min(len_a, room // 2) tokens, text_b
     the first room - (kept of text_a).
 
+    Where a fixed part meets a text, nothing may merge across the seam. Three ways are safe: an added token of the
+    tokenizer; a line break that ends the part before a text; or white space that is tokenised with the text (`wrap_a`,
+    `wrap_b`), as in "Query: " + text. By the last two a text loses white space of its own at both ends. The
+    constructor tries all that with the tokenizer.
+
     The object holds no reference to the tokenizer, does not change it, and pickles.
 
     Args:
         tokenizer: A tokenizer backed by the tokenizers library.
-        prefix: What stands before text_a. Ends with an added token of the tokenizer.
-        middle: What stands between the texts. Begins and ends with an added token.
-        suffix: What follows text_b. Begins with an added token. The answer follows it.
+        prefix: What stands before text_a. Ends with an added token, a line break, or what `wrap_a` follows.
+        middle: What stands between the texts. Begins with an added token or after `wrap_a`; ends as the prefix.
+        suffix: What follows text_b. Begins as the middle. The answer follows it.
         answers: (no, yes), each one token in context.
         max_length: Longest sequence, in tokens.
+        wrap_a: White space (before, after) text_a that is tokenised with it.
+        wrap_b: The same of text_b.
 
     Attributes:
         answer_ids: Token ids (no, yes).
@@ -95,6 +105,8 @@ class PairPrompt:
         suffix: str,
         answers: tuple[str, str] = ("no", "yes"),
         max_length: int = 256,
+        wrap_a: Sequence[str] = ("", ""),
+        wrap_b: Sequence[str] = ("", ""),
     ) -> None:
         for name, value in (("prefix", prefix), ("middle", middle), ("suffix", suffix)):
             if not isinstance(value, str):
@@ -103,23 +115,29 @@ class PairPrompt:
             raise TypeError(f"max_length must be an int (tokens), got {max_length!r}.")
         if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
             raise TypeError(f"answers must be two strings (no, yes), got {answers!r}.")
+        for name, wrap in zip(WRAPS, (wrap_a, wrap_b), strict=True):
+            if len(wrap) != 2 or any(set(part) - set(" \n") for part in wrap):
+                raise ValueError(f"{name}={wrap!r} must be two strings of spaces and line breaks (before, after).")
         whole = whole_backend(tokenizer)
         control = control_tokens(whole)
 
         self.prefix, self.middle, self.suffix = prefix, middle, suffix
         self.answers = (answers[0], answers[1])
         self.max_length = max_length
+        self.wrap_a, self.wrap_b = (wrap_a[0], wrap_a[1]), (wrap_b[0], wrap_b[1])
         # Middle and suffix are read after the prefix, where they stand: a tokenizer may treat a string's start apart.
         self.prefix_ids = token_ids(whole, prefix)
-        self.middle_ids = _ids_after(whole, prefix, self.prefix_ids, middle)
-        self.suffix_ids = _ids_after(whole, prefix, self.prefix_ids, suffix)
-        before_a = end_marker("prefix", prefix, self.prefix_ids, -1, control)
-        after_a = end_marker("middle", middle, self.middle_ids, 0, control)
-        before_b = end_marker("middle", middle, self.middle_ids, -1, control)
-        after_b = end_marker("suffix", suffix, self.suffix_ids, 0, control)
-        self._strip_a = (before_a.rstrip, after_a.lstrip)
-        self._strip_b = (before_b.rstrip, after_b.lstrip)
-        self.answer_ids = resolve_answers(whole, prefix + suffix, self.answers, unk_ids(tokenizer, whole))
+        self.middle_ids = _ids_after(whole, prefix, self.wrap_a, middle)
+        self.suffix_ids = _ids_after(whole, prefix, self.wrap_b, suffix)
+        fixed_parts = (
+            ("prefix", prefix, self.prefix_ids),
+            ("middle", middle, self.middle_ids),
+            ("suffix", suffix, self.suffix_ids),
+        )
+        self._place_a = _place(*fixed_parts[:2], self.wrap_a, control)
+        self._place_b = _place(*fixed_parts[1:], self.wrap_b, control)
+        context = _before_answer(PromptForm(prefix, middle, suffix, self.wrap_a, self.wrap_b))
+        self.answer_ids = resolve_answers(whole, context, self.answers, unk_ids(tokenizer, whole))
 
         self._text_tokenizer = TextTokenizer(whole)
         fixed = len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
@@ -146,7 +164,8 @@ class PairPrompt:
 
         Args:
             tokenizer: A tokenizer backed by the tokenizers library.
-            preset: "en" (answers yes/no) or "zh" (answers 是/否).
+            preset: "en" (answers yes/no) or "zh" (answers 是/否): the tokenizer's own chat format, plain words for a
+                base model. Or the form of a published reranker: "qwen3_reranker", "bge_reranker_gemma".
             max_length: Longest sequence, in tokens.
             instruction: What is asked, put before the texts; None takes the preset's own, "" leaves it out.
             answers: (no, yes); None takes the first of the preset's forms ("yes", " yes", "Yes", " Yes") that is one
@@ -156,17 +175,31 @@ class PairPrompt:
             ValueError: Unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or
                 anything the constructor refuses.
         """
-        if preset not in INSTRUCTIONS:
-            raise ValueError(f"Unknown preset {preset!r}. Use one of {sorted(INSTRUCTIONS)}.")
+        known = INSTRUCTIONS | {name: words for name, (words, _) in RERANKERS.items()}
+        if preset not in known:
+            raise ValueError(f"Unknown preset {preset!r}. Use one of {sorted(known)}.")
         if instruction is None:
-            instruction = INSTRUCTIONS[preset]
+            instruction = known[preset]
         whole = whole_backend(tokenizer)
         added = {token.content for token in control_tokens(whole).values()}
         adds_bos = tokenizer.bos_token_id is not None and tokenizer.bos_token_id in whole.encode("x").ids[:1]
-        prefix, middle, suffix = preset_segments(tokenizer, added, instruction, adds_bos)
-        if answers is None:
-            answers = preset_answers(whole, prefix + suffix, preset, unk_ids(tokenizer, whole))
-        return cls(tokenizer, prefix=prefix, middle=middle, suffix=suffix, answers=answers, max_length=max_length)
+        forms = preset_forms(tokenizer, added, preset, instruction, adds_bos)
+        for form in forms:
+            last = form is forms[-1]
+            try:
+                chosen = answers or first_answers(whole, _before_answer(form), form.answers, unk_ids(tokenizer, whole))
+            except ValueError:
+                if last:
+                    raise
+                continue
+            around = {name: getattr(form, name) for name in ("prefix", "middle", "suffix", *WRAPS)}
+            try:
+                return cls(tokenizer, answers=chosen, max_length=max_length, **around)
+            except SeamError as error:
+                if last:
+                    raise
+                logger.debug("%s does not keep %r apart from its texts: %s", type(tokenizer).__name__, form, error)
+        raise AssertionError("there is always a last form")
 
     def encode_pairs(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> list[PairTokens]:
         """Tokenise pairs; each distinct text is tokenised once.
@@ -187,7 +220,8 @@ class PairPrompt:
         """
         if len(texts_a) != len(texts_b):
             raise ValueError(f"texts_a and texts_b must have the same length, got {len(texts_a)} and {len(texts_b)}.")
-        all_a, all_b = self._text_ids(texts_a, self._strip_a), self._text_ids(texts_b, self._strip_b)
+        all_a = self._text_ids(texts_a, self._place_a)
+        all_b = self._text_ids(texts_b, self._place_b)
         start_a = len(self.prefix_ids)
         pairs = []
         for full_a, full_b in zip(all_a, all_b, strict=True):
@@ -219,7 +253,7 @@ class PairPrompt:
         """
         start = len(self.prefix_ids)
         alone = []
-        for full in self._text_ids(texts, self._strip_a):
+        for full in self._text_ids(texts, self._place_a):
             ids = full[: self.room // 2]
             span = (start, start + len(ids))
             alone.append(PairTokens(self.prefix_ids + ids, span, None, truncated=len(ids) < len(full)))
@@ -227,16 +261,31 @@ class PairPrompt:
 
     def render(self, text_a: str, text_b: str) -> str:
         """Return the whole prompt as one string, uncut."""
-        return self.prefix + text_a + self.middle + text_b + self.suffix
+        text_a = _trimmed(text_a) if self._place_a.trim else text_a
+        text_b = _trimmed(text_b) if self._place_b.trim else text_b
+        return text_a.join(self._around_a) + text_b.join(self._around_b)
+
+    @property
+    def _around_a(self) -> tuple[str, str]:
+        return self.prefix + self.wrap_a[0], self.wrap_a[1] + self.middle
+
+    @property
+    def _around_b(self) -> tuple[str, str]:
+        return self.wrap_b[0], self.wrap_b[1] + self.suffix
 
     def chat_template(self) -> str:
         """Return a Jinja chat template that renders `render(a, b)` from a query message a and a document message b."""
-        return render_chat_template(self.prefix, self.middle, self.suffix)
+        before, between = self._around_a
+        again, after = self._around_b
+        return render_chat_template(before, between + again, after, (self._place_a.trim, self._place_b.trim))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prompt as plain JSON values, as `save_pretrained` writes them."""
+        wrapped = any((*self.wrap_a, *self.wrap_b))
+        trimmed = self._place_a.trim or self._place_b.trim
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if trimmed else 1,
+            **({"wrap_a": list(self.wrap_a), "wrap_b": list(self.wrap_b)} if wrapped else {}),
             "prefix": self.prefix,
             "middle": self.middle,
             "suffix": self.suffix,
@@ -277,7 +326,7 @@ class PairPrompt:
                 "or make a new prompt with PairPrompt.from_preset."
             )
         stored = read_prompt_file(path)
-        prompt = cls(tokenizer, **{name: stored[name] for name in SETTINGS})
+        prompt = cls(tokenizer, **{name: stored[name] for name in (*SETTINGS, *WRAPS) if name in stored})
         for name in RESOLVED_IDS:
             value = prompt.to_dict()[name]
             if stored[name] != value:
@@ -287,24 +336,27 @@ class PairPrompt:
                 )
         return prompt
 
-    def _text_ids(self, texts: Sequence[str], strip: tuple[bool, bool]) -> list[list[int]]:
-        """Tokenise texts after the white space is taken off that the markers beside them swallow (left, right)."""
+    def _text_ids(self, texts: Sequence[str], place: _Place) -> list[list[int]]:
+        """Tokenise texts as they stand in a place."""
         if isinstance(texts, str):
             raise TypeError(f"Give a list of texts, not one str: {texts[:60]!r}.")
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"Text {position} must be a str, got {text!r}. Convert or drop it.")
         distinct = list(dict.fromkeys(texts))
-        left, right = strip
-        bare = [text.lstrip(WHITE_SPACE) for text in distinct] if left else distinct
-        bare = [text.rstrip(WHITE_SPACE) for text in bare] if right else bare
+        if place.trim:
+            bare = [_trimmed(text).join(place.wrap) for text in distinct]
+        else:
+            bare = [text.lstrip(WHITE_SPACE) for text in distinct] if place.left else distinct
+            bare = [text.rstrip(WHITE_SPACE) for text in bare] if place.right else bare
         ids = dict(zip(distinct, self._text_tokenizer.encode(bare), strict=True))
         return [ids[text] for text in texts]
 
     def _check_parts_against_whole(self, whole: Tokenizer) -> None:
         """Raise unless the ids put together from the parts are those of the rendered string, on the probe pairs."""
         for text_a, text_b in PROBE_PAIRS:
-            (ids_a,), (ids_b,) = self._text_ids([text_a], self._strip_a), self._text_ids([text_b], self._strip_b)
+            (ids_a,) = self._text_ids([text_a], self._place_a)
+            (ids_b,) = self._text_ids([text_b], self._place_b)
             parts = (
                 ("prefix", self.prefix, self.prefix_ids),
                 ("text_a", text_a, ids_a),
@@ -318,16 +370,58 @@ class PairPrompt:
                 found = expected[start : start + len(ids)]
                 start += len(ids)
                 if found != ids or (name == "suffix" and start != len(expected)):
-                    raise ValueError(
+                    raise SeamError(
                         f"Tokenised apart, the {name} {text!r} gives {[whole.id_to_token(i) for i in ids]}, but in "
                         f"the whole {[whole.id_to_token(i) for i in found]}. Enclose the texts by special tokens "
-                        "that were added with normalized=False and single_word=False."
+                        "that were added with normalized=False and single_word=False, or by other white space."
                     )
 
 
-def _ids_after(whole: Tokenizer, context: str, context_ids: list[int], text: str) -> list[int]:
-    """Token ids of a text where it stands, after a context that ends with an added token."""
-    return token_ids(whole, context + text)[len(context_ids) :]
+@dataclass(frozen=True)
+class _Place:
+    """What becomes of a text where it stands.
+
+    Attributes:
+        left: white space at its beginning is swallowed by the marker before it.
+        right: the same at its end.
+        trim: the text loses white space at both ends, as by `str.strip` and Jinja's `trim`.
+        wrap: white space (before, after) that is tokenised with it.
+    """
+
+    left: bool
+    right: bool
+    trim: bool
+    wrap: tuple[str, str]
+
+
+def _place(
+    before: tuple[str, str, list[int]],
+    after: tuple[str, str, list[int]],
+    wrap: tuple[str, str],
+    control: dict[int, AddedToken],
+) -> _Place:
+    """The place between two fixed parts (name, text, ids); ValueError where something could merge with the text."""
+    new_line = before[1].endswith("\n")
+    left = None if wrap[0] or new_line else end_marker(*before, -1, control)
+    right = None if wrap[1] else end_marker(*after, 0, control)
+    return _Place(left is not None and left.rstrip, right is not None and right.lstrip, new_line or any(wrap), wrap)
+
+
+def _trimmed(text: str) -> str:
+    """A text without white space at its ends; one of nothing else stays, so that there is something to read."""
+    return text.strip() or text
+
+
+def _before_answer(form: PromptForm) -> str:
+    """What an answer follows, texts left out (or in one letter, where white space is tokenised with them)."""
+    return form.prefix + ("x".join(form.wrap_b) if any(form.wrap_b) else "") + form.suffix
+
+
+def _ids_after(whole: Tokenizer, context: str, wrap: tuple[str, str], text: str) -> list[int]:
+    """Token ids of a fixed part where it stands: after a context, and a text if white space is tokenised with it."""
+    if any(wrap) or context.endswith("\n"):
+        context += wrap[0] + "x" + wrap[1]
+    return token_ids(whole, context + text)[len(token_ids(whole, context)) :]
 
 
 def read_prompt_file(path: Path) -> dict[str, Any]:

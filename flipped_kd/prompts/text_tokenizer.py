@@ -26,6 +26,10 @@ WHITE_SPACE = (
 )
 
 
+class SeamError(ValueError):
+    """A fixed part of a prompt and a text beside it would not keep their tokens apart."""
+
+
 def whole_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return the tokenizer's backend, to be read only, without truncation, padding or split special tokens.
 
@@ -93,7 +97,7 @@ def end_marker(part: str, text: str, ids: list[int], index: int, control: dict[i
     if ids and ids[index] in control:
         return control[ids[index]]
     known = ", ".join(repr(token.content) for token in list(control.values())[:12])
-    raise ValueError(
+    raise SeamError(
         f"The {part} {text!r} must {'begin' if index == 0 else 'end'} with an added token of the tokenizer, so that "
         f"it cannot merge with the text beside it. Its added tokens: {known or 'none'}. Put one there, or use "
         "PairPrompt.from_preset."

@@ -17,6 +17,7 @@ from ..evaluation.run_files import REPORT_FILE
 from ..inference.loading import ADAPTER_CONFIG
 from ..losses.build import build_loss
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
+from ..students.gguf import GgufBase
 from ..students.lora_encoder import LoraEncoder
 from ..utils.json_files import read_json_object
 from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_paths
@@ -65,6 +66,7 @@ class CardData:
         architecture: of merged weights, such as "Qwen2ForCausalLM", where config.json tells.
         merge: merge_report.json of merged weights, None without one.
         base: the student before training.
+        gguf: the GGUF file it was read from; None of other students.
         lora: rank, alpha, dropout and sorted target modules; empty where no adapter_config.json is there.
         prompt: pair_prompt.json.
         encoder: lora_encoder.json.
@@ -88,6 +90,7 @@ class CardData:
     architecture: str | None
     merge: dict[str, Any] | None
     base: ModelSource
+    gguf: GgufBase | None
     lora: dict[str, Any]
     prompt: dict[str, Any]
     encoder: dict[str, Any]
@@ -138,7 +141,10 @@ def card_data(
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _adapter_config(source, required=not merged)
     model_config, merge = (_read_json_if(merged, folder / name) for name in ("config.json", MERGE_FILE))
+    gguf = GgufBase.from_pretrained(source)
     base = _base(config, found, merge)
+    if gguf is not None and not base.on_hub:
+        base = ModelSource(gguf.repo_id or gguf.file, gguf.repo_id is not None, gguf.revision)
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     facts = [run["llm_flipped"] for run in found["runs"]] if found else []
     terms, thresholds, citations = _losses(found["settings"]["training"]) if found else ([], {}, [])
@@ -155,6 +161,7 @@ def card_data(
         architecture=model_config["architectures"][0] if model_config and model_config.get("architectures") else None,
         merge=without_paths(merge),
         base=base,
+        gguf=gguf,
         lora=_lora(config),
         prompt=read_prompt_file(folder / PROMPT_FILE),
         encoder=LoraEncoder.from_pretrained(folder).to_dict(),

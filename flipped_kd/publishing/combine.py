@@ -93,7 +93,8 @@ def combine_adapters(
         (partial / CARD_FILE).unlink(missing_ok=True)  # PEFT's, which names a local base
         loaded.tokenizer.save_pretrained(partial)
         loaded.prompt.save_pretrained(partial)
-        LoraEncoder([adapted[module.name] for module in loaded.encoder.modules]).save_pretrained(partial)
+        modules = [adapted[module.name] for module in loaded.encoder.modules]
+        LoraEncoder(modules, pooling=loaded.encoder.pooling).save_pretrained(partial)
     write_card(target, plots=False)
     return target
 
@@ -182,9 +183,15 @@ def _check_prompts(folders: list[Path]) -> None:
 
 
 def _check_encoders(folders: list[Path]) -> None:
-    """Raise ValueError unless all encoders read the same modules; their ranks may differ."""
-    names = [[module.name for module in LoraEncoder.from_pretrained(folder).modules] for folder in folders]
-    for folder, other in zip(folders[1:], names[1:], strict=True):
+    """Raise ValueError unless all encoders read the same modules in the same way; their ranks may differ."""
+    encoders = [LoraEncoder.from_pretrained(folder) for folder in folders]
+    names = [[module.name for module in encoder.modules] for encoder in encoders]
+    for folder, encoder, other in zip(folders[1:], encoders[1:], names[1:], strict=True):
+        if encoder.pooling != encoders[0].pooling:
+            raise ValueError(
+                f"the encoder of {folders[0]} has encoder_pooling={encoders[0].pooling!r}, that of {folder} "
+                f"{encoder.pooling!r}: their vectors are of different kinds. Train with the same one to combine."
+            )
         if other != names[0]:
             raise ValueError(
                 f"the encoders of {folders[0]} and {folder} read different modules: train with the same "

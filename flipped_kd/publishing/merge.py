@@ -24,9 +24,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..inference.loading import ADAPTER_CONFIG, is_adapter, local_folder, read_adapter_config
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
+from ..students.gguf import GgufBase, is_gguf
 from ..utils.atomic import check_target, whole_or_absent
 from .card import write_card
-from .crossencoder_layout import check_layout, prepare_tokenizer, remove_layout, write_layout
+from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
 from .files import MERGE_FILE, contents_digest
 from .merge_probe import measure_differences, probe_pairs, scored
 from .merge_weights import merge_weights
@@ -47,11 +48,13 @@ class MergeReport:
         probe_pairs: how many pairs were compared.
         answer_difference, similarity_difference, encode_difference: largest absolute differences between adapter and
             merged model: answer log-odds, cosines, coordinates of unit vectors.
-        answer_tolerance: what was allowed for the log-odds (see `merge_probe.compare`).
+        answer_tolerance: what was allowed for the log-odds (see `merge_probe.measure_differences`).
         cross_encoder_difference: the same between merged model and CrossEncoder, log-odds; None if not tried.
         untied: whether input and output embeddings were untied.
         sentence_transformers: whether the folder can be read by CrossEncoder.
         reason: why not, if not.
+        base_difference: largest difference of the log-odds on the GGUF base that the adapter names and on the base
+            merged into; None where that is one and the same, or is no GGUF file, or is not at hand.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class MergeReport:
     untied: bool
     sentence_transformers: bool
     reason: str | None
+    base_difference: float | None = None
 
     def save(self) -> None:
         """Write merge_report.json into the folder."""
@@ -124,7 +128,7 @@ def merge_adapter(
 
     Raises:
         ValueError: adapter, base or out_dir is unusable; a base stored in 4 or 8 bit.
-        PublishError: adapter, merged model and CrossEncoder do not agree (see `merge_probe.compare`).
+        PublishError: adapter, merged model and CrossEncoder do not agree (see `merge_probe.measure_differences`).
         FloatingPointError: the adapter's scores are no finite numbers.
         OSError: no space left.
     """
@@ -155,7 +159,7 @@ def merge_adapter(
         )
         report = MergeReport(
             folder=partial,
-            base_model=None if Path(base).is_dir() else base,
+            base_model=None if Path(base).exists() else base,
             base_revision=base_revision,
             fingerprint=fingerprint(folder, base_model),
             probe_pairs=len(pairs),
@@ -165,6 +169,7 @@ def merge_adapter(
             untied=untied,
             sentence_transformers=reason is None,
             reason=reason,
+            base_difference=_base_difference(folder, base_model, pairs, before["answer"]),
         )
         report.save()
     try:
@@ -172,6 +177,19 @@ def merge_adapter(
     except Exception:  # the model is whole without it
         logger.warning("%s has no card", target, exc_info=True)
     return MergeReport.load(target)
+
+
+def _base_difference(
+    folder: Path, base_model: str | os.PathLike[str] | None, pairs: list[tuple[str, str]], answer: np.ndarray
+) -> float | None:
+    """How far log-odds move between the GGUF base that an adapter names and another `base_model`, if both are here."""
+    if base_model is None or GgufBase.from_pretrained(folder) is None:
+        return None
+    try:
+        own = FlippedMatcher.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    except (ValueError, ImportError):
+        return None
+    return largest_difference(scored(own, pairs)["answer"], answer)
 
 
 def _try_layout(
@@ -198,6 +216,8 @@ def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[st
 
 def refuse_quantised(base: str, revision: str | None, token: str | None) -> None:
     """Raise ValueError if the base is stored quantised; whether it is usable at all is seen when it is loaded."""
+    if is_gguf(base):
+        return  # its weights are turned into float ones when it is loaded
     try:
         config, _ = PretrainedConfig.get_config_dict(base, revision=revision, token=token)
     except (OSError, ValueError):
@@ -219,7 +239,8 @@ def fingerprint(folder: Path, base_model: str | os.PathLike[str] | None = None) 
     """
     base, revision = base_of(folder, base_model)
     digest = hashlib.sha256(f"{base}@{revision}".encode())
-    for path in sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []:
+    local = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else [Path(base)]
+    for path in (path for path in local if path.is_file()):
         digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     digest.update(contents_digest(folder).encode())
     return digest.hexdigest()

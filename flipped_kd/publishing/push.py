@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
+from ..students.gguf import GgufBase
 from .errors import PublishError, failure_of
 from .files import CARD_FILE, REPLACED, _files, _matches, kind_of, uploadable
 
@@ -66,7 +67,7 @@ def push_folder(
     if left_out:
         logger.warning("%s: not uploaded, for no reader needs them: %s", folder, ", ".join(map(str, left_out)))
     if kind == "adapter":
-        _warn_of_local_base(folder)
+        _check_base(folder)
     check_card(folder)
     hub = _Hub(token)
     repo_id = hub.open_repository(repo_id, private)
@@ -82,8 +83,18 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"repo_id={repo_id!r} cannot be a name on the Hub: {error} Give 'owner/name'.") from None
 
 
-def _warn_of_local_base(folder: Path) -> None:
+def _check_base(folder: Path) -> None:
+    """Refuse an adapter on a GGUF file that nobody else has; warn of a base in a local folder."""
     base = read_adapter_config(folder).base_model_name_or_path
+    gguf = GgufBase.from_pretrained(folder)
+    if gguf is not None:
+        if gguf.repo_id is None:
+            raise PublishError(
+                f"{folder} is an adapter on the local file {gguf.file}, which a reader of the repository would not "
+                "have: merge it and push the merged folder, or train from a Hub name (owner/name:FILE.gguf). Nothing "
+                "was uploaded."
+            )
+        return
     if base is None or not _is_hub_name(base) or Path(base).is_dir():
         logger.warning(
             "%s names its base by a local folder: whoever loads the adapter must say base_model=...; train from a Hub "

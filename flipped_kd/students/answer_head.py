@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,3 +74,22 @@ def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Te
     bias = getattr(part, "bias", None)
     with torch.autocast(output.device.type, enabled=False):
         return nn.functional.linear(wide(inputs[0]), wide(part.weight), None if bias is None else wide(bias))
+
+
+@contextmanager
+def answer_rows(head: nn.Linear, ids: Sequence[int]) -> Iterator[None]:
+    """Let an output layer compute the logits of `ids` only, in float32 or wider: (..., V) becomes (..., len(ids)).
+
+    bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same score.
+    """
+    weight = wide(head.weight[list(ids)])
+    bias = None if head.bias is None else wide(head.bias[list(ids)])
+
+    def forward(hidden: Tensor) -> Tensor:
+        return nn.functional.linear(wide(hidden), weight, bias)
+
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del head.forward

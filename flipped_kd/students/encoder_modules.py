@@ -58,7 +58,11 @@ def choose_modules(
         logger.info("the encoder leaves out %s, which are not given whole rows of tokens", left_out)
     wanted = resolve_layers(layers, sorted({m.layer for m in found}))
     chosen = [module for module in found if module.layer in wanted]
-    return chosen if endings is None else _with_endings(chosen, endings, why)
+    if endings is None or list(endings) == ["all"]:
+        return chosen
+    if list(endings) == ["widest"]:
+        return _widest(chosen, {name: int(layer.in_features or 0) for name, layer in by_name.items()})
+    return _with_endings(chosen, endings, why)
 
 
 def lora_layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
@@ -100,6 +104,17 @@ def row_readers(model: PeftModel, matrices: Mapping[str, nn.Module]) -> set[str]
     return {name for name, shapes in batches.items() if shapes and all(s[:2] == (ROWS, TOKENS) for s in shapes)}
 
 
+def _widest(found: Sequence[EncoderModule], widths: Mapping[str, int]) -> list[EncoderModule]:
+    """In each layer the module with the widest input: the last of the feed-forward network, whatever its name.
+
+    Its input holds most of what a layer knows of a text (docs/choices.md). Where several are as wide, all of them.
+    """
+    most: dict[int, int] = {}
+    for module in found:
+        most[module.layer] = max(most.get(module.layer, 0), widths[module.name])
+    return [module for module in found if widths[module.name] == most[module.layer]]
+
+
 def _with_endings(found: Sequence[EncoderModule], endings: Sequence[str], why: str) -> list[EncoderModule]:
     """Modules whose name ends with one of `endings` at a dot; every ending must match something.
 
@@ -117,19 +132,22 @@ def _with_endings(found: Sequence[EncoderModule], endings: Sequence[str], why: s
 
 
 def resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
-    """Layer numbers from "all", "last:2", "first:2", "3,4" or a sequence, checked against the adapted ones."""
+    """Layer numbers from "all", "last:2", "first:50%", "3,4" ... or a sequence, checked against the adapted ones."""
     if isinstance(layers, str):
         side, _, count = layers.partition(":")
         if layers == "all":
             return set(present)
+        if count.endswith("%") and count[:-1].isdecimal() and 0 < int(count[:-1]) <= 100:
+            # A share of the layers, so that one setting is right for models of any depth; at least one.
+            count = str(max(1, int(count[:-1]) * len(present) // 100))
         if side in ("first", "last") and count.isdecimal() and 0 < int(count) <= len(present):
             return set(present[: int(count)] if side == "first" else present[-int(count) :])
         try:
             layers = [int(number) for number in layers.split(",")]
         except ValueError:
             raise ValueError(
-                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N from 1 to {len(present)}) and "
-                "'3,4'."
+                f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N from 1 to {len(present)}, "
+                "or a share such as 50%) and '3,4'."
             ) from None
     wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
     if not wanted or not wanted <= set(present):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.hub import resolve_revision
 
 from ..utils.devices import has_bfloat16
+from .gguf import gguf_path, is_gguf, load_gguf_config, load_gguf_tokenizer, make_ordinary
 from .probing import is_sharded, probe_rows
 
 logger = logging.getLogger(__name__)
@@ -38,23 +40,28 @@ def load_student(
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     load_in_4bit: bool = False,
+    download: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors (never from a pickle).
 
     Args:
-        name: Hub name or folder.
+        name: Hub name or folder; or a GGUF file (FILE.gguf, FOLDER/FILE.gguf, owner/name:FILE.gguf), whose quantised
+            weights are turned into float ones.
         revision: branch, tag or commit.
         dtype: "auto" is float32 on a CPU and bfloat16 on a GPU that has it.
         trust_remote_code: run code from the repository.
         load_in_4bit: keep the weights of linear layers in 4 bits (NF4, arXiv 2305.14314) and compute in bfloat16; the
             adapter on them stays float32. Needs bitsandbytes (the extra `qlora`).
+        download: options of the download of a GGUF file: token, cache_dir.
 
     Raises:
         ValueError: it is no causal language model, or cannot be loaded.
-        ImportError: `load_in_4bit` without bitsandbytes.
+        ImportError: `load_in_4bit` without bitsandbytes, a GGUF file without gguf.
     """
     if dtype == "auto":
         dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    if is_gguf(name):
+        return _load_gguf(name, revision, dtype, load_in_4bit, download or {})
     # Of one commit, which the adapter then names: its base must not become another one when a branch moves.
     revision = resolve_revision(name, revision)
     try:
@@ -81,12 +88,7 @@ def load_student(
         raise ValueError(f"student {str(name)!r} cannot be loaded: {error} {SOURCES}") from error
     model, report = loaded
     model.hub_commit = getattr(revision, "resolved", None)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(
-            f"student {str(name)!r} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]!r}), "
-            f"which would start random; it was saved as another kind of model ({config.architectures}): {REMEDY}"
-        )
+    _check_complete(report, model, name)
     for module in model.modules() if load_in_4bit else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On such a CPU bitsandbytes 0.50 repacks the weights at the first evaluation, for a kernel without
@@ -94,6 +96,44 @@ def load_student(
             module.support_avx512bf16_for_cpu = False
     check_causal(model)
     return model
+
+
+def _load_gguf(
+    name: str | os.PathLike[str],
+    revision: str | None,
+    dtype: str | torch.dtype,
+    load_in_4bit: bool,
+    download: Mapping[str, Any],
+) -> PreTrainedModel:
+    """A student from a GGUF file, as any other from then on; errors as in `load_student`."""
+    if load_in_4bit:
+        raise ValueError(f"load_in_4bit with {str(name)!r}: take the model's safetensors, which are not rounded yet.")
+    path, base = gguf_path(name, revision, **download)
+    config = load_gguf_config(path)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"student {str(name)!r} is a {config.model_type} model, no causal language model: {REMEDY}")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"student {str(name)!r} cannot be read from GGUF: {error} {SOURCES}") from error
+    model, report = loaded
+    _check_complete(report, model, name)
+    make_ordinary(model, name, base)
+    model.hub_commit = base.revision
+    check_causal(model)
+    return model
+
+
+def _check_complete(report: Mapping[str, Any], model: PreTrainedModel, name: str | os.PathLike[str]) -> None:
+    """Raise ValueError if weights are missing."""
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(
+            f"student {str(name)!r} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]!r}), "
+            f"which would start random; it was saved as another kind of model ({model.config.architectures}): {REMEDY}"
+        )
 
 
 def _in_4bit() -> dict[str, Any]:
@@ -112,7 +152,7 @@ def _in_4bit() -> dict[str, Any]:
 def load_tokenizer(
     name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and give it a pad token if it has none.
+    """Load a tokenizer, of a GGUF file that inside it, and give it a pad token if it has none.
 
     It is eos, else unk: padding is masked, so any id serves.
 
@@ -120,7 +160,10 @@ def load_tokenizer(
         ValueError: there is no tokenizer, or it has no token to pad with.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if is_gguf(name):
+            tokenizer = load_gguf_tokenizer(gguf_path(name, revision)[0])
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the tokenizer of {str(name)!r} cannot be loaded: {error} Give a folder or Hub name that holds one."

@@ -1,4 +1,7 @@
-"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how captured, how pooled."""
+"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how captured, how pooled.
+
+One file, though long: one class, whose trained, merged and saved forms must give the same vectors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
@@ -19,17 +22,24 @@ from transformers import PreTrainedModel
 
 from ..utils.angles import wide
 from ..utils.atomic import replacing, write_atomically
+from ..utils.checks import check_choice
 from .encoder_modules import EncoderModule, _input_width, _whole, choose_modules, lora_layers
 
 ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
-FORMAT_VERSION = 1
+# Of encoders whose modules are summed; releases that know of none refuse them. Others are written as version 1.
+FORMAT_VERSION = 2
+Pooling = Literal["sum", "concat"]
+POOLINGS = get_args(Pooling)
 
 
 class LoraEncoder:
     """Represents texts by the outputs of LoRA's A matrices.
 
-    z(t) = L2(concat over the modules k of L2(mean over the text's own tokens of A_k x)): sum_k r_k numbers.
+    With u_k(t) the mean over the text's own tokens of A_k x, over the modules k:
+
+    - `sum`: z(t) = L2(sum of u_k(t)): r numbers; all A map into one space, so they need one rank r.
+    - `concat`: z(t) = L2(concat of L2(u_k(t))): sum of r_k numbers.
 
     The hooks belong to the model that `attach` was given. A deepcopy of that model carries copies of them, which still
     record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules)` to it and capture
@@ -38,11 +48,25 @@ class LoraEncoder:
     Args:
         modules: the encoder set K, in the order of concatenation.
         adapter_name: the PEFT adapter whose A matrices are read.
+        pooling: how the modules' outputs become one vector, "sum" or "concat".
+
+    Raises:
+        ValueError: no module, an unknown pooling, or modules of unequal rank to be summed.
     """
 
-    def __init__(self, modules: Sequence[EncoderModule], adapter_name: str = "default") -> None:
+    def __init__(
+        self, modules: Sequence[EncoderModule], adapter_name: str = "default", pooling: Pooling = "concat"
+    ) -> None:
         if not modules:
             raise ValueError("a LoraEncoder needs at least one adapted module, got none.")
+        check_choice("encoder_pooling", pooling, POOLINGS)
+        ranks = sorted({module.rank for module in modules})
+        if pooling == "sum" and len(ranks) > 1:
+            raise ValueError(
+                f"encoder_pooling='sum' adds the outputs of A, but its modules have ranks {ranks}: give them one rank "
+                "(no rank_pattern), restrict encoder_layers or encoder_modules, or use encoder_pooling='concat'."
+            )
+        self.pooling: Pooling = pooling
         self.modules = tuple(modules)
         self.adapter_name = adapter_name
         self._captured: dict[str, Tensor] | None = None
@@ -56,29 +80,33 @@ class LoraEncoder:
         layers: str | Sequence[int] = "all",
         modules: Sequence[str] | None = None,
         adapter_name: str = "default",
+        pooling: Pooling = "concat",
     ) -> LoraEncoder:
         """Choose the encoder set among the adapted linear layers of `model` and attach to it.
 
         Args:
             model: the student with its LoRA adapter.
-            layers: "all", "last:2", "first:2", "3,4", or a sequence of layer numbers (negative ones count from the
-                last adapted layer).
-            modules: endings of module names to take ("q_proj", "mlp.down_proj"); None takes every adapted one that
-                reads whole rows of tokens (not experts and their routers, see `encoder_modules`).
+            layers: "all", "last:2", "first:2", "first:50%", "3,4", or a sequence of layer numbers (negative ones
+                count from the last adapted layer).
+            modules: endings of module names to take ("q_proj", "mlp.down_proj"); ["widest"] takes in each layer the
+                module with the widest input; None or ["all"] every adapted one that reads whole rows of tokens (not
+                experts and their routers, see `encoder_modules`).
             adapter_name: which adapter.
+            pooling: "sum" or "concat", see the class.
 
         Raises:
             TypeError: `model` is no PeftModel.
             ValueError: nothing is adapted, a layer does not exist, or an ending matches nothing.
         """
-        encoder = cls(choose_modules(model, layers, modules, adapter_name), adapter_name)
+        encoder = cls(choose_modules(model, layers, modules, adapter_name), adapter_name, pooling)
         encoder.attach(model)
         return encoder
 
     @property
     def dimension(self) -> int:
-        """Length of a representation: the sum of the modules' ranks."""
-        return sum(module.rank for module in self.modules)
+        """Length of a representation."""
+        ranks = [module.rank for module in self.modules]
+        return ranks[0] if self.pooling == "sum" else sum(ranks)
 
     def attach(self, model: PeftModel) -> None:
         """Install one read-only forward hook on each A matrix of the encoder set (replacing earlier ones).
@@ -212,7 +240,7 @@ class LoraEncoder:
             spans: (B, T), 1 at the text's own tokens, 0 elsewhere; at least one 1 per row.
 
         Returns:
-            Unit vectors (B, sum r_k), float32.
+            Unit vectors (B, dimension), float32.
 
         Raises:
             RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
@@ -236,16 +264,23 @@ class LoraEncoder:
                 output = wide(output)
                 weights = spans.to(output.dtype)
                 mean = torch.einsum("bt,btr->br", weights, output) / weights.sum(1, keepdim=True)
-                parts.append(nn.functional.normalize(mean, dim=-1))
+                parts.append(mean if self.pooling == "sum" else nn.functional.normalize(mean, dim=-1))
+        if self.pooling == "sum":
+            return nn.functional.normalize(torch.stack(parts).sum(0), dim=-1)
         return nn.functional.normalize(torch.cat(parts, dim=-1), dim=-1)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole definition as plain JSON values."""
+        summed = self.pooling == "sum"
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if summed else 1,
             "adapter_name": self.adapter_name,
-            "pooling": "mean",
-            "normalize": ["module", "concatenation"],
+            "pooling": "mean",  # over a text's tokens
+            **(
+                {"encoder_pooling": "sum", "normalize": ["sum"]}
+                if summed
+                else {"normalize": ["module", "concatenation"]}
+            ),
             "dimension": self.dimension,
             "modules": [asdict(module) for module in self.modules],
         }
@@ -269,7 +304,8 @@ class LoraEncoder:
             saved = json.loads(path.read_text(encoding="utf-8"))
             version = int(saved["format_version"])
             if version <= FORMAT_VERSION:
-                return cls([EncoderModule(**module) for module in saved["modules"]], saved["adapter_name"])
+                modules = [EncoderModule(**module) for module in saved["modules"]]
+                return cls(modules, saved["adapter_name"], saved.get("encoder_pooling", "concat"))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no saved LoraEncoder ({error!r}): save or download it again.") from error
         raise ValueError(

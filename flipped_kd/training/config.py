@@ -1,4 +1,7 @@
-"""The trainer's settings. Those that recipes have beside them stand in `experiments.arguments`."""
+"""The trainer's settings. Those that recipes have beside them stand in `experiments.arguments`.
+
+One file, though long: every setting stands beside its help and its check.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,17 @@ from ..utils.checks import require, require_integer
 from ..utils.devices import has_bfloat16
 
 # Names of `losses.build.OBJECTIVES`, which is not imported here: settings are read without the losses.
-DIST_LOSSES = ("mse", "kl", "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent", "angle")
+DIST_LOSSES = (
+    "mse",
+    "kl",
+    "margin_mse",
+    "pairwise_logistic",
+    "plackett_luce",
+    "sinkhorn",
+    "cosent",
+    "angle",
+    "pearson",
+)
 
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
@@ -47,9 +60,18 @@ class FlippedDistillationConfig(TrainingArguments):
             needs: on banking77 the answer's AUC was .53 to .58 with "independent", .75 with "joint" and .64 to .76
             with "both" (three seeds; .60 with the mean in place of the sum), the similarity's .78 to .87, .82 and .85
             (plain fine-tuning: .53). See docs/choices.md.
-        encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2" or comma-separated
-            numbers.
-        encoder_modules: endings of module names to restrict the encoder to; all adapted ones by default.
+        max_steps: as in TrainingArguments, but 0 is no step at all: A starts from the teacher, and that is what is
+            saved, scored and reported. Vectors for search in a minute.
+        encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2", a share such as
+            "first:50%", or comma-separated numbers.
+        encoder_modules: which adapted modules of these layers: "widest" (in each layer the one with the widest input,
+            which is the feed-forward network's last), "all" (kept as None), or endings of module names.
+        encoder_pooling: how the outputs of A become one vector: "sum" over the modules (r numbers), or "concat" of
+            them (r numbers a module).
+        encoder_start: where A starts. "teacher": so that representations resemble the teacher's vectors before any
+            step (`training.encoder_start`). "random": as PEFT starts it. "auto": from the teacher where it gives
+            vectors and the training pairs are no stream, else at random. With dist_weight, mcl_weight and
+            answer_teacher_weight 0, an adapter of one's own, or init_lora_weights in the LoraConfig, A is left alone.
         sup_weight: weight of L_sup, the answer's cross-entropy.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
@@ -61,8 +83,9 @@ class FlippedDistillationConfig(TrainingArguments):
         positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
         negative_margin: the same for negatives.
         dist_loss: "mse" or "kl"; or another objective in the place of L_dist: "margin_mse", "pairwise_logistic",
-            "plackett_luce", "sinkhorn", "cosent", "angle" (docs/objectives.md).
-        temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse" and "margin_mse".
+            "plackett_luce", "sinkhorn", "cosent", "angle", "pearson" (docs/objectives.md).
+        temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse", "margin_mse" and
+            "pearson".
         positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist if the teacher's P >= tau_pos; 0 keeps every
             one.
         negative_threshold: tau_neg in [0, 1]: a negative stays in L_dist if P < tau_neg; 1 keeps every one.
@@ -83,6 +106,8 @@ class FlippedDistillationConfig(TrainingArguments):
             "bf16", "fp16" or "fp32". Once resolved it is one of the last three.
         teacher_cache_dir: folder of the teacher's scores, shared between runs; by default <output_dir>/_teacher_cache.
         teacher_batch_size: texts a forward of the teacher.
+        cpu_threads: threads of torch on a CPU. None: where a launcher has set one thread and the machine has more
+            cores than processes, the cores over the processes; else as it is.
 
     Raises:
         ValueError: a setting is out of range or contradicts another; the message names it, the rule and the remedy.
@@ -137,11 +162,15 @@ class FlippedDistillationConfig(TrainingArguments):
         default="both", metadata={"help": "How text_b is read in training: independent, joint or both."}
     )
     encoder_layers: str = field(
-        default="last:2", metadata={"help": "Layers of the encoder: all, last:2, first:2, or numbers such as 3,4."}
+        default="first:50%",
+        metadata={"help": "Layers of the encoder: all, last:2, first:50%, or numbers such as 3,4."},
     )
     encoder_modules: list[str] | None = field(
-        default=None, metadata={"help": "Endings of module names of the encoder."}
+        default_factory=lambda: ["widest"],
+        metadata={"help": "Modules of the encoder: widest, all, or endings of module names."},
     )
+    encoder_pooling: str = field(default="sum", metadata={"help": "sum or concat: how A's outputs become a vector."})
+    encoder_start: str = field(default="auto", metadata={"help": "Where A starts: auto, teacher or random."})
     sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
     answer_teacher_weight: float = field(
         default=0.0, metadata={"help": "How much of the answer the teacher teaches, in [0, 1]; 0: labels alone."}
@@ -169,6 +198,9 @@ class FlippedDistillationConfig(TrainingArguments):
     max_grad_value: float | None = field(default=None, metadata={"help": "Clip gradients by value; 0 turns it off."})
     precision: str = field(default="auto", metadata={"help": "auto, bf16, fp16 or fp32."})
     teacher_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached teacher scores."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads of a process on a CPU; by default its share of the cores."}
+    )
     teacher_batch_size: int = field(default=64, metadata={"help": "Texts a forward of the teacher."})
 
     def __post_init__(self) -> None:
@@ -218,6 +250,8 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, allowed in {
             "representation": ("independent", "joint", "both"),
             "contrast": ("pairwise", "infonce"),
+            "encoder_pooling": ("sum", "concat"),
+            "encoder_start": ("auto", "teacher", "random"),
             "contrast_filter": ("assumed", "all"),
             "dist_loss": DIST_LOSSES,
             "positive_margin": ("teacher", "constant", "none"),
@@ -254,9 +288,13 @@ class FlippedDistillationConfig(TrainingArguments):
             self.encoder_layers = ",".join(str(number) for number in numbers)
         if isinstance(self.encoder_modules, str):
             self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
+        if self.encoder_modules == ["all"]:
+            self.encoder_modules = None
         require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
         if self.mini_batch_size is not None:
             require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
+        if self.cpu_threads is not None:
+            require_integer("cpu_threads", self.cpu_threads, 1, "leave it out to use what the machine has.")
         require_integer("teacher_batch_size", self.teacher_batch_size, 1, "a forward of the teacher needs a text.")
 
     def _check_training(self) -> None:

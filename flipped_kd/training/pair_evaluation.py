@@ -151,8 +151,15 @@ class PairScoringTrainer(PublishingTrainer):
         return self.match_score
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as Trainer does, then fit the match score on the evaluation set, if there is one."""
-        result = super().train(*args, **kwargs)
+        """Train as Trainer does, then fit the match score on the evaluation set, if there is one.
+
+        With max_steps=0, which Trainer takes for "not set", there is no optimizer and no step: what A's start gives is
+        what is saved and scored.
+        """
+        if self.args.max_steps == 0:
+            result = TrainOutput(0, 0.0, {})
+        else:
+            result = super().train(*args, **kwargs)
         if self._eval_parts():
             self.fit_match_score()
         return result

@@ -50,6 +50,9 @@ class PublishingTrainer(CheckpointingTrainer):
         self.processing_class.save_pretrained(folder)
         self.prompt.save_pretrained(folder)
         self.encoder.save_pretrained(folder)
+        base = getattr(student.get_base_model(), "gguf_base", None)
+        if base is not None:
+            base.save_pretrained(folder)
         if self.match_score is not None and self.scored_step == self.state.global_step:
             self.match_score.save_pretrained(folder)
         else:  # one that is there was fitted on other weights

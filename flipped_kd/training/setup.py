@@ -16,8 +16,10 @@ from ..prompts.pair_prompt import PairPrompt
 from ..students.adapter_checks import check_adapter
 from ..students.attention import speed_up_attention
 from ..students.cpu_dropout import speed_up_dropout
+from ..students.encoder_modules import adapted_modules
 from ..students.loading import check_causal, load_student
 from ..students.lora import add_adapter, default_lora, keep_input_precision
+from ..students.probing import is_sharded
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.loading import load_teacher
@@ -99,10 +101,61 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> BiEncoderT
     return prepared
 
 
+def starts_from_teacher(
+    args: FlippedDistillationConfig,
+    student: PeftModel,
+    teacher: BiEncoderTeacher | CrossEncoderTeacher | None,
+    continued: bool,
+    peft_config: LoraConfig | None,
+    texts_known: bool,
+) -> bool:
+    """Whether A is to start from the teacher; where it might and does not, the log says why.
+
+    Args:
+        args: settings.
+        student: with its adapter.
+        teacher: as prepared.
+        continued: the student came with its adapter.
+        peft_config: of a new adapter; None takes the default.
+        texts_known: there are texts to start from.
+
+    Raises:
+        ValueError: it was asked for, and cannot be.
+    """
+    if args.encoder_start == "random" or not args.distils:
+        return False
+    initialised = True if peft_config is None else peft_config.init_lora_weights
+    if continued:
+        logger.info("A stays as the adapter brings it")
+        return False
+    if initialised is not True:
+        logger.info("A starts as init_lora_weights=%r says, not from the teacher", initialised)
+        return False
+    if isinstance(teacher, CrossEncoderTeacher):
+        why = f"the cross-encoder teacher {teacher.id!r} has no vectors of texts"
+    elif is_sharded(student):
+        why = "no whole weight of the student is here (sharded when it was loaded)"
+    elif not texts_known:
+        why = "there are no texts before training (a stream): give unlabelled_texts"
+    elif teacher is not None and isinstance(teacher, BiEncoderTeacher) and teacher.dim < min_rank(student):
+        why = f"vectors of {teacher.dim} numbers cannot start an A of rank {min_rank(student)}: give a smaller rank"
+    else:
+        return True
+    if args.encoder_start == "teacher":
+        raise ValueError(f"encoder_start='teacher': {why}; or use encoder_start='random'.")
+    logger.info("A starts at random: %s", why)
+    return False
+
+
+def min_rank(student: PeftModel) -> int:
+    """The smallest rank of the adapter."""
+    return min(module.rank for module in adapted_modules(student))
+
+
 def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
     """Refuse a training set smaller than one global batch: no step would be made."""
     size = args.train_batch_size * args.world_size
-    if pairs < size:
+    if pairs < size and args.max_steps != 0:
         raise ValueError(
             f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
             f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."

@@ -6,7 +6,7 @@ One file, though long: the order of a step is read in one place; what stands alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,9 +32,11 @@ from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.calibration import PlattCalibration
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..utils.angles import paired_cosines
+from ..utils.devices import use_cpu_threads
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
+from .encoder_start import EncoderStart, start_encoder
 from .gradient_cache import Part, cached_backward
 from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
@@ -51,6 +53,7 @@ from .setup import (
     prepare_student,
     prepare_teacher,
     speed_up_student,
+    starts_from_teacher,
 )
 from .teacher_targets import TeacherSignal, TeacherTargets
 
@@ -80,6 +83,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and
             label_ids (n,). By default F1, precision, recall, accuracy (natural threshold), AUC and average precision
             of the answer and, prefixed, of the similarity.
+        unlabelled_texts: texts of the field beside the pairs, from which A starts too (see `encoder_start`).
         callbacks: as in Trainer.
         optimizers: as in Trainer.
 
@@ -109,12 +113,15 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         *,
         prompt: PairPrompt | None = None,
         columns: PairColumns | None = None,
+        unlabelled_texts: Sequence[str] = (),
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = args or FlippedDistillationConfig()
         check_args(args)
+        if args.device.type == "cpu":
+            use_cpu_threads(args.cpu_threads)
         if args.batch_eval_metrics and compute_metrics is None:
             raise ValueError(
                 "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or "
@@ -131,12 +138,20 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
-        self.encoder = LoraEncoder.from_model(student, layers=args.encoder_layers, modules=args.encoder_modules)
+        self.encoder = LoraEncoder.from_model(
+            student,
+            layers=args.encoder_layers,
+            modules=args.encoder_modules,
+            pooling=args.encoder_pooling,  # type: ignore[arg-type]
+        )
         keeps_logits = accepts_logits_to_keep(student)
         if keeps_logits:
             keep_head_precision(student)
         self.reader = PairForward(self.encoder, args.representation, keeps_logits, student.dtype)
         self.teacher = prepare_teacher(teacher, args)
+        texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
+        continued = isinstance(model, PeftModel)
+        starts = starts_from_teacher(args, student, self.teacher, continued, peft_config, texts_known)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
         matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
@@ -171,6 +186,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             self._score_with_teacher(scored)
             # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
             self.signal.calibrate((self._eval_parts() or scored)[0], scored[0])
+        self.encoder_start = self._start_encoder(starts, unlabelled_texts)
 
     # ---- Construction ----
 
@@ -210,6 +226,27 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     def _score_with_teacher(self, parts: list[datasets.Dataset]) -> None:
         assert self.signal is not None
         self.data_collator.teacher_scores = self.signal.score(parts)
+
+    def _start_encoder(self, wanted: bool, unlabelled_texts: Sequence[str]) -> EncoderStart | None:
+        """Start A from the teacher, the main process first; the others then read what it has kept."""
+        if not wanted:
+            return None
+        assert self.signal is not None and isinstance(self.teacher, BiEncoderTeacher)
+        texts = list(unlabelled_texts)
+        if isinstance(self.train_dataset, datasets.Dataset):
+            texts += [*self.train_dataset["text_a"], *self.train_dataset["text_b"]]
+        with self.args.main_process_first(local=False, desc="the start of A"):
+            return start_encoder(
+                self.model,
+                self.encoder,
+                self.prompt,
+                self.teacher,
+                texts,
+                pad_id=padding_id(self.processing_class),
+                cache_dir=self.signal.cache_dir,
+                teacher_batch_size=self.args.teacher_batch_size,
+                show_progress=not self.args.disable_tqdm and self.args.process_index == 0,
+            )
 
     def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
         """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""

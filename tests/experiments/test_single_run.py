@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flipped_kd.experiments import run_identity
 from flipped_kd.experiments import single_run as training_run
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.splits import Splits
@@ -27,7 +28,7 @@ def run(
     teacher = load_teacher(str(teacher_dir))
 
     def train(student: Path = student_dir, **changes: Any) -> training_run.RunResult:
-        training_run._files_of.cache_clear()  # of what another command would read anew
+        run_identity._files_of.cache_clear()  # of what another command would read anew
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),
             "teacher_cache_dir": str(tmp_path / "cache"),

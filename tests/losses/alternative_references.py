@@ -126,6 +126,15 @@ def angle(compared: Compared, t: float) -> float:
     return cosent(compared, t) + ordered(scores, [pair[1] for pair in pairs], t)
 
 
+def pearson(compared: Compared, t: float) -> float:
+    s, teacher, k = (part.flatten().tolist() for part in (compared.student, compared.teacher, compared.kept))
+    pairs = [(x, y) for x, y, kept in zip(s, teacher, k, strict=True) if kept]
+    mean_s, mean_t = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    covariance = sum((x - mean_s) * (y - mean_t) for x, y in pairs)
+    variances = sum((x - mean_s) ** 2 for x, _ in pairs) * sum((y - mean_t) ** 2 for _, y in pairs)
+    return (1 - covariance / math.sqrt(variances)) / 2
+
+
 REFERENCES: dict[str, Callable[[Compared, float], float]] = {
     "margin_mse": margin_mse,
     "pairwise_logistic": pairwise_logistic,
@@ -133,4 +142,5 @@ REFERENCES: dict[str, Callable[[Compared, float], float]] = {
     "sinkhorn": sinkhorn,
     "cosent": cosent,
     "angle": angle,
+    "pearson": pearson,
 }

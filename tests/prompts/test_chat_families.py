@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,85 @@ def test_every_chat_family(family: ChatFamily, preset: str) -> None:
     (pair,) = prompt.encode_pairs(["pay by card?"], ["card payment"])
     assert pair.input_ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     bare = PairPrompt.from_preset(tokenizer, preset, instruction="")
-    assert bare.prefix == "<s>" + family.head + family.open_a
+    assert bare.prefix == "<s>" + family.head + (family.role_a or family.open_a)
     assert PairPrompt.from_preset(tokenizer, preset, instruction="{{Same}} {x}?").prefix.count("{{Same}} {x}?") == 1
+
+
+def test_a_chat_model_is_asked_in_the_form_it_was_tuned_on() -> None:
+    tokenizer = family_tokenizer(("<|im_start|>", "<|im_end|>"))
+    prompt = PairPrompt.from_preset(tokenizer)
+    assert prompt.render("Pay?", "by card") == (
+        "<|im_start|>system\nDo these two texts mean the same? Answer yes or no.<|im_end|>\n"
+        "<|im_start|>user\nPay?<|im_end|>\n<|im_start|>user\nby card<|im_end|>\n<|im_start|>assistant\n"
+    )
+    for text in ("  spaces ", "\n\nlines\n", "?!", "\t.", "\u3000x\u3000"):  # what would merge with the line break
+        (pair,) = prompt.encode_pairs([text], [text])
+        assert pair.input_ids == tokenizer(prompt.render(text, text), add_special_tokens=False)["input_ids"]
+        (alone,) = prompt.encode_texts([text])
+        assert alone.input_ids == pair.input_ids[: len(alone.input_ids)]
+
+
+def test_without_a_line_break_of_its_own_texts_stand_between_markers() -> None:
+    """A tokenizer that merges what follows a line break with it."""
+    backend = untouched("bytes")
+    config = json.loads(backend.to_str())
+    config["pre_tokenizer"]["use_regex"] = False
+    new_line, letter = (backend.encode(part).tokens[0] for part in ("\n", "C"))
+    config["model"]["vocab"][new_line + letter] = len(config["model"]["vocab"])
+    config["model"]["merges"].insert(0, [new_line, letter])
+    backend = Tokenizer.from_str(json.dumps(config))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    prompt = PairPrompt.from_preset(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert prompt.prefix.endswith("<|im_start|>") and prompt.middle == "<|im_end|>\n<|im_start|>"
+
+
+def test_a_base_model_with_the_markers_of_its_chat_model_gets_plain_words() -> None:
+    """Gemma's base models carry the chat markers, untrained."""
+    tokenizer = family_tokenizer(("<start_of_turn>", "<end_of_turn>", "<bos>"), bos_token="<bos>")
+    prompt = PairPrompt.from_preset(tokenizer)
+    words = "Do these two texts mean the same? Answer yes or no."
+    assert prompt.render("Pay?", "by card") == f"<bos>{words}\nText 1: Pay?\nText 2: by card\nAnswer:"
+    assert prompt.answers == (" no", " yes")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert "<start_of_turn>user\n" in PairPrompt.from_preset(tokenizer).prefix
+
+
+def test_plain_words_keep_their_parts_apart(tmp_path: Path) -> None:
+    tokenizer = family_tokenizer(("<|endoftext|>",), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    prompt = PairPrompt.from_preset(tokenizer)
+    for text in ("Pay?", " (brackets) ", "?!\n", "a\n\nb", "1 2", "'s"):
+        (pair,) = prompt.encode_pairs([text], [text])
+        assert pair.input_ids == tokenizer(prompt.render(text, text), add_special_tokens=False)["input_ids"]
+    prompt.save_pretrained(tmp_path)
+    assert PairPrompt.from_pretrained(tmp_path, tokenizer).to_dict() == prompt.to_dict()
+    assert prompt.to_dict()["format_version"] == 2 and prompt.to_dict()["wrap_a"] == [" ", "\n"]
+
+
+def test_forms_of_published_rerankers() -> None:
+    tokenizer = family_tokenizer((*BPE_TOKENS, *THINK))
+    qwen = PairPrompt.from_preset(tokenizer, "qwen3_reranker", instruction="Find it")
+    assert qwen.render("how to pay?", "By card.") == (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Find it\n<Query>: how to pay?\n<Document>: By card.<|im_end|>\n<|im_start|>assistant\n"
+        "<think>\n\n</think>\n\n"
+    )
+    bos = family_tokenizer(("<bos>",), bos_token="<bos>")
+    gemma = PairPrompt.from_preset(bos, "bge_reranker_gemma")
+    assert gemma.render("q?", "p") == (
+        "<bos>A: q?\nB: p\nGiven a query A and a passage B, determine whether the passage contains an answer to the "
+        "query by providing a prediction of either 'Yes' or 'No'."
+    )
+    assert [answer.strip() for answer in gemma.answers] == ["No", "Yes"]
+    for prompt, whole in ((qwen, tokenizer), (gemma, bos)):
+        (pair,) = prompt.encode_pairs(["Is it? "], ["(no)"])
+        assert pair.input_ids == whole(prompt.render("Is it? ", "(no)"), add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("wrap", [("x", ""), (" ",), "ab"])
+def test_only_white_space_is_tokenised_with_a_text(wrap: Any) -> None:
+    with pytest.raises(ValueError, match="wrap_a.* must be two strings of spaces and line breaks"):
+        PairPrompt(make_tokenizer("bytes"), prefix="Text:", middle="B:", suffix="C:", wrap_a=wrap)
 
 
 def test_bos_comes_first_only_where_the_model_expects_it() -> None:
@@ -119,7 +197,7 @@ def test_unknown_preset_and_slow_tokenizer_are_refused() -> None:
         ("Text: ", "<|im_end|>", "<|im_end|>", "prefix 'Text: ' must end with an added token"),
         ("<|im_start|>    ", "<|im_end|>", "<|im_end|>", "prefix '<|im_start|>    ' must end with"),
         ("<|im_start|>", "\n<|im_end|>", "<|im_end|>", "middle .* must begin with"),
-        ("<|im_start|>", "<|im_end|>\n", "<|im_end|>", "middle .* must end with"),
+        ("<|im_start|>", "<|im_end|> ", "<|im_end|>", "middle .* must end with"),
         ("<|im_start|>", "", "<|im_end|>", "middle '' must begin with"),
         ("<|im_start|>", "<|im_end|>", "\nAnswer:", "suffix .* must begin with"),
     ],

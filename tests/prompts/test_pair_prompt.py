@@ -59,7 +59,7 @@ def test_spans_hold_the_texts_own_tokens_and_no_control_token(kind: str, data: s
 def test_byte_level_span_decodes_to_the_text_itself(text: str) -> None:
     pair = make_prompt("bytes").encode_pairs([text], ["x"])[0]
     ids = pair.input_ids[slice(*pair.text_a)]
-    assert make_tokenizer("bytes").backend_tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert make_tokenizer("bytes").backend_tokenizer.decode(ids, skip_special_tokens=False) == (text.strip() or text)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "wordpiece", "prepend"])
@@ -67,7 +67,8 @@ def test_byte_level_span_decodes_to_the_text_itself(text: str) -> None:
 @given(data=st.data())
 def test_span_equals_a_tokenizer_that_never_had_added_tokens(kind: str, data: st.DataObject) -> None:
     text = data.draw(texts_for(kind).filter(lambda text: "    " not in text))
-    expected = untouched(kind).encode(text, add_special_tokens=False).ids
+    stripped = (text.strip() or text) if kind == "bytes" else text  # of a chat form, where a line break precedes it
+    expected = untouched(kind).encode(stripped, add_special_tokens=False).ids
     assume(expected)
     (alone,) = make_prompt(kind).encode_texts([text])
     assert alone.input_ids[slice(*alone.text_a)] == expected
@@ -92,7 +93,7 @@ def test_unigram_cannot_find_a_control_token_in_its_own_vocabulary() -> None:
     span = alone.input_ids[slice(*alone.text_a)]
     assert end not in span
     assert (
-        "".join(make_tokenizer("unigram").convert_ids_to_tokens(span)) == "▁a<unk>s<unk>b"
+        "".join(make_tokenizer("unigram").convert_ids_to_tokens(span)) == "▁a<unk>s<unk>b\n"
     )  # The corpus has no < / >.
 
 
@@ -241,7 +242,7 @@ def test_broken_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"format_version": 2}, "format version 2; this flipped_kd reads up to version 1"),
+        ({"format_version": 3}, "format version 3; this flipped_kd reads up to version 2"),
         ({"format_version": None}, "format version None"),
         ({"answer_ids": [1, 2]}, r"answer_ids=\[1, 2\], but this tokenizer gives"),
         ({"middle_ids": [1]}, r"middle_ids=\[1\], but this tokenizer gives"),

@@ -22,6 +22,33 @@ def model(student: Qwen2ForCausalLM) -> PeftModel:
 
 
 @pytest.mark.parametrize(
+    ("layers", "present", "expected"),
+    [
+        ("first:50%", list(range(30)), set(range(15))),
+        ("first:50%", [0, 1, 2], {0}),
+        ("first:10%", [0, 1, 2], {0}),  # at least one
+        ("last:34%", [0, 1, 2], {2}),
+        ("first:100%", [3, 5], {3, 5}),
+    ],
+)
+def test_a_share_of_the_layers(layers: str, present: list[int], expected: set[int]) -> None:
+    assert resolve_layers(layers, present) == expected
+
+
+@pytest.mark.parametrize("layers", ["first:0%", "first:101%", "first:%", "first:-5%", "half"])
+def test_a_share_is_a_percentage(layers: str) -> None:
+    with pytest.raises(ValueError, match="is none of 'all'.*a share such as 50%"):
+        resolve_layers(layers, [0, 1, 2])
+
+
+def test_the_widest_input_of_a_layer_is_that_of_the_feed_forward_networks_last(model: PeftModel) -> None:
+    encoder = LoraEncoder.from_model(model, modules=["widest"])
+    assert [module.ending for module in encoder.modules] == ["mlp.down_proj", "mlp.down_proj"]
+    everything = LoraEncoder.from_model(model, modules=["all"])
+    assert len(everything.modules) == 14
+
+
+@pytest.mark.parametrize(
     ("layers", "expected"),
     [("all", {0, 1}), ("last:1", {1}), ("first:1", {0}), ("last:2", {0, 1}), ("0", {0}), ("0,1", {0, 1})]
     + [([1], {1}), ([-1], {1}), ("-2,-1", {0, 1}), ((0,), {0})],

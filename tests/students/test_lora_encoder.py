@@ -37,6 +37,41 @@ def ids(tokenizer: PreTrainedTokenizerFast) -> Tensor:
 SPANS = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 0, 0, 0]])
 
 
+def test_summed_vectors_equal_a_slow_reference(model: PeftModel, ids: Tensor) -> None:
+    encoder = LoraEncoder.from_model(model, modules=["q_proj", "down_proj"], pooling="sum")
+    assert encoder.dimension == 3 and len(encoder.modules) == 4
+    outputs: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if name.endswith(("q_proj.lora_A.default", "down_proj.lora_A.default")):
+            module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out.double()}))
+    with torch.no_grad():
+        vectors = encode(model, encoder, ids)
+    for row, spans in enumerate(SPANS):
+        total = sum(out[row][spans.bool()].mean(0) for out in outputs.values())
+        assert isinstance(total, Tensor)
+        torch.testing.assert_close(vectors[row].double(), total / total.norm(), atol=1e-6, rtol=0)
+
+
+def test_a_summed_encoder_is_saved_as_such(model: PeftModel, tmp_path: Path) -> None:
+    LoraEncoder.from_model(model, pooling="sum").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / ENCODER_FILE).read_text(encoding="utf-8"))
+    assert saved["format_version"] == 2 and saved["encoder_pooling"] == "sum" and saved["dimension"] == 3
+    again = LoraEncoder.from_pretrained(tmp_path)
+    assert again.pooling == "sum" and again.dimension == 3
+    LoraEncoder.from_model(model).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / ENCODER_FILE).read_text(encoding="utf-8"))
+    assert saved["format_version"] == 1 and "encoder_pooling" not in saved  # as earlier releases read it
+    assert LoraEncoder.from_pretrained(tmp_path).pooling == "concat"
+
+
+def test_what_cannot_be_summed_is_refused() -> None:
+    modules = [EncoderModule("model.layers.0.a", 0, 4), EncoderModule("model.layers.0.b", 0, 2)]
+    with pytest.raises(ValueError, match=r"ranks \[2, 4\]"):
+        LoraEncoder(modules, pooling="sum")
+    with pytest.raises(ValueError, match="encoder_pooling='mean'"):
+        LoraEncoder(modules, pooling="mean")  # type: ignore[arg-type]
+
+
 def encode(model: torch.nn.Module, encoder: LoraEncoder, ids: Tensor, spans: Tensor = SPANS, **inputs: Any) -> Tensor:
     with encoder.capture() as captured:
         model(input_ids=ids, **inputs)
@@ -268,7 +303,7 @@ def test_a_saved_encoder_gives_the_same_vectors(model: PeftModel, ids: Tensor, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved | {"format_version": 2}, "format_version 2.*upgrade"),
+        (lambda saved: saved | {"format_version": 3}, "format_version 3.*upgrade"),
         (lambda saved: {k: v for k, v in saved.items() if k != "modules"}, "no saved LoraEncoder.*modules"),
         (lambda saved: saved | {"modules": []}, "at least one"),
         (lambda saved: saved | {"modules": [{"name": "x"}]}, "no saved LoraEncoder"),

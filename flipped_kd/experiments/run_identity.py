@@ -1,0 +1,117 @@
+"""What a training run depends on: its settings as plain values, and a fingerprint that its folder is bound to."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainingArguments
+
+from ..data.keys import dataset_keys
+from ..evaluation.run_files import RUN_FILE
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..training.checkpoint_files import checkpoints_in
+from ..training.config import FlippedDistillationConfig
+from ..utils.atomic import write_atomically
+from ..utils.provenance import shown_name
+from .arguments import DataArguments, StudentArguments
+from .splits import SPLITS, Splits
+
+FINGERPRINT_FILE = "fingerprint.txt"
+
+
+# What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
+ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
+
+
+# Settings that change where or how often something is written, not what is learned.
+NOT_LEARNED = {
+    *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps"),
+    *("cpu_threads",),
+}
+
+
+def run_fingerprint(
+    student: StudentArguments,
+    data: DataArguments,
+    config: FlippedDistillationConfig,
+    splits: Splits,
+    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+) -> str:
+    """Names everything a run's result depends on: settings, pairs, teacher and student."""
+    settings = run_settings(student, data, config)
+    if data.unlabelled_file is not None:
+        settings["data"]["unlabelled_file"] = _files_of(data.unlabelled_file).hex()
+    for name in ("train_file", "validation_file", "test_file", "seeds", "baseline", "teacher", "max_answer_rankings"):
+        settings["data"].pop(name)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for split in SPLITS:
+        part = getattr(splits, split)
+        for keys in dataset_keys(part):
+            digest.update(keys.tobytes())
+        digest.update(np.asarray(part["label"], dtype=np.int8).tobytes())
+    digest.update(teacher.fingerprint.encode())
+    digest.update(_files_of(student.student or ""))
+    return digest.hexdigest()
+
+
+@functools.cache  # the student of a comparison does not change while it runs
+def _files_of(student: str) -> bytes:
+    """sha256 of a file, or of a local student's configuration, tokenizer and weights; nothing of one on the Hub."""
+    digest = hashlib.sha256()
+    local = sorted(Path(student).glob("*")) if Path(student).is_dir() else [Path(student)]
+    for path in (path for path in local if path.is_file()):
+        if path == Path(student) or path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()
+
+
+def run_settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:
+    """Settings as plain JSON values: of training only our own and the changed ones; no local paths, no tokens."""
+    # Settings decide anew what the processes are, for all settings there are: these must decide alike.
+    defaults = FlippedDistillationConfig(
+        output_dir="-", use_cpu=config.use_cpu, ddp_backend=config.ddp_backend
+    ).to_dict()
+    own = {field.name for field in dataclasses.fields(FlippedDistillationConfig)} - {
+        field.name for field in dataclasses.fields(TrainingArguments)
+    }
+    changed = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in NOT_LEARNED and (name in own or value != defaults.get(name) or name in ALWAYS_TOLD)
+    }
+    shown = {
+        name: shown_name(value) if name.endswith("_file") or name in ("dataset_name", "teacher") else value
+        for name, value in dataclasses.asdict(data).items()
+    }
+    return {
+        "student": {**dataclasses.asdict(student), "student": shown_name(student.student)},
+        "data": shown,
+        "training": changed,
+    }
+
+
+def claim_folder(folder: Path, fingerprint: str, writes: bool) -> None:
+    """Say what the run in `folder` depends on before its first step: its checkpoints are gone on from by no other.
+
+    Raises:
+        ValueError: it holds a run, finished or begun, that depends on something else.
+    """
+    path = folder / FINGERPRINT_FILE
+    finished = (folder / RUN_FILE).is_file()
+    known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    if known != fingerprint and (finished or checkpoints_in(folder)):
+        raise ValueError(
+            f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "
+            "data or models: use another --output_dir, or delete it to run anew."
+        )
+    if writes:
+        write_atomically(path, fingerprint + "\n")

@@ -1,0 +1,173 @@
+"""Students stored as GGUF: named, checked, read by transformers' own reader, and from then on ordinary models.
+
+Quantised weights are turned into float ones. The model is then no quantised base: LoRA, merging and saving work as
+for any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from ..utils.atomic import write_atomically
+from ..utils.json_files import read_json_object
+
+GGUF_FILE = "gguf_base.json"
+FORMAT_VERSION = 1
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+HOW = "Name it FILE.gguf, FOLDER/FILE.gguf or, on the Hub, owner/name:FILE.gguf."
+
+
+@dataclass(frozen=True)
+class GgufBase:
+    """Which GGUF file an adapter was trained on, as it is saved beside the adapter.
+
+    Attributes:
+        file: name of the file.
+        sha256: of its bytes, hexadecimal.
+        repo_id: its repository on the Hub; None of a local file.
+        revision: commit in that repository.
+        name: what the file calls its model (general.name); None if it does not say.
+    """
+
+    file: str
+    sha256: str
+    repo_id: str | None = None
+    revision: str | None = None
+    name: str | None = None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write gguf_base.json into `folder`, whole or not at all."""
+        content = {"format_version": FORMAT_VERSION} | asdict(self)
+        write_atomically(Path(folder) / GGUF_FILE, json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> GgufBase | None:
+        """Read gguf_base.json; None where there is none.
+
+        Raises:
+            ValueError: it is broken or from a newer release.
+        """
+        path = Path(folder) / GGUF_FILE
+        if not path.is_file():
+            return None
+        content = read_json_object(path)
+        version = content.pop("format_version", None)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
+            )
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{path} is no record of a GGUF base ({error}): save or download it again.") from error
+
+
+def is_gguf(name: object) -> bool:
+    """Whether a student's name is that of a GGUF file, local or on the Hub."""
+    return isinstance(name, str | os.PathLike) and os.fspath(name).lower().endswith(SUFFIX)
+
+
+def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **options: Any) -> tuple[Path, GgufBase]:
+    """The local file of a GGUF name, fetched from the Hub if need be, and what is recorded of it.
+
+    Args:
+        name: FILE.gguf, FOLDER/FILE.gguf or owner/name:FILE.gguf.
+        revision: branch, tag or commit on the Hub.
+        **options: of the download: token, cache_dir.
+
+    Raises:
+        ImportError: the package gguf is not installed.
+        ValueError: there is no such file, or it is no whole GGUF file.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(f"{os.fspath(name)!r} needs the package gguf: pip install 'flipped_kd[gguf]'.")
+    path, repo_id, commit = Path(name), None, None
+    if not path.is_file():
+        repo_id, _, file = os.fspath(name).rpartition(":")
+        if repo_id.count("/") != 1:
+            raise ValueError(f"{os.fspath(name)!r} is no existing file. {HOW}")
+        try:
+            path = Path(hf_hub_download(repo_id, file, revision=revision, **options))
+        except Exception as error:  # whatever the Hub's client raises: what to do is the same
+            raise ValueError(f"{os.fspath(name)!r} could not be had from the Hub: {error} {HOW}") from error
+        commit = path.parent.name
+    elif revision is not None:
+        raise ValueError(f"revision={revision!r} is of a repository on the Hub, and {name} is a file: leave it out.")
+    return path, GgufBase(path.name, _sha256(path), repo_id, commit, _checked_name(path))
+
+
+def load_gguf_config(path: Path) -> PretrainedConfig:
+    """The configuration that a GGUF file describes.
+
+    Raises:
+        ValueError: transformers does not read this architecture.
+    """
+    try:
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds an architecture that transformers does not read from GGUF ({error}): take the model's "
+            "safetensors."
+        ) from error
+
+
+def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer inside a GGUF file."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return tokenizer
+
+
+def make_ordinary(model: Any, name: str | os.PathLike[str], base: GgufBase) -> None:
+    """Let a model that was read from GGUF be saved, merged and published as any other; its weights are floats now."""
+    for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if mark in vars(model):
+            delattr(model, mark)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    # By this name the adapter finds its base again.
+    model.config._name_or_path = model.name_or_path = os.fspath(name)
+    model.gguf_base = base
+
+
+def check_same_file(wanted: GgufBase, found: GgufBase, name: str | os.PathLike[str]) -> None:
+    """Raise ValueError if the base that is there is another file than the one an adapter was trained on."""
+    if wanted.sha256 != found.sha256:
+        raise ValueError(
+            f"{os.fspath(name)} has sha256 {found.sha256[:16]}..., the adapter was trained on {wanted.file} with "
+            f"{wanted.sha256[:16]}...: give that file as base_model, or train on this one."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked_name(path: Path) -> str | None:
+    """What the file calls its model; ValueError unless it is a whole GGUF file."""
+    with open(path, "rb") as file:
+        magic = file.read(len(MAGIC))
+    if magic != MAGIC:
+        raise ValueError(f"{path} is no GGUF file (it begins with {magic!r}): download or convert it again.")
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        # Memory-mapped: a file that was cut short fails here, not in the middle of loading.
+        end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
+    except Exception as error:  # the reader raises whatever broken bytes lead to
+        raise ValueError(f"{path} is a broken or truncated GGUF file ({error}): download it again.") from error
+    if not end or end > path.stat().st_size:
+        raise ValueError(f"{path} is a truncated GGUF file: it ends before its last tensor. Download it again.")
+    field = reader.get_field("general.name")
+    return None if field is None else str(field.contents())

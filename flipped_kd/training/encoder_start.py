@@ -1,0 +1,227 @@
+"""Where A starts: from the teacher, by one pass of the bare LLM over texts and a regression (`students.ridge`).
+
+PEFT starts A at random, so the representations begin as noise, and on a real language model a hundred steps bring
+little. What is computed here needs no step. B stays 0, so the answer is the bare LLM's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.keys import text_keys
+from ..inference.model_runner import ModelRunner
+from ..prompts.pair_prompt import PairPrompt
+from ..students.encoder_inputs import EncoderInputs
+from ..students.encoder_modules import lora_layers
+from ..students.lora_encoder import LoraEncoder
+from ..students.ridge import fit_start, scaled_to
+from ..teachers.bi_encoder import BiEncoderTeacher
+from ..utils.atomic import replacing
+
+logger = logging.getLogger(__name__)
+# Texts that are read at most, and the memory that their means may take: more texts pay less and less.
+MAX_TEXTS = 4096
+MAX_BYTES = 1_200_000_000
+BATCH_SIZE = 64
+# Texts between two copies of their means into place.
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """What a start was made of.
+
+    Attributes:
+        texts: distinct texts that were read.
+        of_texts: distinct texts there were; `texts` of them are a random sample.
+        penalty: lambda of the regression.
+        held_out_error: its squared error on held-out texts, as a share of their variance.
+        seconds: what it took; of a start that was read from disk, what it took then.
+    """
+
+    texts: int
+    of_texts: int
+    penalty: float
+    held_out_error: float
+    seconds: float
+
+
+def start_encoder(
+    model: PeftModel,
+    encoder: LoraEncoder,
+    prompt: PairPrompt,
+    teacher: BiEncoderTeacher,
+    texts: Sequence[str],
+    *,
+    pad_id: int,
+    cache_dir: str,
+    teacher_batch_size: int = 64,
+    show_progress: bool = True,
+) -> EncoderStart:
+    """Set the encoder's A so that representations resemble the teacher's vectors; nothing else is changed.
+
+    The same texts in another order, and with repetitions, give the same start. It is kept in `cache_dir`.
+
+    Args:
+        model: the student with a new adapter, whose B is 0.
+        encoder: attached to `model`.
+        prompt: how a text is read.
+        teacher: gives the vectors.
+        texts: non-empty.
+        pad_id: id to pad with.
+        cache_dir: where the teacher's vectors and starts are kept.
+        teacher_batch_size: texts a forward of the teacher.
+        show_progress: whether to show progress bars.
+
+    Raises:
+        ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, vectors that are not
+            finite, a rank above the teacher's dimension, or modules that cannot be started so.
+    """
+    ranks = {module.rank for module in encoder.modules}
+    if len(ranks) > 1:
+        raise ValueError(f"the encoder's modules have ranks {sorted(ranks)}: a start from the teacher needs one rank.")
+    matrices = _matrices(model, encoder)
+    inputs = EncoderInputs(model, encoder.modules)
+    chosen, of_texts = sample_texts(texts, inputs.dimension)
+    (rank,) = ranks
+    if len(chosen) < rank:
+        raise ValueError(
+            f"encoder_start needs at least as many distinct texts as the rank {rank}, there are {len(chosen)}: give "
+            "more pairs, an unlabelled_file, or a smaller rank."
+        )
+    path = Path(cache_dir) / "encoder_start" / f"{_key(model, encoder, prompt, teacher, chosen)}.safetensors"
+    found = _read(path, matrices)
+    if found is None:
+        began = time.time()
+        fitted, penalty, error = _fit(
+            *(model, encoder, inputs, prompt, teacher, chosen, rank, pad_id),
+            *(cache_dir, teacher_batch_size, show_progress),
+        )
+        start = EncoderStart(len(chosen), of_texts, penalty, error, round(time.time() - began, 1))
+        _write(path, fitted, start)
+        found = fitted, start
+    fitted, start = found
+    norm = float(sum(matrix.detach().double().square().sum().cpu() for matrix in matrices.values())) ** 0.5
+    with torch.no_grad():
+        for name, matrix in scaled_to(fitted, norm).items():
+            matrices[name].copy_(matrix)
+    logger.info(
+        "A starts from the teacher: %d of %d texts, lambda %.1e, squared error on held-out texts %.2f of their "
+        "variance, %.0f s",
+        *(start.texts, start.of_texts, start.penalty, start.held_out_error, start.seconds),
+    )
+    return start
+
+
+def sample_texts(texts: Sequence[str], width: int) -> tuple[list[str], int]:
+    """Distinct texts in an order of their own, at most as many as may be read, and how many there were.
+
+    They stand in the order of their keys, which has nothing to do with where they came from or what they say; the
+    first so many are therefore a random sample.
+
+    Args:
+        texts: with repetitions, in any order.
+        width: numbers kept of each.
+    """
+    distinct = list(dict.fromkeys(texts))
+    order = np.argsort(text_keys(distinct), kind="stable")
+    most = min(MAX_TEXTS, max(1, MAX_BYTES // (4 * width)))
+    return [distinct[place] for place in order[:most]], len(distinct)
+
+
+def _fit(
+    model: PeftModel,
+    encoder: LoraEncoder,
+    inputs: EncoderInputs,
+    prompt: PairPrompt,
+    teacher: BiEncoderTeacher,
+    texts: list[str],
+    rank: int,
+    pad_id: int,
+    cache_dir: str,
+    teacher_batch_size: int,
+    show_progress: bool,
+) -> tuple[dict[str, Tensor], float, float]:
+    table = teacher.embed(texts, cache_dir=cache_dir, batch_size=teacher_batch_size, show_progress=show_progress)
+    targets = torch.from_numpy(np.array(table.vectors(text_keys(texts))))
+    runner = ModelRunner(model, prompt, inputs, pad_id)
+    was_training = model.training
+    try:
+        rows = torch.empty(len(texts), inputs.dimension)
+        with tqdm(total=len(texts), desc="start of A", unit=" texts", disable=not show_progress) as bar:
+            for first in range(0, len(texts), CHUNK):
+                rows[first : first + CHUNK] = runner.vectors(texts[first : first + CHUNK], BATCH_SIZE, bar)
+    finally:
+        model.train(was_training)
+    means = inputs.split(rows)
+    if encoder.pooling == "sum":
+        fit = fit_start(means, inputs.read_by, targets, rank)
+        return fit.matrices, fit.penalty, fit.held_out_error
+    # Each module's vector stands for itself: one regression for each input, of which the report shows the best.
+    fits = [fit_start({name: means[name]}, {name: names}, targets, rank) for name, names in inputs.read_by.items()]
+    best = min(fits, key=lambda fit: fit.held_out_error)
+    matrices = {name: matrix for fit in fits for name, matrix in fit.matrices.items()}
+    return matrices, best.penalty, best.held_out_error
+
+
+def _matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
+    """The A of each module of the encoder set, which are set in place."""
+    layers: dict[str, Any] = dict(lora_layers(model))
+    found = {}
+    for module in encoder.modules:
+        weight = getattr(layers[module.name].lora_A[encoder.adapter_name], "weight", None)
+        if weight is None or weight.ndim != 2 or weight.shape[0] != module.rank:
+            raise ValueError(
+                f"A of {module.name!r} is no plain matrix of {module.rank} rows: it cannot start from the teacher; "
+                "use encoder_start='random'."
+            )
+        found[module.name] = weight
+    return found
+
+
+def _key(
+    model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: BiEncoderTeacher, texts: list[str]
+) -> str:
+    """Names all that decides a start: base weights and their dtype, prompt, encoder, teacher and texts."""
+    digest = hashlib.sha256(json.dumps([encoder.to_dict(), prompt.to_dict(), teacher.fingerprint]).encode())
+    for name, weight in sorted(model.get_base_model().named_parameters()):
+        if "lora_" not in name:
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(text_keys(texts).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _write(path: Path, matrices: dict[str, Tensor], start: EncoderStart) -> None:
+    with replacing(path) as partial:
+        save_file(matrices, partial, {"start": json.dumps(asdict(start))})
+
+
+def _read(path: Path, wanted: dict[str, Tensor]) -> tuple[dict[str, Tensor], EncoderStart] | None:
+    """A kept start; None where there is none that is whole."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            matrices = {name: file.get_tensor(name) for name in wanted}
+            start = EncoderStart(**json.loads(file.metadata()["start"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is broken (%s) and is made anew", path, error)
+        return None
+    logger.info("the start of A is read from %s", path)
+    return matrices, start
