@@ -71,6 +71,7 @@ def make_adapter(
     instruction: str | None = None,
     score: bool = True,
     encoder_layers: str = "all",
+    encoder_pooling: Any = "concat",
     **options: Any,
 ) -> Path:
     """An adapter with random A and B for a saved base; `options` are those of LoraConfig."""
@@ -87,7 +88,7 @@ def make_adapter(
                 torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(str(folder))
     (folder / "README.md").unlink()  # PEFT's
-    LoraEncoder.from_model(model, layers=encoder_layers).save_pretrained(folder)
+    LoraEncoder.from_model(model, layers=encoder_layers, pooling=encoder_pooling).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     prompt = PairPrompt.from_preset(tokenizer, max_length=max_length, instruction=instruction)
     prompt.save_pretrained(folder)

@@ -70,8 +70,9 @@ class FlippedDistillationConfig(TrainingArguments):
             them (r numbers a module).
         encoder_start: where A starts. "teacher": so that representations resemble the teacher's vectors before any
             step (`training.encoder_start`). "random": as PEFT starts it. "auto": from the teacher where it gives
-            vectors and the training pairs are no stream, else at random. With dist_weight, mcl_weight and
-            answer_teacher_weight 0, an adapter of one's own, or init_lora_weights in the LoraConfig, A is left alone.
+            vectors and there are texts enough before training (not of a stream), else at random, and the log says so.
+            With dist_weight, mcl_weight and answer_teacher_weight 0, an adapter of one's own, or init_lora_weights in
+            the LoraConfig, A is left alone.
         sup_weight: weight of L_sup, the answer's cross-entropy.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
@@ -163,7 +164,7 @@ class FlippedDistillationConfig(TrainingArguments):
     )
     encoder_layers: str = field(
         default="first:50%",
-        metadata={"help": "Layers of the encoder: all, last:2, first:50%, or numbers such as 3,4."},
+        metadata={"help": "Layers of the encoder: all, last:2, first:50%%, or numbers such as 3,4."},
     )
     encoder_modules: list[str] | None = field(
         default_factory=lambda: ["widest"],

@@ -6,6 +6,7 @@ One file, though long: the order of a step is read in one place; what stands alo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,8 @@ from .setup import (
     starts_from_teacher,
 )
 from .teacher_targets import TeacherSignal, TeacherTargets
+
+logger = logging.getLogger(__name__)
 
 
 class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
@@ -235,6 +238,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         texts = list(unlabelled_texts)
         if isinstance(self.train_dataset, datasets.Dataset):
             texts += [*self.train_dataset["text_a"], *self.train_dataset["text_b"]]
+        distinct, rank = len(set(texts)), self.encoder.modules[0].rank
+        if self.args.encoder_start == "auto" and distinct < rank:
+            logger.warning("A starts at random: a rank of %d wants as many texts, there are %d", rank, distinct)
+            return None
         with self.args.main_process_first(local=False, desc="the start of A"):
             return start_encoder(
                 self.model,

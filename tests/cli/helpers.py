@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ODDS = {
     "answer": LogOdds(1.0, 0.0, 0.0, threshold=1.0),
     "similarity": LogOdds(0.0, 3.0, -1.0, threshold=1.5),
-    "both": LogOdds(0.5, 2.0, 0.25, threshold=1.75),
+    "both": LogOdds(0.5, 2.0, 0.25, threshold=1.1),
 }
 
 

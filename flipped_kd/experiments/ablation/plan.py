@@ -56,6 +56,8 @@ class Job:
         Of names of files and models the last part only: rows made elsewhere count here, whether the files are or not.
         """
         settings = {**_defaults(), **self.settings, "peer": self.peer}
+        if settings["encoder_modules"] == ["all"]:
+            settings["encoder_modules"] = None  # as FlippedDistillationConfig keeps it
         shown = {name: Path(value).name if value and name in PATHS else value for name, value in settings.items()}
         return dict(json.loads(json.dumps(shown, default=str)))
 

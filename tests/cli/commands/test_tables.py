@@ -121,8 +121,8 @@ def test_all_scores_and_the_tuned_threshold(
     for kind, odds in ODDS.items():
         np.testing.assert_allclose(found[f"my_score_{kind}"].to_numpy(), expit(odds(answer, similarity)), **NEAR)
     both = ODDS["both"](answer, similarity)
-    assert found["my_match"].to_pylist() == (both >= 1.75).tolist()
-    assert len({*(both >= 1.75)}) == 2 and ((both >= 1.75) != (both >= 0)).any()
+    assert found["my_match"].to_pylist() == (both >= 1.1).tolist()
+    assert len({*(both >= 1.1)}) == 2 and ((both >= 1.1) != (both >= 0)).any()
     assert run("predict", adapter, pairs, "-o", tmp_path / "half.parquet", "--threshold", "0.5") == 0
     assert pq.read_table(tmp_path / "half.parquet")["match"].to_pylist() == (both >= 0).tolist()
 
