@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 &&
 ARGS ?=
 # Processes that the tests are spread over.
 TEST_WORKERS ?= 2
+# Threads of the demo: accelerate would give its process one.
+THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # What `make bench` runs.
 BENCH ?= -m benchmarks
 
@@ -41,7 +43,7 @@ install: $(STAMP)  ## make .venv and install into it (the other targets do so to
 
 demo: $(STAMP)  ## train on the embedded finance pairs, report in outputs/demo
 	$(OFFLINE) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no recipes/train_fin.py --max_train_pairs 2000 --output_dir outputs/demo $(ARGS)
+		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) recipes/train_fin.py --max_train_pairs 2000 --output_dir outputs/demo $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \

@@ -15,6 +15,7 @@ import pytest
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from flipped_kd import FlippedMatcher
 from flipped_kd.evaluation.comparison import SYSTEMS, markdown_table
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.compare import run_comparison
@@ -189,3 +190,33 @@ def test_a_folder_that_another_command_writes_into_is_refused_before_a_model_is_
     config = FlippedDistillationConfig(output_dir=str(tmp_path / "out"))
     with sole_writer(tmp_path / "out"), pytest.raises(RuntimeError, match="is being written by another process"):
         run_comparison(StudentArguments(student=str(tmp_path / "none")), arguments, config)
+
+
+def test_without_a_step_the_start_is_saved_scored_and_reported(
+    student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, held_out: datasets.Dataset, tmp_path: Path
+) -> None:
+    files = {}
+    for split, part in (("train", pairs), ("validation", held_out), ("test", held_out)):
+        files[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        part.to_json(files[f"{split}_file"])
+    (tmp_path / "more.txt").write_text("is my card lost\nwhere do I top up\n", encoding="utf-8")
+    data = DataArguments(**files, teacher=str(teacher_dir), unlabelled_file=str(tmp_path / "more.txt"))
+    config = FlippedDistillationConfig(
+        output_dir=str(tmp_path / "out"), max_steps=0, max_length=64, precision="fp32", disable_tqdm=True
+    )
+    report = run_comparison(StudentArguments(student=str(student_dir), lora_r=4), data, config)
+    systems = report["systems"]
+    beside = ["llm_flipped_similarity", "llm_flipped_both"]
+    # Plain fine-tuning would be the bare LLM; the trained student's similarity is that of the start.
+    assert list(systems) == ["teacher", "llm", "llm_flipped_start", "llm_flipped", *beside]
+    assert (
+        systems["llm_flipped_start"] == systems["llm_flipped_similarity"] and systems["llm"] == systems["llm_flipped"]
+    )
+    facts = report["runs"][0]["llm_flipped"]
+    texts = {*pairs["text_a"], *pairs["text_b"], "is my card lost", "where do I top up"}
+    assert facts["steps"] == 0 and facts["encoder_start"]["texts"] == len(texts)
+    assert "LLM, flipped, before any step: similarity" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert "</html>" in write_page(tmp_path / "out").read_text(encoding="utf-8")
+    vectors = FlippedMatcher.from_pretrained(tmp_path / "out").encode(["cash", "my card"])
+    assert vectors.shape == (2, 4)
