@@ -16,6 +16,8 @@ from ..teachers.fingerprint import hash_weights
 from .arguments import UsageError
 from .runtime import shows_progress
 
+# What an adapter without match_score.json has: the answer's log-odds as they are.
+ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")
 logger = logging.getLogger(__name__)
 
 
@@ -41,10 +43,6 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
     if state is None or state.is_main_process:
         hash_weights(digest, matcher.model)
     return matcher, digest.hexdigest()
-
-
-# What an adapter without match_score.json has: the answer's log-odds as they are.
-ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")
 
 
 def checked_kind(matcher: FlippedMatcher, score: str | None) -> ScoreKind:

@@ -24,6 +24,7 @@ from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_p
 from .files import MERGE_FILE
 
 SMALL_STUDENT = 100_000_000
+SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}
 # What was done before it was a setting, for reports that lack it.
 BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0}
 
@@ -273,6 +274,3 @@ def _datasets(report: Mapping[str, Any] | None) -> list[str]:
     data = report["settings"]["data"]
     names = [data["train_file"] or data["dataset_name"]]
     return [name for name in names if name and is_hub_id(name)]
-
-
-SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}

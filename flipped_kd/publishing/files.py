@@ -50,7 +50,10 @@ ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + 
 TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 # What a reader's tools would act on if an earlier push left it behind.
 MERGED_FILES = (*MODEL_FILES, *CROSS_ENCODER_FILES, MATRICES_FILE, MERGE_FILE)
-REPLACED = {"adapter": (SCORE_FILE, *MERGED_FILES), "merged model": (SCORE_FILE, *MERGED_FILES, *ADAPTER_FILES)}
+REPLACED = {
+    "adapter": (SCORE_FILE, GGUF_FILE, *MERGED_FILES),
+    "merged model": (SCORE_FILE, GGUF_FILE, *MERGED_FILES, *ADAPTER_FILES),
+}
 
 
 def kind_of(folder: Path) -> str:
@@ -70,7 +73,7 @@ def uploadable(folder: Path, token: str | None = None) -> list[PurePosixPath]:
     Raises:
         PublishError: one of them holds a token of the Hub.
     """
-    files = [path for path in _files(folder) if _matches(path, ALLOWED)]
+    files = [path for path in files_in(folder) if matches_any(path, ALLOWED)]
     secrets = [secret.encode() for secret in known_tokens(token)]
     for path in files:
         content = b"" if path.suffix in (".safetensors", ".png", ".model") else (folder / path).read_bytes()
@@ -82,7 +85,7 @@ def uploadable(folder: Path, token: str | None = None) -> list[PurePosixPath]:
     return files
 
 
-def _files(folder: Path) -> list[PurePosixPath]:
+def files_in(folder: Path) -> list[PurePosixPath]:
     """Files in the folder and in its sub-folders, without hidden ones, ours ("_...") and checkpoints."""
     found = []
     for path in sorted(folder.iterdir()):
@@ -93,7 +96,7 @@ def _files(folder: Path) -> list[PurePosixPath]:
     return found
 
 
-def _matches(path: PurePosixPath, patterns: Iterable[str]) -> bool:
+def matches_any(path: PurePosixPath, patterns: Iterable[str]) -> bool:
     """Whether the whole path matches one of the patterns; a star never reaches over a slash."""
     split = (PurePosixPath(pattern).parts for pattern in patterns)
     return any(len(parts) == len(path.parts) and all(map(fnmatchcase, path.parts, parts)) for parts in split)

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
 from ..students.gguf import GgufBase
 from .errors import PublishError, failure_of
-from .files import CARD_FILE, REPLACED, _files, _matches, kind_of, uploadable
+from .files import CARD_FILE, REPLACED, files_in, kind_of, matches_any, uploadable
 
 logger = logging.getLogger(__name__)
 LOCAL_PATH = re.compile(r"^(?:[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[\\/])")
@@ -63,7 +63,7 @@ def push_folder(
     folder = Path(folder)
     kind = kind_of(folder)
     files = uploadable(folder, token)
-    left_out = sorted(set(_files(folder)) - set(files))
+    left_out = sorted(set(files_in(folder)) - set(files))
     if left_out:
         logger.warning("%s: not uploaded, for no reader needs them: %s", folder, ", ".join(map(str, left_out)))
     if kind == "adapter":
@@ -176,7 +176,7 @@ class _Hub:
                 self.api.create_branch(repo_id, branch=revision, exist_ok=True)
             there = set(self.api.list_repo_files(repo_id, revision=revision)) - files.keys()
             operations += [
-                CommitOperationDelete(name) for name in sorted(there) if _matches(PurePosixPath(name), replaced)
+                CommitOperationDelete(name) for name in sorted(there) if matches_any(PurePosixPath(name), replaced)
             ]
             self.api.create_commit(repo_id, operations, commit_message=message, revision=revision)
         except Exception as error:  # as above

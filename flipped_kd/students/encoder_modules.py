@@ -157,14 +157,14 @@ def resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
     return wanted
 
 
-def _whole(matrix: Any) -> Tensor:
+def whole_matrix(matrix: Any) -> Tensor:
     """A (r, in); BD-LoRA keeps the blocks on its diagonal only."""
     blocks = isinstance(matrix, BlockDiagonalLinear)
     weight: Tensor = matrix.weight_as_blockdiagonal_matrix() if blocks else matrix.weight
     return weight
 
 
-def _input_width(module: nn.Module | None) -> int | None:
+def input_width(module: nn.Module | None) -> int | None:
     """Length of the vectors a linear layer takes; None of anything else."""
     if isinstance(module, nn.Linear):
         return module.in_features

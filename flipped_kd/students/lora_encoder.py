@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ..utils.angles import wide
 from ..utils.atomic import replacing, write_atomically
 from ..utils.checks import check_choice
-from .encoder_modules import EncoderModule, _input_width, _whole, choose_modules, lora_layers
+from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
 ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
@@ -136,7 +136,7 @@ class LoraEncoder:
             TypeError, ValueError: as `attach`.
         """
         matrices = {
-            name: _whole(matrix).detach().to("cpu", copy=True).contiguous()
+            name: whole_matrix(matrix).detach().to("cpu", copy=True).contiguous()
             for name, matrix in self._matrices(model).items()
         }
         target = Path(folder) / MATRICES_FILE
@@ -162,7 +162,7 @@ class LoraEncoder:
         readers: list[tuple[nn.Module, Any]] = []
         for module in self.modules:
             matrix, linear = matrices.get(module.name), inside.get(module.name)
-            width = _input_width(linear)
+            width = input_width(linear)
             if linear is None or matrix is None or width is None or tuple(matrix.shape) != (module.rank, width):
                 held = "no matrix" if matrix is None else f"a matrix of shape {tuple(matrix.shape)}"
                 takes = "is no linear layer of this model" if width is None else f"takes inputs of size {width}"
