@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..prompts.reranker_forms import RERANKERS
 from ..utils.version import __version__
 from .arguments import (
     PROG,
@@ -318,8 +319,8 @@ def _check_teacher(verbs: Any) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code from the models' repositories")
     parser.add_argument("-o", "--output", metavar="FILE", help="write everything as JSON; -: on the screen")
     student = parser.add_argument_group("comparison with the LLM as it is")
-    student.add_argument("--student", metavar="NAME", help="folder or Hub name of a causal language model")
-    student.add_argument("--prompt", choices=("en", "zh"), default="en", help="its prompt (en)")
+    student.add_argument("--student", metavar="NAME", help="folder, Hub name or GGUF file of a language model")
+    student.add_argument("--prompt", choices=("en", "zh", *RERANKERS), default="en", help="its prompt (en)")
     student.add_argument("--instruction", help="replaces the prompt's instruction; '' leaves it out")
     student.add_argument("--max-length", type=number(int, 16), default=256, metavar="N", help="its tokens (256)")
     add_labelled(parser)

@@ -13,7 +13,7 @@ class StudentArguments:
     """The decoder-only student and its LoRA adapter.
 
     Args:
-        student: Hub name or folder of a causal language model.
+        student: Hub name, folder or GGUF file of a causal language model.
         student_revision: branch, tag or commit on the Hub.
         lora_r: rank of A and B.
         lora_alpha: numerator of the scaling alpha / r.
@@ -28,7 +28,7 @@ class StudentArguments:
         ValueError: a setting is out of range.
     """
 
-    student: str | None = field(default=None, metadata={"help": "Hub name or folder of the student."})
+    student: str | None = field(default=None, metadata={"help": "Hub name, folder or GGUF file of the student."})
     student_revision: str | None = field(default=None, metadata={"help": "Revision of the student on the Hub."})
     lora_r: int = field(default=32, metadata={"help": "Rank of A and B."})
     lora_alpha: float = field(default=64.0, metadata={"help": "Numerator of the scaling alpha / r."})
@@ -108,7 +108,6 @@ class DataArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub name or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
     seeds: int = field(default=1, metadata={"help": "How many seeds to run, counted from --seed."})
-
     baseline: bool = field(default=True, metadata={"help": "Train plainly with the same budget too, to compare with."})
 
     def __post_init__(self) -> None:

@@ -26,7 +26,8 @@ from ..evaluation.comparison import (
 )
 from ..publishing.card import write_card
 from ..publishing.publish import publish
-from ..publishing.push import open_repository
+from ..publishing.push import open_repository, refuse_local_gguf
+from ..students.gguf import gguf_path, is_gguf
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.loading import load_teacher
@@ -40,7 +41,7 @@ from .artifacts import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
 from .run_identity import run_settings
 from .single_run import RunResult, say, teacher_split_scores, train_once
-from .splits import SPLITS, Splits, load_splits
+from .splits import SPLITS, Splits, load_splits, unlabelled_texts
 
 logger = logging.getLogger(__name__)
 # Told in the report with their values, whether changed or not.
@@ -78,7 +79,10 @@ def run_comparison(
     out = Path(config.output_dir or "outputs")
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
     splits = load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
+    unlabelled_texts(data)
     shared = _shared_pairs(splits, config)
+    if config.push_to_hub and is_gguf(student.student):
+        refuse_local_gguf(gguf_path(student.student or "", student.student_revision)[1])
     repository = None
     if config.push_to_hub and config.should_save:  # so is a repository that cannot be written
         repository = open_repository(config.hub_model_id or out.absolute().name, **_hub(config))
@@ -98,6 +102,13 @@ def _compare(
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
+    if config.encoder_start == "teacher" and not (
+        isinstance(teacher, BiEncoderTeacher) and teacher.dim >= student.lora_r
+    ):
+        raise ValueError(
+            f"encoder_start='teacher' wants a teacher with vectors of at least lora_r={student.lora_r} numbers, which "
+            f"{teacher.id!r} has not: use encoder_start='random', a smaller lora_r, or another teacher."
+        )
     comparison = Comparison(student, data, config, teacher, out)
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
@@ -123,8 +134,8 @@ def _compare(
     if config.should_save:
         write_card(out)  # once more, now with the results
         if repository is not None:
-            url = publish(out, repository, **_hub(config), revision=config.hub_revision).adapter_url
-            say(config, f"Pushed: {url}")
+            pushed = publish(out, repository, **_hub(config), revision=config.hub_revision)
+            say(config, f"Pushed: {pushed.adapter_url}")
     return report
 
 

@@ -24,12 +24,8 @@ from .arguments import DataArguments, StudentArguments
 from .splits import SPLITS, Splits
 
 FINGERPRINT_FILE = "fingerprint.txt"
-
-
 # What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
-
-
 # Settings that change where or how often something is written, not what is learned.
 NOT_LEARNED = {
     *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),

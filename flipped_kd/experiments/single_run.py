@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.unlabelled import read_texts
 from ..evaluation.comparison import SplitScores
 from ..evaluation.run_files import RUN_FILE, SCORES_FILE
 from ..students.loading import load_student, load_tokenizer
@@ -30,7 +29,7 @@ from .arguments import DataArguments, StudentArguments
 from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
 from .run_identity import claim_folder, run_fingerprint
-from .splits import Splits
+from .splits import Splits, unlabelled_texts
 
 
 @dataclass
@@ -148,9 +147,7 @@ def _new_trainer(
         splits.validation,
         tokenizer,
         default_lora(student.lora_r, student.lora_alpha, student.lora_dropout, student.lora_target_modules),
-        unlabelled_texts=read_texts(data.unlabelled_file, data.unlabelled_column, data.label_column)
-        if data.unlabelled_file is not None and config.distils
-        else (),
+        unlabelled_texts=unlabelled_texts(data) if config.distils else (),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.faq import faq_pairs, read_faq, subset
 from ..data.loading import load_pairs
+from ..data.unlabelled import read_texts
 from ..data.validation import PairColumns
 from .arguments import DataArguments
 
@@ -31,6 +32,13 @@ def load_splits(data: DataArguments, max_rows_seed: int = 0) -> Splits:
         ValueError: a split is not named, or its rows are unusable.
     """
     return Splits(**{split: load_split(data, split, max_rows_seed) for split in SPLITS})
+
+
+def unlabelled_texts(data: DataArguments) -> list[str]:
+    """The texts of `unlabelled_file`; none where there is no such file. Errors as in `read_texts`."""
+    if data.unlabelled_file is None:
+        return []
+    return read_texts(data.unlabelled_file, data.unlabelled_column, data.label_column, data.skip_bad_rows)
 
 
 def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Dataset:

@@ -258,7 +258,8 @@ class FlippedMatcher(PairScorer):
 
     def _definition(self) -> dict[str, Any]:
         """What vectors depend on besides the weights."""
-        return self.encoder.to_dict() | {"prefix": self.prompt.prefix, "text_tokens": self.prompt.room // 2}
+        wrap = {"wrap_a": list(self.prompt.wrap_a)} if any(self.prompt.wrap_a) else {}
+        return self.encoder.to_dict() | {"prefix": self.prompt.prefix, "text_tokens": self.prompt.room // 2} | wrap
 
     def _check_index(self, index: SearchIndex) -> None:
         """Raise ValueError unless this encoder gives the index's vectors; its first and last text are tried."""

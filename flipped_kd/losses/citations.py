@@ -53,7 +53,6 @@ ANGLE = """@misc{li2023,
     archivePrefix = {arXiv},
 }"""
 
-
 FLIPPED_CITATION = """@inproceedings{flipped2025,
     title = {Flipping Knowledge Distillation: Leveraging Small Models' Expertise to Enhance LLMs in Text Matching},
     author = {Li, Mingzhe and Xiang, Jing and Zhang, Qishen and Wan, Kaiyang and Chen, Xiuying},

@@ -108,6 +108,7 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         role_a="<|start_header_id|>user<|end_header_id|>\n\n",
         role_middle="<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n",
+        tuned_only=True,
     ),
     ChatFamily(
         name="GLM",
@@ -117,6 +118,8 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         open_a="<|user|>",
         middle="<|user|>",
         suffix="<|assistant|>\n",
+        role_a="<|user|>\n",
+        role_middle="<|user|>\n",
     ),
     ChatFamily(
         name="Phi-3",
@@ -160,7 +163,8 @@ def preset_forms(
     Raises:
         ValueError: The tokenizer has no marker at all.
     """
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    templates = tokenizer.chat_template
+    template = (templates.get("default", "") if isinstance(templates, dict) else templates) or ""
     own_bos = tokenizer.bos_token if tokenizer.bos_token in added_tokens else None
     if preset in RERANKERS:
         return [RERANKERS[preset][1](instruction, own_bos or "")]

@@ -17,7 +17,7 @@ from ..evaluation.run_files import REPORT_FILE
 from ..inference.loading import ADAPTER_CONFIG
 from ..losses.build import build_loss
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
-from ..students.gguf import GgufBase
+from ..students.gguf import GgufBase, is_gguf
 from ..students.lora_encoder import LoraEncoder
 from ..utils.json_files import read_json_object
 from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_paths
@@ -144,7 +144,9 @@ def card_data(
     model_config, merge = (_read_json_if(merged, folder / name) for name in ("config.json", MERGE_FILE))
     gguf = GgufBase.from_pretrained(source)
     base = _base(config, found, merge)
-    if gguf is not None and not base.on_hub:
+    # A merge with another base was made on that one.
+    on_gguf = gguf is not None and (merge is None or merge.get("base_difference") is None)
+    if gguf is not None and on_gguf and (not base.on_hub or is_gguf(base.name)):
         base = ModelSource(gguf.repo_id or gguf.file, gguf.repo_id is not None, gguf.revision)
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     facts = [run["llm_flipped"] for run in found["runs"]] if found else []

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraModel
 from ..inference.loading import load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE
 from ..students.encoder_modules import adapted_modules
+from ..students.gguf import GgufBase
 from ..students.lora_encoder import LoraEncoder
 from ..utils.atomic import check_target, whole_or_absent
 from ..utils.hub_download import Access
@@ -95,6 +96,9 @@ def combine_adapters(
         loaded.prompt.save_pretrained(partial)
         modules = [adapted[module.name] for module in loaded.encoder.modules]
         LoraEncoder(modules, pooling=loaded.encoder.pooling).save_pretrained(partial)
+        gguf = GgufBase.from_pretrained(folders[0])
+        if gguf is not None:
+            gguf.save_pretrained(partial)
     write_card(target, plots=False)
     return target
 
@@ -155,7 +159,8 @@ def _check_method(method: str) -> None:
 
 def _common_base(folders: list[Path], base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
     bases = {base_of(folder, base_model) for folder in folders}
-    if len(bases) > 1:
+    files = {gguf and gguf.sha256 for gguf in map(GgufBase.from_pretrained, folders)}
+    if len(bases) > 1 or (len(files) > 1 and base_model is None):
         raise ValueError(
             f"the adapters were trained on different bases {sorted(map(str, bases))}: only adapters of one base can "
             "be combined. If these are one and the same model, say so with base_model=."

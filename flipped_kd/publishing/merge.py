@@ -172,6 +172,9 @@ def merge_adapter(
             base_difference=_base_difference(folder, base_model, pairs, before["answer"]),
         )
         report.save()
+        gguf = GgufBase.from_pretrained(folder)
+        if gguf is not None:
+            gguf.save_pretrained(partial)  # the card tells of it
     try:
         write_card(target, merged=True, adapter=folder)
     except Exception:  # the model is whole without it

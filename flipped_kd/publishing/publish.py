@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..students.gguf import GgufBase
 from .card import write_card
 from .combine import combine_adapters as combine_adapters
 from .errors import PublishError as PublishError
@@ -30,12 +31,12 @@ class PublishReport:
     """Where things are now.
 
     Attributes:
-        adapter_url: repository of the adapter.
+        adapter_url: repository of the adapter; None of one on a local GGUF file, whose merge alone is pushed.
         merged_url: repository of the merged model; None if it was not asked for.
         merge: what the merge has shown; None likewise.
     """
 
-    adapter_url: str
+    adapter_url: str | None
     merged_url: str | None = None
     merge: MergeReport | None = None
 
@@ -89,7 +90,10 @@ def publish(
     report = _merged(folder, target, base_model, token)
     write_card(folder, repo_id=repo_id)
     write_card(target, repo_id=merged_id, merged=True, adapter=folder)
-    adapter_url = push_folder(folder, repo_id, **repository)  # type: ignore[arg-type]
+    gguf = GgufBase.from_pretrained(folder)
+    adapter_url = None
+    if gguf is None or gguf.repo_id is not None:
+        adapter_url = push_folder(folder, repo_id, **repository)  # type: ignore[arg-type]
     merged_url = push_folder(target, merged_id, **repository)  # type: ignore[arg-type]
     return PublishReport(adapter_url, merged_url, report)
 

@@ -88,18 +88,22 @@ def _check_base(folder: Path) -> None:
     base = read_adapter_config(folder).base_model_name_or_path
     gguf = GgufBase.from_pretrained(folder)
     if gguf is not None:
-        if gguf.repo_id is None:
-            raise PublishError(
-                f"{folder} is an adapter on the local file {gguf.file}, which a reader of the repository would not "
-                "have: merge it and push the merged folder, or train from a Hub name (owner/name:FILE.gguf). Nothing "
-                "was uploaded."
-            )
+        refuse_local_gguf(gguf)
         return
     if base is None or not _is_hub_name(base) or Path(base).is_dir():
         logger.warning(
             "%s names its base by a local folder: whoever loads the adapter must say base_model=...; train from a Hub "
             "name, or push the merged model",
             folder / ADAPTER_CONFIG,
+        )
+
+
+def refuse_local_gguf(base: GgufBase | None) -> None:
+    """Raise PublishError for the base of an adapter that is a GGUF file on this machine alone; None is none."""
+    if base is not None and base.repo_id is None:
+        raise PublishError(
+            f"the adapter is on the local file {base.file}, which a reader of the repository would not have: merge it "
+            "and push the merged folder, or train from a Hub name (owner/name:FILE.gguf). Nothing was uploaded."
         )
 
 

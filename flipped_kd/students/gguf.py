@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from ..utils.atomic import write_atomically
 from ..utils.json_files import read_json_object
+from ..utils.redaction import redact
 
 GGUF_FILE = "gguf_base.json"
 FORMAT_VERSION = 1
@@ -32,7 +33,7 @@ class GgufBase:
     """Which GGUF file an adapter was trained on, as it is saved beside the adapter.
 
     Attributes:
-        file: name of the file.
+        file: name of the file; on the Hub with the folders above it.
         sha256: of its bytes, hexadecimal.
         repo_id: its repository on the Hub; None of a local file.
         revision: commit in that repository.
@@ -92,6 +93,7 @@ def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **optio
     if importlib.util.find_spec("gguf") is None:
         raise ImportError(f"{os.fspath(name)!r} needs the package gguf: pip install 'flipped_kd[gguf]'.")
     path, repo_id, commit = Path(name), None, None
+    file = path.name
     if not path.is_file():
         repo_id, _, file = os.fspath(name).rpartition(":")
         if repo_id.count("/") != 1:
@@ -99,11 +101,12 @@ def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **optio
         try:
             path = Path(hf_hub_download(repo_id, file, revision=revision, **options))
         except Exception as error:  # whatever the Hub's client raises: what to do is the same
-            raise ValueError(f"{os.fspath(name)!r} could not be had from the Hub: {error} {HOW}") from error
-        commit = path.parent.name
+            said = redact(str(error), options["token"] if isinstance(options.get("token"), str) else None)
+            raise ValueError(f"{os.fspath(name)!r} could not be had from the Hub: {said} {HOW}") from None
+        commit = path.parents[file.count("/")].name
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the Hub, and {name} is a file: leave it out.")
-    return path, GgufBase(path.name, _sha256(path), repo_id, commit, _checked_name(path))
+    return path, GgufBase(file, _sha256(path), repo_id, commit, _checked_name(path))
 
 
 def load_gguf_config(path: Path) -> PretrainedConfig:

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -114,7 +115,11 @@ def _load_gguf(
         raise ValueError(f"student {str(name)!r} is a {config.model_type} model, no causal language model: {REMEDY}")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+            path.parent,
+            gguf_file=path.name,
+            dtype=dtype,
+            output_loading_info=True,
+            quantization_config=GgufConfig(dequantize=True),
         )
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"student {str(name)!r} cannot be read from GGUF: {error} {SOURCES}") from error

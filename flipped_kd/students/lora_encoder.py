@@ -42,8 +42,8 @@ class LoraEncoder:
     - `concat`: z(t) = L2(concat of L2(u_k(t))): sum of r_k numbers.
 
     The hooks belong to the model that `attach` was given. A deepcopy of that model carries copies of them, which still
-    record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules)` to it and capture
-    with that one.
+    record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules,
+    encoder.adapter_name, encoder.pooling)` to it and capture with that one.
 
     Args:
         modules: the encoder set K, in the order of concatenation.

@@ -51,7 +51,8 @@ class FlippedDistillationConfig(TrainingArguments):
     Args:
         max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
             are.
-        prompt: preset of [`PairPrompt`]: "en" or "zh".
+        prompt: preset of [`PairPrompt`]: "en", "zh", or the form of a published reranker, "qwen3_reranker" or
+            "bge_reranker_gemma".
         instruction: replaces the preset's instruction; "" leaves it out.
         representation: how text_b is represented in training. "independent": encoded alone, as at search time, and
             compared with every text_a of the batch. "joint": as read in its pair, after text_a, and compared with that
@@ -155,7 +156,7 @@ class FlippedDistillationConfig(TrainingArguments):
     )
 
     max_length: int = field(default=256, metadata={"help": "Tokens of a whole pair prompt."})
-    prompt: str = field(default="en", metadata={"help": "Prompt preset: en or zh."})
+    prompt: str = field(default="en", metadata={"help": "Prompt preset: en, zh, qwen3_reranker, bge_reranker_gemma."})
     instruction: str | None = field(
         default=None, metadata={"help": "Replaces the preset's instruction; empty leaves it out."}
     )

@@ -29,7 +29,7 @@ from ..prompts.pair_prompt import PairPrompt
 from ..students.encoder_inputs import EncoderInputs
 from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
-from ..students.ridge import fit_start, scaled_to
+from ..students.ridge import PENALTIES, fit_start, scaled_to
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..utils.atomic import replacing
 
@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 MAX_TEXTS = 4096
 MAX_BYTES = 1_200_000_000
 BATCH_SIZE = 64
+# Bytes of the inputs of one batch, of which every token is kept until the batch is read.
+BATCH_BYTES = 400_000_000
+# Another regression gives another start: raised whenever what is computed changes.
+START_VERSION = 1
 # Texts between two copies of their means into place.
 CHUNK = 512
 
@@ -92,13 +96,13 @@ def start_encoder(
         ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, vectors that are not
             finite, a rank above the teacher's dimension, or modules that cannot be started so.
     """
-    ranks = {module.rank for module in encoder.modules}
-    if len(ranks) > 1:
-        raise ValueError(f"the encoder's modules have ranks {sorted(ranks)}: a start from the teacher needs one rank.")
-    matrices = _matrices(model, encoder)
+    why = why_not_started(model, encoder, teacher)
+    if why is not None:
+        raise ValueError(f"A cannot start from the teacher: {why}.")
+    matrices = start_matrices(model, encoder)
     inputs = EncoderInputs(model, encoder.modules)
     chosen, of_texts = sample_texts(texts, inputs.dimension)
-    (rank,) = ranks
+    rank = encoder.modules[0].rank
     if len(chosen) < rank:
         raise ValueError(
             f"encoder_start needs at least as many distinct texts as the rank {rank}, there are {len(chosen)}: give "
@@ -116,7 +120,7 @@ def start_encoder(
         _write(path, fitted, start)
         found = fitted, start
     fitted, start = found
-    norm = float(sum(matrix.detach().double().square().sum().cpu() for matrix in matrices.values())) ** 0.5
+    norm = float(sum(matrix.detach().cpu().double().square().sum() for matrix in matrices.values())) ** 0.5
     with torch.no_grad():
         for name, matrix in scaled_to(fitted, norm).items():
             matrices[name].copy_(matrix)
@@ -163,9 +167,11 @@ def _fit(
     was_training = model.training
     try:
         rows = torch.empty(len(texts), inputs.dimension)
+        longest = len(prompt.prefix_ids) + prompt.room // 2
+        batch = max(1, min(BATCH_SIZE, BATCH_BYTES // (4 * inputs.dimension * longest)))
         with tqdm(total=len(texts), desc="start of A", unit=" texts", disable=not show_progress) as bar:
             for first in range(0, len(texts), CHUNK):
-                rows[first : first + CHUNK] = runner.vectors(texts[first : first + CHUNK], BATCH_SIZE, bar)
+                rows[first : first + CHUNK] = runner.vectors(texts[first : first + CHUNK], batch, bar)
     finally:
         model.train(was_training)
     means = inputs.split(rows)
@@ -179,30 +185,43 @@ def _fit(
     return matrices, best.penalty, best.held_out_error
 
 
-def _matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
+def start_matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
     """The A of each module of the encoder set, which are set in place."""
     layers: dict[str, Any] = dict(lora_layers(model))
-    found = {}
+    return {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
+
+
+def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: BiEncoderTeacher) -> str | None:
+    """Why this encoder cannot start from this teacher, whatever the texts; None if it can."""
+    ranks = sorted({module.rank for module in encoder.modules})
+    if len(ranks) > 1:
+        return f"the encoder's modules have ranks {ranks}, and a start gives all of them one: leave rank_pattern out"
+    if teacher.dim < ranks[0]:
+        return f"vectors of {teacher.dim} numbers cannot start an A of rank {ranks[0]}: give a smaller rank"
+    layers: dict[str, Any] = dict(lora_layers(model))
     for module in encoder.modules:
-        weight = getattr(layers[module.name].lora_A[encoder.adapter_name], "weight", None)
-        if weight is None or weight.ndim != 2 or weight.shape[0] != module.rank:
-            raise ValueError(
-                f"A of {module.name!r} is no plain matrix of {module.rank} rows: it cannot start from the teacher; "
-                "use encoder_start='random'."
-            )
-        found[module.name] = weight
-    return found
+        layer = layers[module.name]
+        weight = getattr(layer.lora_A[encoder.adapter_name], "weight", None)
+        if weight is None or tuple(weight.shape) != (module.rank, layer.in_features):
+            return f"A of {module.name!r} is no plain matrix of {module.rank} rows"
+    width = sum(layers[module.name].in_features for module in encoder.modules)
+    if MAX_BYTES // (4 * width) < ranks[0]:
+        return (
+            f"its {len(encoder.modules)} modules are too wide to keep {ranks[0]} texts of: choose fewer encoder_layers"
+        )
+    return None
 
 
 def _key(
     model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: BiEncoderTeacher, texts: list[str]
 ) -> str:
     """Names all that decides a start: base weights and their dtype, prompt, encoder, teacher and texts."""
-    digest = hashlib.sha256(json.dumps([encoder.to_dict(), prompt.to_dict(), teacher.fingerprint]).encode())
+    parts = [START_VERSION, encoder.to_dict(), prompt.to_dict(), teacher.fingerprint, PENALTIES]
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for name, weight in sorted(model.get_base_model().named_parameters()):
         if "lora_" not in name:
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     digest.update(text_keys(texts).tobytes())
     return digest.hexdigest()[:32]
 

@@ -55,9 +55,14 @@ class ResumingTrainer(Trainer):
         run = Path(str(self.args.output_dir))
         self._clear_leftovers(run)
         checkpoint = self._find_checkpoint(run, resume_from_checkpoint)
+        if checkpoint is not None:
+            self.check_contracts(checkpoint)
         self._resumed = checkpoint is not None
         self._ended_early = checkpoint is not None and self._stopped_at(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def check_contracts(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint that this trainer would read otherwise than it was written; nothing here."""
 
     def _find_checkpoint(self, run: Path, wanted: str | Path | bool | None) -> Path | None:
         if not wanted:

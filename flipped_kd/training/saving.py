@@ -15,13 +15,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..evaluation.match_score import SCORE_FILE, MatchScore
-from ..prompts.pair_prompt import PairPrompt
+from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt, read_prompt_file
 from ..publishing.card import write_card
 from ..publishing.errors import failure_of
 from ..publishing.files import CARD_FILE, uploadable
 from ..publishing.publish import PublishReport, publish
-from ..publishing.push import open_repository
-from ..students.lora_encoder import LoraEncoder
+from ..publishing.push import open_repository, refuse_local_gguf
+from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
 from .checkpoints import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,29 @@ class PublishingTrainer(CheckpointingTrainer):
         except Exception:  # a checkpoint is worth more than its card
             logger.warning("no card was written into %s", folder, exc_info=True)
 
+    def check_contracts(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint of another encoder or prompt, such as the defaults of an earlier release.
+
+        Raises:
+            ValueError: they differ; the message names the settings that decide them.
+        """
+        encoder = LoraEncoder.from_pretrained(checkpoint) if (checkpoint / ENCODER_FILE).is_file() else self.encoder
+        if encoder.to_dict() != self.encoder.to_dict():
+            layers = ",".join(str(layer) for layer in sorted({module.layer for module in encoder.modules}))
+            raise ValueError(
+                f"{checkpoint} was trained with another encoder: resume with its encoder_layers ({layers}), "
+                f"encoder_modules ({sorted({module.ending for module in encoder.modules})}) and encoder_pooling "
+                f"({encoder.pooling}), or start anew in another output_dir."
+            )
+        if (checkpoint / PROMPT_FILE).is_file():
+            saved, own = read_prompt_file(checkpoint / PROMPT_FILE), self.prompt.to_dict()
+            different = sorted(name for name in own if saved.get(name) != own[name])
+            if different:
+                raise ValueError(
+                    f"{checkpoint} was trained with another prompt ({different} differ): give the trainer "
+                    "prompt=PairPrompt.from_pretrained(checkpoint, tokenizer), or start anew in another output_dir."
+                )
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md from the contracts in the output folder; transformers' arguments are not used."""
         if self.is_world_process_zero():
@@ -71,6 +94,7 @@ class PublishingTrainer(CheckpointingTrainer):
         """As in Trainer; with private=True (or hub_private_repo) a repository that is public already is refused."""
         if not self.is_world_process_zero():
             return
+        refuse_local_gguf(getattr(self.model.get_base_model(), "gguf_base", None))  # type: ignore[union-attr, operator]
         state: Any = self  # transformers declares hub_model_id as None
         state.hub_model_id = open_repository(
             self._repo_name(),

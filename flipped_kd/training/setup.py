@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -11,21 +13,23 @@ from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from transformers.utils.quantization_config import QuantizationMethod
 
 from ..prompts.pair_prompt import PairPrompt
 from ..students.adapter_checks import check_adapter
 from ..students.attention import speed_up_attention
 from ..students.cpu_dropout import speed_up_dropout
-from ..students.encoder_modules import adapted_modules
 from ..students.loading import check_causal, load_student
 from ..students.lora import add_adapter, default_lora, keep_input_precision
-from ..students.probing import is_sharded
+from ..students.lora_encoder import LoraEncoder
+from ..students.probing import input_device, is_sharded
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.loading import load_teacher
-from ..utils.devices import weights_dtype
+from ..utils.devices import use_cpu_threads, weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
+from .encoder_start import why_not_started
 from .packing import packing_offset
 
 logger = logging.getLogger(__name__)
@@ -60,6 +64,11 @@ def prepare_student(
         check_adapter(model)
         check_causal(cast(PreTrainedModel, model.get_base_model()))
         return model
+    if getattr(model, "quantization_method", None) == QuantizationMethod.GGUF:
+        raise ValueError(
+            "the student was read from GGUF by transformers, which calls it quantised and will not save it: give the "
+            "name of the file instead (FILE.gguf, FOLDER/FILE.gguf or owner/name:FILE.gguf)."
+        )
     if isinstance(model, str):
         model = load_student(model, dtype=weights_dtype(args.device, args.precision))
     elif isinstance(model, PreTrainedModel):
@@ -104,6 +113,7 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> BiEncoderT
 def starts_from_teacher(
     args: FlippedDistillationConfig,
     student: PeftModel,
+    encoder: LoraEncoder,
     teacher: BiEncoderTeacher | CrossEncoderTeacher | None,
     continued: bool,
     peft_config: LoraConfig | None,
@@ -114,6 +124,7 @@ def starts_from_teacher(
     Args:
         args: settings.
         student: with its adapter.
+        encoder: whose A would start.
         teacher: as prepared.
         continued: the student came with its adapter.
         peft_config: of a new adapter; None takes the default.
@@ -126,20 +137,25 @@ def starts_from_teacher(
         return False
     initialised = True if peft_config is None else peft_config.init_lora_weights
     if continued:
-        logger.info("A stays as the adapter brings it")
+        logger.info(
+            "A stays as the adapter brings it; the encoder reads %d of its modules (encoder_layers=%s, "
+            "encoder_modules=%s, encoder_pooling=%s): give what it was trained with",
+            *(len(encoder.modules), args.encoder_layers, args.encoder_modules, args.encoder_pooling),
+        )
         return False
     if initialised is not True:
         logger.info("A starts as init_lora_weights=%r says, not from the teacher", initialised)
         return False
     if isinstance(teacher, CrossEncoderTeacher):
-        why = f"the cross-encoder teacher {teacher.id!r} has no vectors of texts"
+        why: str | None = f"the cross-encoder teacher {teacher.id!r} has no vectors of texts"
     elif is_sharded(student):
         why = "no whole weight of the student is here (sharded when it was loaded)"
     elif not texts_known:
         why = "there are no texts before training (a stream): give unlabelled_texts"
-    elif teacher is not None and isinstance(teacher, BiEncoderTeacher) and teacher.dim < min_rank(student):
-        why = f"vectors of {teacher.dim} numbers cannot start an A of rank {min_rank(student)}: give a smaller rank"
     else:
+        assert isinstance(teacher, BiEncoderTeacher)
+        why = why_not_started(student, encoder, teacher)
+    if why is None:
         return True
     if args.encoder_start == "teacher":
         raise ValueError(f"encoder_start='teacher': {why}; or use encoder_start='random'.")
@@ -147,9 +163,24 @@ def starts_from_teacher(
     return False
 
 
-def min_rank(student: PeftModel) -> int:
-    """The smallest rank of the adapter."""
-    return min(module.rank for module in adapted_modules(student))
+@contextmanager
+def run_on(model: PeftModel, device: torch.device) -> Iterator[None]:
+    """Inside, a model that waits in main memory for its shards (FSDP, DeepSpeed) is on `device`, if it fits there."""
+    home = input_device(model)
+    moved = home != device and home.type == "cpu" and not is_sharded(model)
+    try:
+        if moved:
+            model.to(device)
+    except torch.OutOfMemoryError:
+        logger.info("the student does not fit on %s as a whole: A starts on the CPU, which takes longer", device)
+        model.to(home)
+        use_cpu_threads()
+        moved = False
+    try:
+        yield
+    finally:
+        if moved:
+            model.to(home)
 
 
 def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
@@ -164,7 +195,7 @@ def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
 
 def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
     """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
-    if args.max_steps < 1:
+    if args.max_steps < 0:
         raise ValueError(f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps.")
     if args.distils and not calibrates:
         raise ValueError(

@@ -53,6 +53,7 @@ from .setup import (
     name_of,
     prepare_student,
     prepare_teacher,
+    run_on,
     speed_up_student,
     starts_from_teacher,
 )
@@ -69,8 +70,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     training and stays outside the module tree.
 
     Args:
-        model: the student: a Hub name or folder, a causal language model, or a PeftModel with a trainable LoRA adapter
-            named "default".
+        model: the student: a Hub name, a folder or a GGUF file, a causal language model, or a PeftModel with a
+            trainable LoRA adapter named "default".
         teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None where no weight asks for one
             (plain fine-tuning).
         args: settings.
@@ -152,9 +153,16 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             keep_head_precision(student)
         self.reader = PairForward(self.encoder, args.representation, keeps_logits, student.dtype)
         self.teacher = prepare_teacher(teacher, args)
+        if isinstance(unlabelled_texts, str):
+            raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
         texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
         continued = isinstance(model, PeftModel)
-        starts = starts_from_teacher(args, student, self.teacher, continued, peft_config, texts_known)
+        starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
+        if args.max_steps == 0 and not starts and not continued:
+            raise ValueError(
+                "max_steps=0 makes no step, and A does not start from the teacher either: vectors would be noise. "
+                "Give a bi-encoder teacher, texts and encoder_start='teacher', or steps."
+            )
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
         matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
@@ -242,7 +250,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         if self.args.encoder_start == "auto" and distinct < rank:
             logger.warning("A starts at random: a rank of %d wants as many texts, there are %d", rank, distinct)
             return None
-        with self.args.main_process_first(local=False, desc="the start of A"):
+        with self.args.main_process_first(local=False, desc="the start of A"), run_on(self.model, self.args.device):
             return start_encoder(
                 self.model,
                 self.encoder,

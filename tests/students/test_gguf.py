@@ -15,11 +15,15 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModelForCausalLM
 
 from flipped_kd import FlippedMatcher, PublishError, merge_adapter, push_folder
+from flipped_kd.experiments.arguments import DataArguments, StudentArguments
+from flipped_kd.experiments.compare import run_comparison
 from flipped_kd.publishing.card import write_card
+from flipped_kd.publishing.publish import publish
 from flipped_kd.students.gguf import GGUF_FILE, GgufBase, gguf_path, is_gguf
 from flipped_kd.students.loading import load_student, load_tokenizer
 from tests.gguf_files import write_gguf
 from tests.hub.server import LoopbackHub
+from tests.invariants.training import settings
 
 PAIRS = [
     ("where is my card", "how long does my card take"),
@@ -139,8 +143,9 @@ def test_an_adapter_on_a_local_file_is_not_pushed_its_merge_is(
 ) -> None:
     with pytest.raises(PublishError, match="merge it and push the merged folder"):
         push_folder(adapter, "tester/tiny")
-    merge_adapter(adapter, tmp_path / "merged")
-    push_folder(tmp_path / "merged", "tester/tiny-merged")
+    report = publish(adapter, "tester/tiny", merged=True)
+    assert report.adapter_url is None and report.merged_url is not None
+    assert not online.repo_exists("tester/tiny")
     found = FlippedMatcher.from_pretrained("tester/tiny-merged").predict(PAIRS)
     np.testing.assert_allclose(found, FlippedMatcher.from_pretrained(adapter).predict(PAIRS), atol=1e-5)
 
@@ -149,17 +154,45 @@ def test_a_file_on_the_hub(
     file: Path, hub: LoopbackHub, online: HfApi, build: Any, held_out: datasets.Dataset, tmp_path: Path
 ) -> None:
     online.create_repo("tester/base")
-    online.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="tester/base")
-    name = f"tester/base:{file.name}"
+    online.upload_file(path_or_fileobj=file, path_in_repo=f"quantised/{file.name}", repo_id="tester/base")
+    name = f"tester/base:quantised/{file.name}"
     trainer = build(model=name, processing_class=None, max_steps=0)
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
     recorded = GgufBase.from_pretrained(tmp_path / "adapter")
-    assert recorded.repo_id == "tester/base" and len(recorded.revision) == 40
+    assert recorded.repo_id == "tester/base" and recorded.file == f"quantised/{file.name}"
+    assert recorded.revision == online.model_info("tester/base").sha
     push_folder(tmp_path / "adapter", "tester/adapter")
     matcher = FlippedMatcher.from_pretrained("tester/adapter")
     here = FlippedMatcher.from_pretrained(tmp_path / "adapter")
     np.testing.assert_allclose(matcher.predict(PAIRS), here.predict(PAIRS), atol=1e-6)
+
+
+def test_a_comparison_on_a_file_of_the_hub_is_pushed_with_its_results(
+    file: Path,
+    hub: LoopbackHub,
+    online: HfApi,
+    teacher_dir: Path,
+    pairs: datasets.Dataset,
+    held_out: datasets.Dataset,
+    tmp_path: Path,
+) -> None:
+    online.create_repo("tester/base2")
+    online.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="tester/base2")
+    files = {}
+    for split, part in (("train", pairs), ("validation", held_out), ("test", held_out)):
+        files[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        part.to_json(files[f"{split}_file"])
+    data = DataArguments(**files, teacher=str(teacher_dir))
+    config = settings(tmp_path / "out", max_steps=0, push_to_hub=True, hub_model_id="tester/compared", score="answer")
+    run_comparison(StudentArguments(student=f"tester/base2:{file.name}", lora_r=4), data, config)
+    card = online.hf_hub_download("tester/compared", "README.md")
+    text = Path(card).read_text(encoding="utf-8")
+    assert "base_model: tester/base2\n" in text and f'gguf_file="{file.name}"' in text
+    local = StudentArguments(student=str(file), lora_r=4)
+    with pytest.raises(PublishError, match="merge it and push"):  # before anything is trained
+        run_comparison(local, data, settings(tmp_path / "other", push_to_hub=True, hub_model_id="tester/other"))
+    assert not (tmp_path / "other").exists()
 
 
 # ---- Bad input ----

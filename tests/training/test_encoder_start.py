@@ -148,6 +148,24 @@ def test_no_step_is_made_and_the_start_is_saved(
     assert matcher.match_score is not None
 
 
+def test_no_step_and_no_start_is_refused(build: Any, cross_encoder_dir: Path) -> None:
+    with pytest.raises(ValueError, match="max_steps=0 makes no step, and A does not start"):
+        build(teacher=str(cross_encoder_dir), max_steps=0)
+    with pytest.raises(ValueError, match="max_steps=0 makes no step"):
+        build(encoder_start="random", max_steps=0)
+
+
+def test_a_checkpoint_of_another_encoder_or_prompt_is_refused(build: Any) -> None:
+    earlier = {"encoder_pooling": "concat", "encoder_layers": "last:1", "encoder_start": "random"}
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    build(**options, **earlier).train()
+    with pytest.raises(ValueError, match=r"another encoder: resume with its encoder_layers \(1\).*\(concat\)"):
+        build(**options).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="another prompt .*prefix"):
+        build(**options, **earlier, instruction="Same?").train(resume_from_checkpoint=True)
+    assert build(**options, **earlier).train(resume_from_checkpoint=True).global_step == 2
+
+
 # ---- When A is left alone ----
 
 
@@ -208,6 +226,20 @@ def test_unequal_ranks_cannot_be_summed(build: Any) -> None:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"k_proj": 2})
     with pytest.raises(ValueError, match=r"encoder_pooling='sum' adds .* ranks \[2, 4\]"):
         build(peft_config=config, encoder_modules=["all"])
+
+
+def test_where_it_cannot_start_auto_is_random(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"k_proj": 2})
+    with caplog.at_level(logging.INFO, logger="flipped_kd"):
+        assert build(peft_config=config, encoder_pooling="concat").encoder_start is None
+    assert "A starts at random: the encoder's modules have ranks [2, 4]" in caplog.text
+    with pytest.raises(ValueError, match=r"have ranks \[2, 4\].*leave rank_pattern out"):
+        build(peft_config=config, encoder_pooling="concat", **TEACHER)
+
+
+def test_one_text_is_no_list_of_texts(build: Any) -> None:
+    with pytest.raises(TypeError, match="a list of texts, not one str: 'texts.txt'"):
+        build(unlabelled_texts="texts.txt")
 
 
 def test_a_rank_above_the_teachers_numbers_is_refused(build: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.comparison import SplitScores, combine, judge
+from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
@@ -146,6 +147,8 @@ def _start_worker(places: Any, threads: int) -> None:
     """Give a new process its share of cores, and a GPU if there are any."""
     place = places.get()
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    for name in LAUNCHERS:  # or each worker would take the cores of all
+        os.environ.pop(name, None)
     import torch
 
     torch.set_num_threads(threads)

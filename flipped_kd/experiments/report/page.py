@@ -20,7 +20,15 @@ PAGE_TEMPLATE = "page_template.html.jinja"
 METHOD = (
     *("sup_weight", "dist_weight", "mcl_weight", "contrast", "dist_loss", "representation", "margin", "temperature"),
     *("positive_margin", "negative_margin", "positive_threshold", "negative_threshold"),
-    *("answer_teacher_weight", "contrast_filter", "encoder_layers", "train_sampling_strategy", "seed"),
+    *(
+        "answer_teacher_weight",
+        "contrast_filter",
+        "encoder_layers",
+        "encoder_modules",
+        "encoder_pooling",
+        "encoder_start",
+    ),
+    *("prompt", "train_sampling_strategy", "seed"),
 )
 
 
