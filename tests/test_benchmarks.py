@@ -38,13 +38,14 @@ def test_systems_take_turns_in_changing_order_and_the_first_round_warms_up() -> 
 
 def test_growth_sees_a_peak_that_is_gone_and_what_stays() -> None:
     with growth() as grown:
-        kept = bytearray(b"x" * (32 << 20))
+        # More than glibc ever takes from memory that was freed before (32 MiB): it would be no growth.
+        kept = bytearray(b"x" * (40 << 20))
         # Written to, or it would be no resident memory; held for a hundred samples: the sampler is a thread.
         gone = bytearray(b"y" * (128 << 20))
         time.sleep(100 * SAMPLE_SECONDS)
         del gone
-    assert len(kept) <= grown["kept"] < 48 << 20
-    assert grown["peak"] >= 150 << 20
+    assert len(kept) <= grown["kept"] < 56 << 20
+    assert grown["peak"] >= 158 << 20
 
 
 def test_what_is_saved_tells_rows_machine_and_versions(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ LAUNCH = [
 def launch(*flags: object) -> subprocess.CompletedProcess[str]:
     """Run the recipe with these flags, offline, from the repository root."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*LAUNCH, *map(str, flags)]
+    command = [*LAUNCH, "--cpu_threads", "1", *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
