@@ -30,8 +30,6 @@ from flipped_kd.utils.devices import cpu_cores, use_cpu_threads
 ENCODERS: dict[str, dict[str, Any]] = {
     "first half, widest module (default)": {},
     "first half, all modules": {"encoder_modules": ["all"]},
-    "first third, widest module": {"encoder_layers": "first:33%"},
-    "all layers, widest module": {"encoder_layers": "all"},
     "all layers, all modules": {"encoder_layers": "all", "encoder_modules": ["all"]},
     "last 2 layers, all modules": {"encoder_layers": "last:2", "encoder_modules": ["all"]},
     "last 2 layers, all modules, concatenated": {
@@ -45,6 +43,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "encoder_pooling": "concat",
         "encoder_start": "random",
     },
+    "first third, widest module": {"encoder_layers": "first:33%"},
+    "all layers, widest module": {"encoder_layers": "all"},
 }
 
 
