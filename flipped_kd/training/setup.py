@@ -193,6 +193,15 @@ def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
         )
 
 
+def check_without_steps(args: FlippedDistillationConfig, started: bool) -> None:
+    """Refuse a run without a step whose A knows nothing either."""
+    if args.max_steps == 0 and not started:
+        raise ValueError(
+            "max_steps=0 makes no step, and A does not start from the teacher either: vectors would be noise. Give a "
+            "bi-encoder teacher, texts and encoder_start='teacher', or steps."
+        )
+
+
 def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
     """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
     if args.max_steps < 0:

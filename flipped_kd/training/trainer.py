@@ -50,6 +50,7 @@ from .setup import (
     check_batches,
     check_cached,
     check_streamed,
+    check_without_steps,
     name_of,
     prepare_student,
     prepare_teacher,
@@ -158,11 +159,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
         continued = isinstance(model, PeftModel)
         starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
-        if args.max_steps == 0 and not starts and not continued:
-            raise ValueError(
-                "max_steps=0 makes no step, and A does not start from the teacher either: vectors would be noise. "
-                "Give a bi-encoder teacher, texts and encoder_start='teacher', or steps."
-            )
+        check_without_steps(args, starts or continued)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
         matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
