@@ -6,6 +6,7 @@ for any other.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -106,7 +107,9 @@ def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **optio
         commit = path.parents[file.count("/")].name
     elif revision is not None:
         raise ValueError(f"revision={revision!r} is of a repository on the Hub, and {name} is a file: leave it out.")
-    return path, GgufBase(file, _sha256(path), repo_id, commit, _checked_name(path))
+    stat = path.stat()
+    sha256, called = _inspected(path, stat.st_size, stat.st_mtime_ns)
+    return path, GgufBase(file, sha256, repo_id, commit, called)
 
 
 def load_gguf_config(path: Path) -> PretrainedConfig:
@@ -149,6 +152,13 @@ def check_same_file(wanted: GgufBase, found: GgufBase, name: str | os.PathLike[s
             f"{os.fspath(name)} has sha256 {found.sha256[:16]}..., the adapter was trained on {wanted.file} with "
             f"{wanted.sha256[:16]}...: give that file as base_model, or train on this one."
         )
+
+
+@functools.lru_cache(maxsize=8)  # model, tokenizer and every run of a comparison ask for one and the same file
+def _inspected(path: Path, size: int, modified: int) -> tuple[str, str | None]:
+    """(sha256, what the file calls its model) of a whole GGUF file; size and time tell a changed one apart."""
+    name = _checked_name(path)
+    return _sha256(path), name
 
 
 def _sha256(path: Path) -> str:
