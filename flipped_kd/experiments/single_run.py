@@ -86,12 +86,12 @@ def train_once(
         return finished
     trainer = _new_trainer(student, data, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
-    start = None
+    start, untrained = None, None
     if on_bare_answers is not None or not config.distils or trainer.encoder_start is not None:
         # A flipped run is the same whether it looks or not.
         with random_states_kept() if config.distils else nullcontext():
             # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
-            answers, similarities = _both_splits(trainer, splits)
+            untrained = answers, similarities = _both_splits(trainer, splits)
             start = similarities if trainer.encoder_start is not None else None
             if on_bare_answers is not None or not config.distils:
                 before = answers
@@ -102,7 +102,9 @@ def train_once(
     started = time.time()
     trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
     seconds = time.time() - started
-    answer, similarity = _both_splits(trainer, splits, trainer.fitted_scores)
+    # Without a step nothing has changed since.
+    unchanged = untrained if config.max_steps == 0 else None
+    answer, similarity = unchanged or _both_splits(trainer, splits, trainer.fitted_scores)
     by_answer |= answer_retrieval(trainer, data, trained=True)
     trainer.save_model(str(folder))
     write_artifacts(folder, first, take_snapshot(trainer, splits.test))
