@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,21 @@ def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor,
         return model(**inputs, use_cache=use_cache, logits_to_keep=positions[:, None]).logits[:, 0]
     logits = model(**inputs, use_cache=use_cache).logits
     return logits[torch.arange(len(positions), device=positions.device), positions]
+
+
+def packed_logits(model: nn.Module, inputs: dict[str, Any], batch: Mapping[str, Tensor], keep: bool) -> Tensor:
+    """Logits after each pair, (B, V), of rows that hold several pairs (`training.packing`).
+
+    Args:
+        model: called as it is given, as in `position_logits`.
+        inputs: what it takes.
+        batch: `pair_row`, `pair_slot`, `answer_position` (B,) and `read_positions` (R, k).
+        keep: no other position's logits are computed.
+    """
+    if keep:
+        logits = model(**inputs, use_cache=False, logits_to_keep=batch["read_positions"]).logits
+        return logits[batch["pair_row"], batch["pair_slot"]]
+    return model(**inputs, use_cache=False).logits[batch["pair_row"], batch["answer_position"]]
 
 
 def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:

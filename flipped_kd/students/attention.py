@@ -1,7 +1,9 @@
-"""Attention: masks of one's own, and dropout of its weights that is faster than scaled_dot_product_attention on a CPU.
+"""Attention: masks of one's own, and what is faster than scaled_dot_product_attention on a CPU.
 
-There a dropout takes torch's fused kernel away, and the plain one draws a Mersenne Twister number for each weight.
-Most decoders of today drop none; GPT-2 and causal readings of BERT do.
+- Dropout takes torch's fused kernel away there, and the plain one draws a Mersenne Twister number for each weight.
+  Most decoders of today drop none; GPT-2 and causal readings of BERT do.
+- Half precision: the backward of the fused kernel takes four times as long as plain products do on rows of a pair's
+  length (measured, benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -17,19 +19,18 @@ from transformers.masking_utils import sdpa_mask
 
 from .cpu_dropout import drop, drops
 
-NAME = "sdpa_cpu_dropout"
-# What a configuration calls it: BERT, Llama, GPT-2.
-RATES = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+NAME = "sdpa_cpu"
+# Attention weights that plain products may keep until the backward; the fused kernel keeps none.
+MAX_WEIGHTS = 2**22
 
 
 def speed_up_attention(model: PreTrainedModel) -> None:
-    """Have a model with sdpa attention drop its weights by `cpu_dropout`; others stay as they are.
+    """Have a model with sdpa attention use `attend`; others stay as they are.
 
     So do architectures that ask for "sdpa" by its name, as some of those with masks of their own: under another one
     they would take another path.
     """
-    config = model.config.get_text_config()
-    if model.config._attn_implementation != "sdpa" or not any(getattr(config, rate, 0.0) for rate in RATES):
+    if model.config._attn_implementation != "sdpa":
         return
     try:
         source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
@@ -55,7 +56,7 @@ def attend(
     In half precision scores are rounded before the softmax, as eager attention rounds them.
     """
     special = [name for name in ("position_bias", "cache", "softcap") if options.get(name) is not None]
-    if special or not drops(query, dropout):
+    if special or not (drops(query, dropout) or _slow_backward(query, key)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **options
         )
@@ -70,8 +71,20 @@ def attend(
             attention_mask = additive_mask(attention_mask, scores.dtype)
         # Clamped: float32's lowest number is minus infinity in bfloat16. In place: backward needs the softmax only.
         scores += attention_mask.clamp(min=torch.finfo(scores.dtype).min).to(scores.dtype)
-    weights = drop(scores.softmax(-1), dropout)
+    weights = scores.softmax(-1)
+    if drops(query, dropout):
+        weights = drop(weights, dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _slow_backward(query: Tensor, key: Tensor) -> bool:
+    weights = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+    if query.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # Rotated queries are float32, and autocast casts them for the product.
+    autocast = torch.is_autocast_enabled("cpu")
+    half = (torch.get_autocast_dtype("cpu") if autocast else query.dtype) in (torch.bfloat16, torch.float16)
+    return half and query.requires_grad and torch.is_grad_enabled() and weights <= MAX_WEIGHTS
 
 
 # At import, so that the name is known whoever switches a model.

@@ -232,12 +232,13 @@ class LoraEncoder:
         finally:
             self._captured = outer
 
-    def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
-        """Represent one text per row.
+    def pool(self, captured: dict[str, Tensor], spans: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Represent one text for each of `spans`.
 
         Args:
-            captured: what `capture` recorded, tensors (B, T, r_k).
-            spans: (B, T), 1 at the text's own tokens, 0 elsewhere; at least one 1 per row.
+            captured: what `capture` recorded, tensors (R, T, r_k).
+            spans: (B, T), 1 at the text's own tokens, 0 elsewhere; at least one 1 for each text.
+            rows: (B,), the row that each text stands in; by default one text a row, B = R.
 
         Returns:
             Unit vectors (B, dimension), float32.
@@ -245,6 +246,9 @@ class LoraEncoder:
         Raises:
             RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
         """
+        if rows is not None:
+            of_rows = torch.zeros(len(spans), len(captured[self.modules[0].name]), spans.shape[1], device=spans.device)
+            of_rows[torch.arange(len(spans), device=spans.device), rows] = spans.float()
         parts = []
         for module in self.modules:
             if module.name not in captured:
@@ -263,7 +267,11 @@ class LoraEncoder:
             with torch.autocast(output.device.type, enabled=False):
                 output = wide(output)
                 weights = spans.to(output.dtype)
-                mean = torch.einsum("bt,btr->br", weights, output) / weights.sum(1, keepdim=True)
+                if rows is None:
+                    total = torch.einsum("bt,btr->br", weights, output)
+                else:
+                    total = of_rows.flatten(1).to(output.dtype) @ output.flatten(0, 1)
+                mean = total / weights.sum(1, keepdim=True)
                 parts.append(mean if self.pooling == "sum" else nn.functional.normalize(mean, dim=-1))
         if self.pooling == "sum":
             return nn.functional.normalize(torch.stack(parts).sum(0), dim=-1)

@@ -13,7 +13,7 @@ from ..data.keys import text_keys
 from ..prompts.pair_prompt import PairPrompt
 from ..prompts.pair_tokens import PairTokens, pad_batch
 from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores
-from .packing import pack_rows, stack_rows
+from .packing import RowLayout, shared_rows
 
 
 @dataclass
@@ -28,17 +28,15 @@ class TeacherScoringCollator:
         encode_alone: also give the texts b alone (not needed for representation "joint").
         matrix: give the teacher's vectors, from which T follows for every two texts, not T of the pairs alone.
         padding_side: "right" or "left".
-        position_offset: with `encode_alone`, pack text_b alone into its pair's row (see `packing`), positions numbered
-            from here; None gives it a row of its own.
-        share_prefix: packed, text_b sees the prefix of its pair; False stacks the texts b into further rows instead,
-            which is cheaper after a short prefix.
+        layout: how the student reads rows that several pairs and texts share (see `packing`); None gives each pair,
+            and each text_b alone, a row of its own.
         mini_batch_size: give what the student reads in mini-batches of so many pairs, pairs of like length together,
             each padded by itself (see `gradient_cache`); the batch's rows are then in the order of the mini-batches.
         hand_on_texts: give the texts themselves too, for the main process to have the teacher score them (a streamed
             set, of which nothing was scored beforehand).
 
     Raises:
-        ValueError: `matrix` with a cross-encoder's scores, packing with padding on the left, or a mini_batch_size
+        ValueError: `matrix` with a cross-encoder's scores, a layout with padding on the left, or a mini_batch_size
             below 1.
 
     Example:
@@ -48,9 +46,8 @@ class TeacherScoringCollator:
           tokens;
         - `answer_position` (3,): where the answer is predicted;
         - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with
-          `encode_alone`); packed instead: `alone_span` (3, T), `position_ids` (3, T) and `attention_mask` (3, 1, T, T)
-          bool; stacked: `input_ids`, `position_ids` and `attention_mask` have R more rows, and `alone_row` (3,) tells
-          in which each text stands;
+          `encode_alone`);
+        - with a layout instead of these, what `packing.shared_rows` gives;
         - `mini_batches`: with a mini_batch_size, a list of such dictionaries in place of all of these;
         - `labels` (3,) int64, if the rows have labels; `rows` (3,), if they are numbered;
         - `teacher_a`, `teacher_b` (3, d) float32 unit vectors and the texts' `keys_a`, `keys_b` (3,) int64; or, not
@@ -63,14 +60,13 @@ class TeacherScoringCollator:
     encode_alone: bool = True
     matrix: bool = True
     padding_side: Literal["right", "left"] = "right"
-    position_offset: int | None = None
-    share_prefix: bool = True
+    layout: RowLayout | None = None
     mini_batch_size: int | None = None
     hand_on_texts: bool = False
 
     def __post_init__(self) -> None:
-        if self.position_offset is not None and self.padding_side != "right":
-            raise ValueError("packed rows are padded on the right: use padding_side='right' or position_offset=None.")
+        if self.layout is not None and self.padding_side != "right":
+            raise ValueError("shared rows are padded on the right: use padding_side='right' or layout=None.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"mini_batch_size={self.mini_batch_size}: a mini-batch holds at least one pair.")
         self._check_teacher()
@@ -97,19 +93,17 @@ class TeacherScoringCollator:
     def _read_by_student(self, rows: Sequence[Mapping[str, Any]], pairs: Sequence[PairTokens]) -> dict[str, Tensor]:
         """The pairs' tokens, spans and labels, as one forward takes them."""
         alone = self.prompt.encode_texts([row["text_b"] for row in rows]) if self.encode_alone else []
-        if alone and self.position_offset is not None:
-            lay_out = pack_rows if self.share_prefix else stack_rows
-            batch = lay_out(pairs, alone, self.pad_token_id, self.position_offset)
-        else:
-            batch = self._padded(pairs)
-            if alone:
-                batch |= {f"alone_{name}": value for name, value in self._padded(alone).items()}
-                batch["alone_span"] = self._spans(alone, batch["alone_input_ids"].shape[1], [t.text_a for t in alone])
+        if self.layout is not None:
+            # First what has an entry a pair: Trainer counts the rows of a batch by its first tensor.
+            return {**shared_rows(pairs, alone, self.pad_token_id, self.layout), **_labels(rows)}
+        batch = self._padded(pairs)
+        if alone:
+            batch |= {f"alone_{name}": value for name, value in self._padded(alone).items()}
+            batch["alone_span"] = self._spans(alone, batch["alone_input_ids"].shape[1], [t.text_a for t in alone])
         length = batch["input_ids"].shape[1]
         batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
         batch["span_b"] = self._spans(pairs, length, [_present(pair.text_b) for pair in pairs])
         ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
-        # First what has an entry a pair: Trainer counts the rows of a batch by its first tensor.
         return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
 
     def _check_teacher(self) -> None:

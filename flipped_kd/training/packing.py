@@ -1,17 +1,18 @@
-"""Two texts' worth of encoding in one forward: the pair, and text_b alone as a packed branch of the same row.
+"""A batch of texts in few rows: the prompt's prefix stands once in a row, and what follows it branches.
 
-A row is `prefix text_a middle text_b suffix | text_b`. The branch's tokens see the prefix and themselves, at the
-positions they would have alone, so their hidden states are those of a second forward over `prefix text_b`, for the
-price of text_b's tokens only.
-
-After a short prefix there is little to share, and branches make every row longer. Then the texts are stacked: further
-rows below those of the pairs hold `prefix text_b` several times, each seeing itself only.
+A row is `prefix | text_a middle text_b suffix | text_a middle text_b suffix | text_b`. The tokens of a branch see
+the prefix and themselves, at the positions they would have in a row of their own, so their hidden states are those of
+separate rows, while the prefix is read once for several texts, hardly anything is padded, and a text_b that is also
+encoded alone costs its own tokens only.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,113 +25,162 @@ from ..students.probing import attention_window, is_sharded
 # Decoders number positions from 0; RoBERTa-like ones from padding_idx + 1.
 CANDIDATE_OFFSETS = (0, 1, 2)
 PROBE_TOLERANCE = 1e-3
+# In hidden sizes: see `RowLayout.attention_width`. By counting products it would be 6; attention reaches a part of the
+# speed of a linear layer (measured on a CPU; benchmarks/NOTES.md).
+ATTENTION_SHARE = 2
+# Numbers of rows that are tried for a batch, at most.
+TRIED = 16
 
 
-def pack_rows(
-    pairs: Sequence[PairTokens], alone: Sequence[PairTokens], pad_token_id: int, offset: int
+@dataclass(frozen=True)
+class RowLayout:
+    """How a student reads several texts from one row.
+
+    Attributes:
+        offset: what the model's position numbers begin with.
+        attention_width: tokens of a row from which on its attention costs more than all else.
+        longest: tokens of a row at most; None without such a limit.
+    """
+
+    offset: int = 0
+    attention_width: int = 1024
+    longest: int | None = None
+
+
+def shared_rows(
+    pairs: Sequence[PairTokens], alone: Sequence[PairTokens], pad_token_id: int, layout: RowLayout
 ) -> dict[str, Tensor]:
-    """Pack each pair with its text_b alone.
+    """Lay pairs and texts out in rows that share the prefix.
 
     Args:
-        pairs: B pairs.
-        alone: B texts encoded alone.
+        pairs: B pairs, at least one.
+        alone: texts encoded alone, B or none.
         pad_token_id: id to pad with, on the right.
-        offset: what the model's position numbers begin with.
+        layout: of the student.
 
     Returns:
-        `input_ids` (B, T), `position_ids` (B, T), `attention_mask` (B, 1, T, T) bool, True where a query may look, and
-        `alone_span` (B, T).
+        - `input_ids`, `position_ids` (R, T), and `attention_mask` (R, 1, T, T) bool, True where a query may look;
+        - `pair_row` (B,): the row of each pair; `answer_position` (B,): the place of its last token there;
+        - `read_positions` (R, k): the places of the last tokens of each row's pairs, the first one's repeated to fill
+          it up; `pair_slot` (B,): where in it a pair's is;
+        - `span_a`, `span_b` (B, T) bool: the texts' own tokens in the pair's row;
+        - with `alone`, `alone_row` (B,) and `alone_span` (B, T) bool likewise.
     """
-    rows = []
-    for pair, text in zip(pairs, alone, strict=True):
-        rows.append(pair.input_ids + text.input_ids[text.text_a[0] : text.text_a[1]])
-    input_ids, real = pad_batch(rows, pad_token_id)
-    batch, length = input_ids.shape
-    prefix = torch.tensor([text.text_a[0] for text in alone])[:, None]
-    branch_start = torch.tensor([len(pair.input_ids) for pair in pairs])[:, None]
-    place = torch.arange(length)[None].expand(batch, -1)
-    in_branch = (place >= branch_start) & real.bool()
-    positions = torch.where(in_branch, place - branch_start + prefix, place).clamp(max=int(branch_start.max()))
-    causal = place[:, :, None] >= place[:, None, :]
-    # Both queries and keys: a branch token sees the prefix and its branch, the others never see the branch.
-    same_part = in_branch[:, :, None] == in_branch[:, None, :]
-    sees_prefix = in_branch[:, :, None] & (place < prefix)[:, None, :]
-    visible = causal & (same_part | sees_prefix)
-    return {
-        "input_ids": input_ids,
-        "position_ids": positions + offset,
-        "attention_mask": visible[:, None],
-        "alone_span": in_branch,
-    }
-
-
-def stack_rows(
-    pairs: Sequence[PairTokens], alone: Sequence[PairTokens], pad_token_id: int, offset: int
-) -> dict[str, Tensor]:
-    """Put the texts alone into further rows below those of the pairs, as many into one as fit.
-
-    Takes what `pack_rows` takes.
-
-    Returns:
-        `input_ids`, `position_ids` (B + R, T), `attention_mask` (B + R, 1, T, T) bool, True where a query may look;
-        `alone_row` (B,), the row that each text stands in, and `alone_span` (B, T), its own tokens there.
-    """
-    width = max(len(tokens.input_ids) for tokens in (*pairs, *alone))
-    rows: list[list[int]] = [pair.input_ids for pair in pairs]
-    parts = [[0] * len(row) for row in rows]
-    positions = [list(range(len(row))) for row in rows]
-    alone_row = torch.zeros(len(alone), dtype=torch.long)
-    alone_span = torch.zeros(len(alone), width, dtype=torch.bool)
-    # The longest first, each into the first row that has room.
-    for number in sorted(range(len(alone)), key=lambda number: -len(alone[number].input_ids)):
-        text = alone[number]
-        length = len(text.input_ids)
-        fitting = (row for row in range(len(pairs), len(rows)) if len(rows[row]) + length <= width)
-        row = next(fitting, len(rows))
-        if row == len(rows):
-            rows.append([])
-            parts.append([])
-            positions.append([])
-        start = len(rows[row])
-        parts[row] += [parts[row][-1] + 1 if start else 0] * length
-        rows[row] += text.input_ids
-        positions[row] += range(length)
-        alone_row[number] = row
-        alone_span[number, start + text.text_a[0] : start + text.text_a[1]] = True
+    start = pairs[0].text_a[0]
+    prefix = pairs[0].input_ids[:start]
+    branches = [entry.input_ids[start:] for entry in (*pairs, *alone)]
+    lengths = [len(branch) for branch in branches]
+    row_of = row_numbers(lengths, start, layout)
+    rows = [list(prefix) for _ in range(max(row_of) + 1)]
+    parts = [[0] * start for _ in rows]
+    positions = [list(range(start)) for _ in rows]
+    # Where a branch's tokens moved to, in its row.
+    shifts = []
+    for number, (branch, row) in enumerate(zip(branches, row_of, strict=True)):
+        shifts.append(len(rows[row]) - start)
+        rows[row] += branch
+        parts[row] += [number + 1] * len(branch)
+        positions[row] += range(start, start + len(branch))
     # Padding is a part of its own, or no softmax over it would have anything to look at.
     part, position = (pad_batch(values, fill)[0] for values, fill in ((parts, -1), (positions, 0)))
+    width = part.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
-    return {
+    queries, keys = part[:, :, None], part[:, None, :]
+    visible = causal & ((queries == keys) | ((queries > 0) & (keys == 0)))
+    count = len(pairs)
+    ends = [start + shift + length - 1 for shift, length in zip(shifts, lengths, strict=True)][:count]
+    slots, kept = _slots(row_of[:count], ends, len(rows))
+    laid_out = {
+        "pair_row": torch.tensor(row_of[:count]),
+        "pair_slot": torch.tensor(slots),
+        "answer_position": torch.tensor(ends),
+        "read_positions": kept,
         "input_ids": pad_batch(rows, pad_token_id)[0],
-        "position_ids": position + offset,
-        "attention_mask": (causal & (part[:, :, None] == part[:, None, :]))[:, None],
-        "alone_row": alone_row,
-        "alone_span": alone_span,
+        "position_ids": position + layout.offset,
+        "attention_mask": visible[:, None],
+        "span_a": _spans([pair.text_a for pair in pairs], shifts, width),
+        "span_b": _spans([pair.text_b or (0, 0) for pair in pairs], shifts, width),
     }
+    if alone:
+        laid_out["alone_row"] = torch.tensor(row_of[count:])
+        laid_out["alone_span"] = _spans([text.text_a for text in alone], shifts[count:], width)
+    return laid_out
+
+
+def row_numbers(lengths: Sequence[int], start: int, layout: RowLayout) -> list[int]:
+    """The row of each branch of so many tokens, as the cheapest of some numbers of rows divides them.
+
+    Args:
+        lengths: of the branches, at least one.
+        start: tokens of the prefix.
+        layout: of the student.
+    """
+    # What one more token costs at the width w is least at w = start + (start^2 + start x attention_width)^(1/2).
+    ideal = (start * (start + layout.attention_width)) ** 0.5
+    if layout.longest is not None:
+        ideal = min(ideal, layout.longest - start)
+    ideal = max(ideal, max(lengths))
+    likely = sum(lengths) / ideal
+    fewest, most = max(1, int(likely / 2)), min(len(lengths), int(2 * likely) + 1)
+    best: tuple[float, list[int]] | None = None
+    for count in np.unique(np.linspace(fewest, most, TRIED).round().astype(int)).tolist():
+        row_of, fullest = _divided(lengths, count)
+        width = start + fullest
+        cost = count * width * (1 + width / layout.attention_width)
+        if (layout.longest is None or width <= layout.longest) and (best is None or cost < best[0]):
+            best = cost, row_of
+    # A row a branch is always short enough.
+    return best[1] if best is not None else list(range(len(lengths)))
+
+
+def _divided(lengths: Sequence[int], count: int) -> tuple[list[int], int]:
+    """The longest first, each into the row that is shortest so far; and the tokens of the fullest row."""
+    rows = [(0, row) for row in range(count)]
+    row_of = [0] * len(lengths)
+    for branch in sorted(range(len(lengths)), key=lambda branch: -lengths[branch]):
+        tokens, row = rows[0]
+        row_of[branch] = row
+        heapq.heapreplace(rows, (tokens + lengths[branch], row))
+    return row_of, max(tokens for tokens, _ in rows)
+
+
+def _slots(row_of: Sequence[int], ends: Sequence[int], rows: int) -> tuple[list[int], Tensor]:
+    """For each pair its number among those of its row, and (rows, k) the ends of each row's pairs."""
+    of_row: list[list[int]] = [[] for _ in range(rows)]
+    slots = []
+    for row, end in zip(row_of, ends, strict=True):
+        slots.append(len(of_row[row]))
+        of_row[row].append(end)
+    most = max(len(found) for found in of_row)
+    return slots, torch.tensor([found + [found[0] if found else 0] * (most - len(found)) for found in of_row])
+
+
+def _spans(spans: Sequence[tuple[int, int]], shifts: Sequence[int], width: int) -> Tensor:
+    mask = torch.zeros(len(spans), width, dtype=torch.bool)
+    for row, ((first, last), shift) in enumerate(zip(spans, shifts, strict=False)):
+        mask[row, first + shift : last + shift] = True
+    return mask
 
 
 @torch.no_grad()
-def packing_offset(model: PreTrainedModel, max_length: int) -> int | None:
-    """Find out by trying whether `model` gives packed rows the hidden states of separate ones.
+def find_layout(model: PreTrainedModel, max_length: int) -> RowLayout | None:
+    """Find out by trying whether `model` gives the branches of a row the hidden states of separate rows.
 
     Architectures differ in how they number positions and read masks (ALiBi, sliding windows, flash attention ...), and
-    some ignore what they are given without a word, so the logits of a packed row are compared with those of its two
-    parts.
+    some ignore what they are given without a word, so the logits of a shared row are compared with those of its parts.
 
     Args:
         model: the causal language model.
-        max_length: tokens of the longest row that is not packed.
+        max_length: tokens of the longest pair.
 
     Returns:
-        The offset of its position numbers, or None where rows cannot be packed.
+        How it reads shared rows, or None where it cannot.
     """
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager", CPU_ATTENTION):
         return None
     window = attention_window(model)
-    # GPT-Neo lays its own mask, by places in the row, over ours; a packed row has up to 1.5 times as many.
-    longest = 2 * max_length if config.model_type == "gpt_neo" else max_length
-    if window is not None and window < longest:
+    if window is not None and window < max_length:
         return None  # a mask of one's own takes the window's place, in layers that should not see so far back
     if is_sharded(model):
         return None
@@ -141,9 +191,14 @@ def packing_offset(model: PreTrainedModel, max_length: int) -> int | None:
     pair = PairTokens(ids, (2, 4), (5, 8), False)
     text = PairTokens(ids[:2] + ids[5:8], (2, 5), None, False)
     try:
-        return _working_offset(model, pair, text)
+        offset = _working_offset(model, pair, text)
     finally:
         model.train(training)
+    if offset is None:
+        return None
+    # GPT-Neo lays its own mask, by places in the row, over ours.
+    longest = window if config.model_type == "gpt_neo" else None
+    return RowLayout(offset, ATTENTION_SHARE * getattr(config, "hidden_size", 512), longest)
 
 
 def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) -> int | None:
@@ -152,18 +207,16 @@ def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) 
         return model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[0].float()
 
     wanted = torch.cat([logits(pair.input_ids), logits(text.input_ids)[text.text_a[0] :]])
+    scale = float(wanted.abs().max())
     for offset in CANDIDATE_OFFSETS:
-        packed = {name: value.to(model.device) for name, value in pack_rows([pair], [text], 0, offset).items()}
+        # So wide that everything is in one row, longest branch first.
+        laid_out = shared_rows([pair], [text], 0, RowLayout(offset, attention_width=10**9))
+        row = {name: laid_out[name].to(model.device) for name in ("input_ids", "position_ids", "attention_mask")}
+        row["attention_mask"] = additive_mask(row["attention_mask"], model.dtype)
         try:
-            found = model(
-                input_ids=packed["input_ids"],
-                position_ids=packed["position_ids"],
-                attention_mask=additive_mask(packed["attention_mask"], model.dtype),
-                use_cache=False,
-            ).logits[0]
+            found = model(**row, use_cache=False).logits[0]
         except Exception:  # whatever a model's code raises: it takes no position numbers, or no mask of this shape
             return None
-        scale = float(wanted.abs().max())
         if torch.allclose(found.float(), wanted, rtol=0, atol=PROBE_TOLERANCE * scale):
             return offset
     return None

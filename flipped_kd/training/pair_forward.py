@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ..students.answer_head import position_logits
+from ..students.answer_head import packed_logits, position_logits
 from ..students.attention import additive_mask
 from ..students.lora_encoder import LoraEncoder
 
@@ -68,27 +68,27 @@ class PairForward:
             joined = [pair.stacked() for _, pair in readings if pair is not None]
             logits = torch.cat([part for part, _ in readings])
             return logits, PairVectors.of(torch.cat(joined)) if joined else None
-        packed = "position_ids" in inputs
+        packed = "pair_row" in inputs
         pair = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        if packed:
-            pair["attention_mask"] = additive_mask(inputs["attention_mask"], self.dtype)
-            pair["position_ids"] = inputs["position_ids"]
-        pairs = len(inputs["answer_position"])
-        # Rows below the pairs' hold texts alone; one position of theirs is read too, whichever.
-        answer = nn.functional.pad(inputs["answer_position"], (0, len(pair["input_ids"]) - pairs))
         with self.encoder.capture() as captured:
-            logits = position_logits(model, pair, answer, self.keeps_logits)[:pairs]
+            if packed:
+                pair["attention_mask"] = additive_mask(inputs["attention_mask"], self.dtype)
+                pair["position_ids"] = inputs["position_ids"]
+                logits = packed_logits(model, pair, inputs, self.keeps_logits)
+            else:
+                logits = position_logits(model, pair, inputs["answer_position"], self.keeps_logits)
         if not vectors:
             return logits, None
-        of_pairs = {name: output[:pairs] for name, output in captured.items()}
-        text_a = self.encoder.pool(of_pairs, inputs["span_a"])
-        in_pair = None if self.representation == "independent" else self.encoder.pool(of_pairs, inputs["span_b"])
+        pair_row = inputs.get("pair_row")
+        text_a = self.encoder.pool(captured, inputs["span_a"], pair_row)
+        in_pair = None
+        if self.representation != "independent":
+            in_pair = self.encoder.pool(captured, inputs["span_b"], pair_row)
         if self.representation == "joint":
             assert in_pair is not None
             return logits, PairVectors(text_a, in_pair)
-        if packed:  # each text in its pair's row, or where it was stacked
-            rows = inputs.get("alone_row", slice(None))
-            text_b = self.encoder.pool({name: output[rows] for name, output in captured.items()}, inputs["alone_span"])
+        if packed:
+            text_b = self.encoder.pool(captured, inputs["alone_span"], inputs["alone_row"])
         else:
             text_b = self._alone(model, inputs)
         return logits, PairVectors(text_a, text_b, in_pair)

@@ -30,11 +30,9 @@ from ..utils.devices import use_cpu_threads, weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
 from .encoder_start import why_not_started
-from .packing import packing_offset
+from .packing import find_layout
 
 logger = logging.getLogger(__name__)
-# Tokens; below, text_b alone is stacked, not packed into its pair's row (measured, benchmarks/NOTES.md).
-MIN_PACKED_PREFIX = 8
 
 
 def check_args(args: FlippedDistillationConfig) -> None:
@@ -229,16 +227,13 @@ def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> N
 def build_collator(
     prompt: PairPrompt, student: PeftModel, pad_id: int, representation: str, matrix: bool
 ) -> TeacherScoringCollator:
-    """The collator of training; texts b alone are packed into rows where the student can read them so."""
-    alone = representation != "joint"
-    base = cast(PreTrainedModel, student.get_base_model())
+    """The collator of training; pairs and texts share rows where the student can read them so."""
     return TeacherScoringCollator(
         prompt,
         pad_id,
-        encode_alone=alone,
+        encode_alone=representation != "joint",
         matrix=matrix,
-        position_offset=packing_offset(base, prompt.max_length) if alone else None,
-        share_prefix=len(prompt.prefix_ids) >= MIN_PACKED_PREFIX,
+        layout=find_layout(cast(PreTrainedModel, student.get_base_model()), prompt.max_length),
     )
 
 

@@ -53,7 +53,7 @@ def make(folder: Path, name: str, gradients: Gradients) -> RecordingTrainer:
         callbacks=[gradients],
     )
     if name == "two_forwards":
-        trainer.data_collator.position_offset = None
+        trainer.data_collator.layout = None
     return trainer
 
 

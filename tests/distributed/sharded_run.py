@@ -116,7 +116,7 @@ def make(folder: Path, name: str, sharded: bool | None, out: str = "", **changes
         callbacks=[WholeGradients()],
     )
     if name == "two_forwards":
-        trainer.data_collator.position_offset = None
+        trainer.data_collator.layout = None
     return trainer
 
 

@@ -21,7 +21,7 @@ from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
 from flipped_kd.students.answer_head import accepts_logits_to_keep, position_logits
 from flipped_kd.students.lora import default_lora
-from flipped_kd.training.packing import packing_offset
+from flipped_kd.training.packing import find_layout
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.decoders import POSITIONS, Decoder
 from tests.invariants.training import Gradients, gradients_of, settings, trainable
@@ -143,7 +143,7 @@ class Run:
     @cached_property
     def left_padding(self) -> bool:
         """Whether rows padded on the left get the same scores."""
-        found = self.scores(position_offset=None, padding_side="left")
+        found = self.scores(layout=None, padding_side="left")
         return all(np.abs(one - other).max() < 1e-4 for one, other in zip(found, self.expected, strict=True))
 
     @cached_property
@@ -166,8 +166,8 @@ class Run:
     def packs(self) -> Extent:
         """Whether text_b alone fits into its pair's row."""
         return self._extent(
-            self.trainer.data_collator.position_offset is not None,
-            lambda model: packing_offset(model, MAX_LENGTH) is not None,
+            self.trainer.data_collator.layout is not None,
+            lambda model: find_layout(model, MAX_LENGTH) is not None,
         )
 
     @cached_property

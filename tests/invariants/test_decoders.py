@@ -83,7 +83,7 @@ def test_scores_do_not_depend_on_how_pairs_are_read(family: str, run_of: Callabl
     answer, similarity = run.expected
     assert np.std(answer) > 0.01 and np.std(similarity) > 0.005
     close(run.scores(batch_size=1), run.expected, atol=1e-5)
-    close(run.scores(position_offset=None), run.expected, atol=1e-5)
+    close(run.scores(layout=None), run.expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

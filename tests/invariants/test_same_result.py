@@ -89,10 +89,10 @@ def test_scores_do_not_depend_on_padding_side_or_batch_size(
     trainer.args.per_device_eval_batch_size = 1
     alone = trainer.score_pairs(held_out)
     trainer.args.per_device_eval_batch_size = 16
-    assert trainer.data_collator.position_offset is not None
+    assert trainer.data_collator.layout is not None
     found = [alone]
     for side in ("right", "left"):  # two forwards instead of one packed one, padded on either side
-        trainer.data_collator = replace(trainer.data_collator, position_offset=None, padding_side=side)
+        trainer.data_collator = replace(trainer.data_collator, layout=None, padding_side=side)
         found.append(trainer.score_pairs(held_out))
     for other_answer, other_similarity in found:
         np.testing.assert_allclose(other_answer, answer, atol=1e-4)
@@ -113,16 +113,15 @@ def test_packing_and_padding_side_change_no_loss_and_no_gradient(
     rows = [trainer.train_dataset[row] for row in range(8)]  # type: ignore[index]
     results = []
     own = trainer.data_collator
-    apart = replace(own, position_offset=None)
+    apart = replace(own, layout=None)
     for collator in (
         own,
-        replace(own, share_prefix=not own.share_prefix),
+        replace(own, layout=replace(own.layout, attention_width=10**9)),
         replace(apart, padding_side="left"),
         apart,
     ):
         batch = collator(rows)
-        packed = collator.position_offset is not None
-        assert ("position_ids" in batch) is packed and ("alone_row" in batch) is (packed and not collator.share_prefix)
+        assert ("pair_row" in batch) is (collator.layout is not None)
         loss = trainer.compute_loss(trainer.model, batch)
         results.append((float(loss.detach()), gradients_of(loss, trainer.model)))
     separate, expected = results.pop()

@@ -121,8 +121,10 @@ def test_training_stops_on_a_loss_that_is_not_finite(
     prompts = trainer.prompt.encode_pairs(
         [pairs[row]["text_a"] for row in rows], [pairs[row]["text_b"] for row in rows]
     )
-    for tokens, ids in zip(prompts, trainer.batches[-1]["input_ids"].tolist(), strict=True):
-        assert tokens.input_ids == ids[: len(tokens.input_ids)]  # a packed row goes on with text_b alone
+    batch, start = trainer.batches[-1], len(trainer.prompt.prefix_ids)
+    for tokens, row, last in zip(prompts, batch["pair_row"], batch["answer_position"].tolist(), strict=True):
+        after_prefix = tokens.input_ids[start:]
+        assert batch["input_ids"][row].tolist()[last + 1 - len(after_prefix) : last + 1] == after_prefix
     assert f"step {trainer.state.global_step + 1} " in str(error.value)
     assert len(trainer.losses) == trainer.state.global_step  # not one step more was taken
     assert not (tmp_path / f"checkpoint-{trainer.state.global_step + 1}").exists()

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from flipped_kd.students import attention
 from flipped_kd.students.attention import NAME, attend, speed_up_attention
-from flipped_kd.training.packing import packing_offset
+from flipped_kd.training.packing import find_layout
 from tests.invariants.decoders import BERT, DECODERS, GPT2, LLAMA, Decoder
 
 ROWS, WIDTH, P = 12, 16, 0.25
@@ -92,6 +93,38 @@ def test_masks_hold_in_bfloat16(name: str) -> None:
     assert torch.equal(attend(nn.Module(), query, key, value, masks()[name], P)[0], found)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", ["causal", "boolean", "additive"])
+def test_gradients_in_bfloat16_are_those_of_sdpa(name: str, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout: plain products take the fused kernel's place, up to so many weights."""
+    found = []
+    for most in (2**22, 0):
+        monkeypatch.setattr(attention, "MAX_WEIGHTS", most)
+        query, key, value = inputs(2, torch.float32 if autocast else torch.bfloat16)
+        module = nn.Module()
+        module.num_key_value_groups = 2  # type: ignore[assignment]
+        fused: list[object] = []
+        monkeypatch.setattr(
+            attention,
+            "sdpa_attention_forward",
+            lambda *args, seen=fused, **options: seen.append(args) or sdpa_attention_forward(*args, **options),
+        )
+        mask = masks()[name]
+        # A row that sees nothing is padding: sdpa gives it zeros or NaN, plain products a mean.
+        mask = None if mask is None else (mask | torch.eye(ROWS, dtype=torch.bool) if name == "boolean" else mask)
+        if name == "additive":
+            assert mask is not None
+            mask = mask.masked_fill(torch.eye(ROWS, dtype=torch.bool), 0.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = attend(module, query, key, value, mask, scaling=0.4)[0]
+        assert output.dtype == torch.bfloat16 and len(fused) == (most == 0)
+        output.float().square().sum().backward()
+        found.append((output.detach(), query.grad, key.grad, value.grad))
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None
+        assert float((one - other).float().norm() / other.float().norm()) < 0.02
+
+
 def test_without_dropout_it_is_sdpa_itself() -> None:
     for mask in masks().values():
         found, wanted = (run(nn.Module(), *inputs(), mask, scaling=0.4)[0] for run in (attend, sdpa_attention_forward))
@@ -123,7 +156,7 @@ def test_models_that_drop_weights_are_switched(kind: str, options: dict, rate: s
     means = [torch.stack([read(part).detach() for _ in range(60)]).mean(0) for part in (model, plain, plain)]
     assert float((means[0] - means[1]).norm() / (means[2] - means[1]).norm()) < 1.5
     assert torch.equal(read(model.eval()), read(plain.eval()))
-    assert packing_offset(model, 40) == packing_offset(plain, 40)
+    assert find_layout(model, 40) == find_layout(plain, 40)
 
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
@@ -137,8 +170,7 @@ class AsksByName(GPT2LMHeadModel):
 def test_other_models_stay_as_they_are() -> None:
     by_name = {decoder.kind: decoder for decoder in DECODERS}
     eager = by_name["GPT2LMHeadModel"].build(attn_implementation="eager")
-    none_dropped = by_name["LlamaForCausalLM"].build()
-    for model in (eager, none_dropped, AsksByName(GPT2Config(**GPT2))):
+    for model in (eager, AsksByName(GPT2Config(**GPT2))):
         before = model.config._attn_implementation
         speed_up_attention(model)
         assert model.config._attn_implementation == before != NAME

@@ -20,7 +20,7 @@ from flipped_kd.students.attention import additive_mask
 from flipped_kd.students.encoder_modules import EncoderModule
 from flipped_kd.students.lora_encoder import ENCODER_FILE, LoraEncoder
 from flipped_kd.training.collator import TeacherScoringCollator
-from flipped_kd.training.packing import packing_offset
+from flipped_kd.training.packing import find_layout
 from tests.adapters import LINEAR, with_lora
 
 
@@ -126,8 +126,8 @@ def test_text_a_has_the_same_vector_alone_in_a_pair_and_packed(
     pairs = [{"text_a": a, "text_b": b} for a, b in zip(texts, others, strict=True)]
     swapped = [{"text_a": b, "text_b": a} for a, b in zip(texts, others, strict=True)]
     separate = TeacherScoringCollator(prompt, 0)
-    offset = packing_offset(model, 64)
-    assert offset == 0
+    layout = find_layout(model, 64)
+    assert layout is not None
     vectors = []
     with torch.no_grad():
         batch = separate(pairs)
@@ -144,17 +144,14 @@ def test_text_a_has_the_same_vector_alone_in_a_pair_and_packed(
                 attention_mask=batch["alone_attention_mask"],
             )
         )
-        packed = TeacherScoringCollator(prompt, 0, position_offset=offset)(swapped)
-        vectors.append(
-            encode(
-                model,
-                encoder,
-                packed["input_ids"],
-                packed["alone_span"],
-                attention_mask=additive_mask(packed["attention_mask"], torch.float32),
-                position_ids=packed["position_ids"],
+        shared = TeacherScoringCollator(prompt, 0, layout=layout)(swapped)
+        with encoder.capture() as captured:
+            model(
+                input_ids=shared["input_ids"],
+                attention_mask=additive_mask(shared["attention_mask"], torch.float32),
+                position_ids=shared["position_ids"],
             )
-        )
+        vectors.append(encoder.pool(captured, shared["alone_span"], shared["alone_row"]))
     torch.testing.assert_close(vectors[1], vectors[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(vectors[2], vectors[0], rtol=0, atol=1e-6)
 

@@ -21,6 +21,7 @@ from flipped_kd.teachers.cache import TeacherCache, fill_cache
 from flipped_kd.teachers.score_table import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
 from flipped_kd.teachers.shards import CacheIdentity
 from flipped_kd.training.collator import TeacherScoringCollator
+from flipped_kd.training.packing import RowLayout
 
 PAD = 0
 ROWS = [
@@ -111,30 +112,39 @@ def test_padding_sides_hold_the_same_tokens(prompt: PairPrompt) -> None:
             assert batch["input_ids"][row, batch["answer_position"][row]] == prompt.suffix_ids[-1]
 
 
-def test_a_packed_row_is_the_pair_and_text_b_seeing_the_prefix_and_itself(prompt: PairPrompt) -> None:
-    batch = TeacherScoringCollator(prompt, PAD, position_offset=2)(ROWS)
+def test_shared_rows_hold_each_pair_and_each_text_alone(prompt: PairPrompt) -> None:
+    batch = TeacherScoringCollator(prompt, PAD, layout=RowLayout(2, attention_width=200))(ROWS)
     pairs = prompt.encode_pairs([str(row["text_a"]) for row in ROWS], [str(row["text_b"]) for row in ROWS])
     alone = prompt.encode_texts([str(row["text_b"]) for row in ROWS])
-    assert "alone_input_ids" not in batch
-    for row, (pair, text) in enumerate(zip(pairs, alone, strict=True)):
-        start, end = text.text_a
-        first, last = len(pair.input_ids), len(pair.input_ids) + end - start
-        assert batch["input_ids"][row, :last].tolist() == pair.input_ids + text.input_ids[start:end]
-        assert batch["alone_span"][row].nonzero().flatten().tolist() == list(range(first, last))
-        assert (batch["position_ids"][row, :last] - 2).tolist() == [*range(first), *range(start, end)]
-        assert batch["answer_position"][row] == first - 1
-        for query in range(last):
-            for key in range(batch["input_ids"].shape[1]):
-                if query < first:
-                    sees = key <= query
-                else:
-                    sees = key < start or first <= key <= query
-                assert batch["attention_mask"][row, 0, query, key].item() == sees
+    assert "alone_input_ids" not in batch and 1 < len(batch["input_ids"]) < 2 * len(ROWS)
+    start = len(prompt.prefix_ids)
+    for number, (pair, text) in enumerate(zip(pairs, alone, strict=True)):
+        row, end = int(batch["pair_row"][number]), int(batch["answer_position"][number])
+        assert batch["read_positions"][row, batch["pair_slot"][number]] == end
+        shift = end + 1 - len(pair.input_ids)
+        for tokens, at, spans in (
+            (pair, (row, shift), {"span_a": pair.text_a, "span_b": pair.text_b}),
+            (text, None, {"alone_span": text.text_a}),
+        ):
+            if at is None:
+                row = int(batch["alone_row"][number])
+                at = row, int(batch["alone_span"][number].nonzero()[0, 0]) - start
+            row, moved = at
+            places = [*range(start), *range(start + moved, len(tokens.input_ids) + moved)]
+            assert batch["input_ids"][row, places].tolist() == tokens.input_ids
+            assert (batch["position_ids"][row, places] - 2).tolist() == list(range(len(tokens.input_ids)))
+            for index, query in enumerate(places):
+                seen = batch["attention_mask"][row, 0, query].nonzero().flatten().tolist()
+                assert seen == places[: index + 1]
+            for name, span in spans.items():
+                assert span is not None
+                wanted = [place + moved for place in range(*span)]
+                assert batch[name][number].nonzero().flatten().tolist() == wanted
 
 
 def test_packing_needs_padding_on_the_right(prompt: PairPrompt) -> None:
-    with pytest.raises(ValueError, match="padding_side='right' or position_offset=None"):
-        TeacherScoringCollator(prompt, PAD, padding_side="left", position_offset=0)
+    with pytest.raises(ValueError, match="padding_side='right' or layout=None"):
+        TeacherScoringCollator(prompt, PAD, padding_side="left", layout=RowLayout())
 
 
 def test_optional_columns_and_parts_come_only_where_given(prompt: PairPrompt) -> None:
@@ -178,13 +188,13 @@ def test_texts_handed_on_are_those_of_the_rows_with_their_keys(prompt: PairPromp
 # ---- Mini-batches ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", [None, 0])
+@pytest.mark.parametrize("layout", [None, RowLayout()])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_mini_batches_are_batches_of_their_rows_longest_first(
-    size: int, offset: int | None, prompt: PairPrompt, embeddings: TeacherEmbeddings
+    size: int, layout: RowLayout | None, prompt: PairPrompt, embeddings: TeacherEmbeddings
 ) -> None:
-    whole = TeacherScoringCollator(prompt, PAD, embeddings, position_offset=offset)
-    batch = TeacherScoringCollator(prompt, PAD, embeddings, position_offset=offset, mini_batch_size=size)(ROWS)
+    whole = TeacherScoringCollator(prompt, PAD, embeddings, layout=layout)
+    batch = TeacherScoringCollator(prompt, PAD, embeddings, layout=layout, mini_batch_size=size)(ROWS)
     rows = [next(row for row in ROWS if row["row"] == number) for number in batch["rows"].tolist()]
     parts = batch.pop("mini_batches")
     assert [len(part["labels"]) for part in parts] == {1: [1, 1, 1, 1], 2: [2, 2], 3: [3, 1]}[size]

@@ -1,4 +1,4 @@
-"""A packed row gives what two rows give; architectures that cannot pack are found out."""
+"""Shared rows give what separate ones give; architectures that cannot share are found out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
     BloomConfig,
@@ -26,7 +28,7 @@ from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.prompts.pair_tokens import PairTokens
 from flipped_kd.students.lora_encoder import LoraEncoder
 from flipped_kd.training.collator import TeacherScoringCollator
-from flipped_kd.training.packing import pack_rows, packing_offset, stack_rows
+from flipped_kd.training.packing import RowLayout, find_layout, row_numbers, shared_rows
 from flipped_kd.training.pair_forward import PairForward
 from tests.adapters import fill_b
 
@@ -50,83 +52,101 @@ FAMILIES = {
 def test_offset_is_found_by_trying(family: str) -> None:
     model_class, config, expected = FAMILIES[family]
     torch.manual_seed(0)
-    assert packing_offset(model_class(config).eval(), max_length=64) == expected
+    layout = find_layout(model_class(config).eval(), max_length=64)
+    assert (None if layout is None else layout.offset) == expected
 
 
-def test_flash_attention_is_not_packed(student) -> None:
+def test_flash_attention_is_not_shared(student) -> None:
     student.config._attn_implementation = "flash_attention_2"
-    assert packing_offset(student, max_length=64) is None
+    assert find_layout(student, max_length=64) is None
 
 
-def test_a_window_shorter_than_a_row_is_not_packed() -> None:
+def test_a_window_shorter_than_a_row_is_not_shared() -> None:
     torch.manual_seed(0)
     model = MistralForCausalLM(MistralConfig(**SIZES, intermediate_size=32, num_key_value_heads=2, sliding_window=16))
-    assert packing_offset(model, max_length=16) == 0
-    assert packing_offset(model, max_length=17) is None
+    assert find_layout(model, max_length=16) is not None
+    assert find_layout(model, max_length=17) is None
 
 
-def test_visibility_and_positions() -> None:
-    pair, alone = PairTokens([5, 6, 7, 8, 9], (1, 2), (3, 4), False), PairTokens([5, 8], (1, 2), None, False)
-    longer = PairTokens([5, 6, 6, 7, 8, 8, 9], (1, 3), (4, 6), False), PairTokens([5, 8, 8], (1, 3), None, False)
-    packed = pack_rows([pair, longer[0]], [alone, longer[1]], pad_token_id=0, offset=2)
-    assert packed["input_ids"].tolist() == [[5, 6, 7, 8, 9, 8, 0, 0, 0], [5, 6, 6, 7, 8, 8, 9, 8, 8]]
-    assert (packed["position_ids"][1] - 2).tolist() == [0, 1, 2, 3, 4, 5, 6, 1, 2]
-    visible = packed["attention_mask"][1, 0]
-    for query in range(9):
-        seen = set(range(query + 1)) if query < 7 else {0, *range(7, query + 1)}
-        assert set(visible[query].nonzero().flatten().tolist()) == seen
-    assert packed["alone_span"][0].nonzero().flatten().tolist() == [5]
-    # Padding sees something, so no softmax is empty.
-    assert visible.any(-1).all() and packed["attention_mask"][0].any(-1).all()
+PAIRS = [PairTokens([5, 6, 7, 8, 9], (1, 2), (3, 4), False), PairTokens([5, 6, 6, 7, 8, 8, 9], (1, 3), (4, 6), False)]
+ALONE = [PairTokens([5, 8], (1, 2), None, False), PairTokens([5, 8, 8], (1, 3), None, False)]
 
 
-def test_stacked_texts_see_themselves_only() -> None:
-    pairs = [PairTokens([5, 6, 7, 8, 9], (1, 2), (3, 4), False), PairTokens([5, 6, 9], (1, 2), (1, 2), False)]
-    alone = [PairTokens([5, 8], (1, 2), None, False), PairTokens([5, 6, 7], (1, 3), None, False)]
-    stacked = stack_rows(pairs, [*alone, alone[0]], pad_token_id=0, offset=2)
-    # The longest first; the last one has no room beside the others.
-    assert stacked["input_ids"].tolist() == [[5, 6, 7, 8, 9], [5, 6, 9, 0, 0], [5, 6, 7, 5, 8], [5, 8, 0, 0, 0]]
-    assert (stacked["position_ids"][2] - 2).tolist() == [0, 1, 2, 0, 1]
-    assert stacked["alone_row"].tolist() == [2, 2, 3]
-    assert [span.nonzero().flatten().tolist() for span in stacked["alone_span"]] == [[4], [1, 2], [1]]
-    visible = stacked["attention_mask"][:, 0]
-    assert torch.equal(visible[0], torch.ones(5, 5).tril().bool())
-    assert [row.nonzero().flatten().tolist() for row in visible[2]] == [[0], [0, 1], [0, 1, 2], [3], [3, 4]]
-    assert visible.any(-1).all()
-    assert not visible[1, 3:, :3].any() and not visible[1, :3, 3:].any()
+def test_branches_see_the_prefix_and_themselves() -> None:
+    rows = shared_rows(PAIRS, ALONE, pad_token_id=0, layout=RowLayout(2, attention_width=10**9))
+    assert rows["input_ids"].tolist() == [[5, 6, 7, 8, 9, 6, 6, 7, 8, 8, 9, 8, 8, 8]]
+    assert (rows["position_ids"][0] - 2).tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 1, 1, 2]
+    visible = rows["attention_mask"][0, 0]
+    for first, end in ((1, 5), (5, 11), (11, 12), (12, 14)):
+        for query in range(first, end):
+            assert set(visible[query].nonzero().flatten().tolist()) == {0, *range(first, query + 1)}
+    assert rows["pair_row"].tolist() == rows["alone_row"].tolist() == [0, 0]
+    assert rows["answer_position"].tolist() == [4, 10] and rows["read_positions"].tolist() == [[4, 10]]
+    assert rows["pair_slot"].tolist() == [0, 1]
+    spans = {name: [span.nonzero().flatten().tolist() for span in rows[name]] for name in rows if "span" in name}
+    assert spans == {"span_a": [[1], [5, 6]], "span_b": [[3], [8, 9]], "alone_span": [[11], [12, 13]]}
 
 
-@pytest.mark.parametrize("share_prefix", [True, False])
+def test_rows_are_padded_and_hold_unequal_numbers_of_pairs() -> None:
+    rows = shared_rows([*PAIRS, PAIRS[0]], [], pad_token_id=0, layout=RowLayout(0, 10**9, longest=9))
+    assert rows["input_ids"].tolist() == [[5, 6, 6, 7, 8, 8, 9, 0, 0], [5, 6, 7, 8, 9, 6, 7, 8, 9]]
+    assert rows["pair_row"].tolist() == [1, 0, 1] and rows["pair_slot"].tolist() == [0, 0, 1]
+    assert rows["read_positions"].tolist() == [[6, 6], [4, 8]]
+    visible = rows["attention_mask"][:, 0]
+    # Padding sees something, so no softmax is empty, and nobody sees padding.
+    assert visible.any(-1).all() and not visible[0, 7:, :7].any() and not visible[0, :7, 7:].any()
+    assert "alone_row" not in rows
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(0, 50), st.integers(1, 3000))
+def test_every_branch_has_a_row_and_no_row_is_empty(lengths: list[int], start: int, width: int) -> None:
+    longest = start + max(lengths) + 5
+    for layout in (RowLayout(0, width), RowLayout(0, width, longest)):
+        row_of = row_numbers(lengths, start, layout)
+        assert len(row_of) == len(lengths) and set(row_of) == set(range(max(row_of) + 1))
+        if layout.longest is not None:
+            loads = [sum(n for n, row in zip(lengths, row_of, strict=True) if row == one) for one in set(row_of)]
+            assert start + max(loads) <= longest
+
+
+@pytest.mark.parametrize("width", [1, 50, 10**9])
+@pytest.mark.parametrize("keeps_logits", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_batch_equals_two_forwards(student, tokenizer, pairs, attention: str, share_prefix: bool) -> None:
+def test_shared_rows_equal_separate_ones(
+    student, tokenizer, pairs, attention: str, keeps_logits: bool, width: int
+) -> None:
     """Logits at the answer, representations and gradients are those of separate rows."""
     student.set_attn_implementation(attention)
     model = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)).eval()
     fill_b(model, std=0.1)
     prompt = PairPrompt.from_preset(tokenizer, max_length=40)  # short enough to cut some texts
     encoder = LoraEncoder.from_model(model, layers="last:1")
-    packed = TeacherScoringCollator(
-        prompt, tokenizer.pad_token_id, position_offset=packing_offset(student, 40), share_prefix=share_prefix
-    )
-    separate = dataclasses.replace(packed, position_offset=None)
+    layout = find_layout(student, 40)
+    assert layout is not None
+    layout = dataclasses.replace(layout, attention_width=width)
+    packed = TeacherScoringCollator(prompt, tokenizer.pad_token_id, layout=layout)
+    separate = dataclasses.replace(packed, layout=None)
     rows = [pairs[i] for i in range(8)]
 
-    reader = PairForward(encoder, "independent", True, model.dtype)
+    reader = PairForward(encoder, "both", keeps_logits, model.dtype)
 
     def run(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        assert ("alone_row" in batch) is (batch["attention_mask"].ndim == 4 and not share_prefix)
+        assert ("pair_row" in batch) is (batch["attention_mask"].ndim == 4)
         logits, vectors = reader(model, batch)
-        assert vectors is not None
-        first, second = vectors.text_a, vectors.text_b
+        assert vectors is not None and vectors.joint_b is not None
+        first, second, joint = vectors.text_a, vectors.text_b, vectors.joint_b
         model.zero_grad()
-        (logits.logsumexp(-1).sum() + (first * second.roll(1, 0)).sum()).backward()
+        (logits.logsumexp(-1).sum() + (first * second.roll(1, 0)).sum() + (first * joint).sum()).backward()
         gradient = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
-        return logits.detach(), first.detach(), second.detach(), gradient
+        return logits.detach(), first.detach(), second.detach(), joint.detach(), gradient
 
+    counts = len(packed(rows)["input_ids"])
+    assert counts == 1 if width == 10**9 else counts > 1
     for one, other in zip(run(packed(rows)), run(separate(rows)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_left_padding_is_refused(tokenizer) -> None:
     with pytest.raises(ValueError, match="padding_side='right'"):
-        TeacherScoringCollator(PairPrompt.from_preset(tokenizer), 0, padding_side="left", position_offset=0)
+        TeacherScoringCollator(PairPrompt.from_preset(tokenizer), 0, padding_side="left", layout=RowLayout())
