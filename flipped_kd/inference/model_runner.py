@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
 from ..prompts.pair_tokens import PairTokens, pad_batch
 from ..students.answer_head import accepts_logits_to_keep, answer_rows, position_logits
-from ..students.probing import FLOAT32_TOLERANCE, input_device, same_logits, unwrapped
+from ..students.probing import FLOAT32_TOLERANCE, can_be_stopped, input_device, same_logits, unwrapped
 from ..utils.angles import wide
 from ..utils.token_batches import token_batches, token_budget
 from .last_feed_forward import LastFeedForward, input_layers
@@ -49,8 +49,8 @@ class TextReader(Protocol):
     def dimension(self) -> int:
         """Numbers of one text."""
 
-    def capture(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Record the one forward pass run inside the context."""
+    def capture(self, stop: bool = False) -> AbstractContextManager[dict[str, Tensor]]:
+        """Record the one forward pass run inside the context; with `stop` leave it once all is recorded."""
 
     def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
         """(B, dimension) of what was recorded, over the tokens where spans (B, T) is 1."""
@@ -155,9 +155,11 @@ class ModelRunner:
     def _row_vectors(self, rows: TokenRows, batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors of the rests as texts, (n, D) float32 in main memory."""
         result = torch.empty(len(rows.rests), self.encoder.dimension)
+        stop = can_be_stopped(self.model)
         with self._reading(rows, answers=False):
             for chosen, inputs, last, mask in self._batches(rows, batch_size, bar):
-                with self.encoder.capture() as captured:
+                # The layers above the encoder's last one have no part in the vectors.
+                with self.encoder.capture(stop=stop) as captured:
                     # One position's logits, unread: the model is called as it is.
                     position_logits(self.model, inputs, last, self.keeps_logits)
                 result[chosen] = self.encoder.pool(captured, mask).float().cpu()

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..prompts.pair_tokens import pad_batch
-from ..students.probing import attention_window, input_device, same_logits, unwrapped
+from ..students.probing import HALF_TOLERANCE, attention_window, input_device, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -128,4 +128,5 @@ def continues(model: nn.Module, prefix: Sequence[int], rests: Sequence[Sequence[
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         logger.debug("%s cannot go on from a cache: %r", type(base).__name__, error)
         return False
-    return same_logits(found, wanted)
+    # A Trainer in mixed precision puts autocast round the model's forward, and gives its outputs in float32.
+    return same_logits(found, wanted, HALF_TOLERANCE if hasattr(model, "_original_forward") else None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..utils.angles import wide
 from .encoder_modules import EncoderModule, lora_layers
+from .lora_encoder import AllRead
 from .probing import probe_rows
 
 
@@ -69,19 +70,28 @@ class EncoderInputs:
         return dict(zip(self.widths, rows.split(list(self.widths.values()), dim=1), strict=True))
 
     @contextmanager
-    def capture(self) -> Iterator[dict[str, Tensor]]:
-        """Record the inputs, (B, T, width) by name, of the one forward pass run inside the context."""
+    def capture(self, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Record the inputs, (B, T, width) by name, of the one forward pass run inside the context.
+
+        Args:
+            stop: end the context as soon as all are recorded, as in `LoraEncoder.capture`.
+        """
         captured: dict[str, Tensor] = {}
 
         def recorder(name: str) -> Any:
             def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 captured[name] = inputs[0]
+                if stop and len(captured) == len(self.widths):
+                    raise AllRead
 
             return record
 
         handles = [self._layers[name].register_forward_pre_hook(recorder(name)) for name in self.widths]
         try:
             yield captured
+        except AllRead:
+            if not stop:
+                raise
         finally:
             for handle in handles:
                 handle.remove()

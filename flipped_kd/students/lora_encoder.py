@@ -33,6 +33,10 @@ Pooling = Literal["sum", "concat"]
 POOLINGS = get_args(Pooling)
 
 
+class AllRead(Exception):
+    """Leaves a forward pass of which all that was wanted has been read."""
+
+
 class LoraEncoder:
     """Represents texts by the outputs of LoRA's A matrices.
 
@@ -70,6 +74,7 @@ class LoraEncoder:
         self.modules = tuple(modules)
         self.adapter_name = adapter_name
         self._captured: dict[str, Tensor] | None = None
+        self._stops = False
         self._handles: list[Any] = []
 
     @classmethod
@@ -205,6 +210,7 @@ class LoraEncoder:
             # is DoRA's other call of A, over an identity matrix for the norm of the weights.
             if self._captured is not None and output.ndim == 3:
                 self._captured[name] = output
+                self._stop_if_read()
 
         return record
 
@@ -218,19 +224,33 @@ class LoraEncoder:
                 matrix = matrix.to(x.device)
             # As PEFT's LoRA layer does: the input is cast to A's precision.
             self._captured[name] = nn.functional.linear(x.to(matrix.dtype), matrix)
+            self._stop_if_read()
 
         return record
 
     @contextmanager
-    def capture(self) -> Iterator[dict[str, Tensor]]:
-        """Record A's outputs, (B, T, r) by module name, of the one forward pass run inside the context."""
+    def capture(self, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+        """Record A's outputs, (B, T, r) by module name, of the one forward pass run inside the context.
+
+        Args:
+            stop: end the context as soon as all are recorded, in the middle of that forward pass: what lies above the
+                encoder's last module is not computed. For a model that can be left so (`probing.can_be_stopped`).
+        """
         if not self._handles:
             raise RuntimeError("the encoder is not attached to a model: call attach(model) first.")
-        outer, self._captured = self._captured, {}
+        outer = self._captured, self._stops
+        self._captured, self._stops = {}, stop
         try:
             yield self._captured
+        except AllRead:
+            if not stop:
+                raise
         finally:
-            self._captured = outer
+            self._captured, self._stops = outer
+
+    def _stop_if_read(self) -> None:
+        if self._stops and self._captured is not None and len(self._captured) == len(self.modules):
+            raise AllRead
 
     def pool(self, captured: dict[str, Tensor], spans: Tensor, rows: Tensor | None = None) -> Tensor:
         """Represent one text for each of `spans`.

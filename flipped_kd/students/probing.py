@@ -44,6 +44,20 @@ def is_sharded(model: nn.Module) -> bool:
     return any(parameter.is_meta or parameter.numel() == 0 for parameter in model.parameters())
 
 
+def can_be_stopped(model: nn.Module) -> bool:
+    """Whether a forward pass of `model` may be left in its middle.
+
+    Not where something waits for its end: wrappers that gather or split weights (DDP, FSDP, DeepSpeed, a compiled
+    model), hooks that move them, and checkpoints of activations.
+    """
+    from torch.distributed.fsdp import FSDPModule  # here, for the same reason as PEFT
+
+    base = unwrapped(model)
+    plain = isinstance(base, PreTrainedModel) and not isinstance(model, FSDPModule)
+    checkpointed = base.training and getattr(base, "is_activation_checkpointing", False)
+    return plain and not checkpointed and getattr(base, "hf_device_map", None) is None
+
+
 def same_logits(found: Tensor, wanted: Tensor, tolerance: float | None = None) -> bool:
     """Whether two readings of the same rows agree, by default as nearly as kernels of their precision do."""
     if tolerance is None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..students.answer_head import packed_logits, position_logits
 from ..students.attention import additive_mask
 from ..students.lora_encoder import LoraEncoder
+from ..students.probing import can_be_stopped
 
 
 @dataclass
@@ -96,9 +97,11 @@ class PairForward:
     def _alone(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The representations of the texts b by a second forward, over them alone after the prompt's prefix."""
         alone = {"input_ids": inputs["alone_input_ids"], "attention_mask": inputs["alone_attention_mask"]}
-        with self.encoder.capture() as captured:
+        first = torch.zeros_like(inputs["answer_position"])
+        logits = torch.zeros(())
+        with self.encoder.capture(stop=can_be_stopped(model)) as captured:
             # One position's logits: the head costs next to nothing, and the model is called as it was given.
-            logits = position_logits(model, alone, torch.zeros_like(inputs["answer_position"]), self.keeps_logits)
+            logits = position_logits(model, alone, first, self.keeps_logits)
         vectors = self.encoder.pool(captured, inputs["alone_span"])
         # FSDP2 gathers a layer's weights again when the gradient of its output comes, and the last layer's has none
         # where only the outputs of A are read.

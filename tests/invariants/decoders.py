@@ -128,7 +128,7 @@ DECODERS = (
             "window_size": WINDOW,
             "max_position_embeddings": POSITIONS,
         },
-        "windows by a mask of its own, which packed rows must fit twice; learnt positions",
+        "windows by a mask of its own, which shared rows must fit; learnt positions",
         window="window_size",
     ),
     Decoder("GPT-J", "GPTJForCausalLM", {**GPT2, "rotary_dim": 4}, "attention and feed-forward side by side"),

@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.attention import additive_mask
+from flipped_kd.students.encoder_inputs import EncoderInputs
 from flipped_kd.students.encoder_modules import EncoderModule
 from flipped_kd.students.lora_encoder import ENCODER_FILE, LoraEncoder
+from flipped_kd.students.probing import can_be_stopped, unwrapped
 from flipped_kd.training.collator import TeacherScoringCollator
 from flipped_kd.training.packing import find_layout
 from tests.adapters import LINEAR, with_lora
@@ -212,6 +214,47 @@ def test_hooks_survive_train_and_eval_and_leave_the_output_alone(model: PeftMode
         encoder.detach()
     with pytest.raises(RuntimeError, match="attach"), encoder.capture():
         pass
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_text_alone_is_read_up_to_the_encoders_last_layer(
+    model: PeftModel, ids: Tensor, merged: bool, tmp_path: Path
+) -> None:
+    """The vectors are the same, and nothing above that layer runs."""
+    encoder = LoraEncoder.from_model(model, layers="first:1", modules=["down_proj"])
+    inputs = EncoderInputs(model, encoder.modules)
+    read: Any = model
+    if merged:
+        encoder.save_matrices(model, tmp_path)
+        read = copy.deepcopy(model).merge_and_unload()
+        encoder.attach_merged(read, tmp_path)
+    assert can_be_stopped(read) and not can_be_stopped(torch.nn.parallel.DataParallel(read))
+    layers = unwrapped(read).model.layers
+    above: list[int] = []
+    layers[1].register_forward_hook(lambda *_: above.append(1))
+    readers: list[Any] = [encoder] if merged else [encoder, inputs]
+    for reader in readers:
+        found = []
+        for stop in (False, True):
+            with torch.no_grad(), reader.capture(stop=stop) as captured:
+                read(input_ids=ids)
+                assert not stop, "left before its end"
+            with torch.no_grad():
+                found.append(reader.pool(captured, SPANS))
+        assert torch.equal(*found)
+    assert len(above) == len(readers)
+    with torch.no_grad(), encoder.capture() as captured:  # the next pass is a whole one
+        assert read(input_ids=ids).logits.isfinite().all() and captured
+
+
+def test_a_pass_that_others_wait_for_is_not_stopped(model: PeftModel) -> None:
+    assert can_be_stopped(model)
+    model.train()
+    model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+    assert not can_be_stopped(model) and can_be_stopped(model.eval())
+    assert not can_be_stopped(torch.compile(model, backend="eager"))
+    unwrapped(model).hf_device_map = {"": "cpu"}  # type: ignore[assignment]
+    assert not can_be_stopped(model)
 
 
 def test_a_deepcopy_needs_an_encoder_of_its_own(model: PeftModel, ids: Tensor) -> None:
