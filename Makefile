@@ -7,8 +7,11 @@ PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 &&
 ARGS ?=
 # Processes that the tests are spread over.
 TEST_WORKERS ?= 2
+# Of the demo: "tiny" takes models that are built in the run, without downloads, in three minutes.
+STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 2000)
 # What `make bench` runs.
 BENCH ?= -m benchmarks
 
@@ -41,9 +44,9 @@ help:  ## show this list
 
 install: $(STAMP)  ## make .venv and install into it (the other targets do so too)
 
-demo: $(STAMP)  ## train on the embedded finance pairs, report in outputs/demo
-	$(OFFLINE) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) recipes/train_fin.py --max_train_pairs 2000 --output_dir outputs/demo $(ARGS)
+demo: $(STAMP)  ## train SmolLM2 on the embedded finance pairs, report in outputs/demo
+	$(if $(DEMO_MODELS),$(OFFLINE)) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) recipes/train_fin.py --output_dir outputs/demo $(DEMO_MODELS) $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     kind: Any = SentenceTransformer if settings.kind == "bi-encoder" else CrossEncoder
     model = kind(settings.model, model_kwargs={"dtype": "float32"})
     found = {"before": validation_metrics(model, validation)}
-    _train(model, train, settings)
+    train_encoder(model, train, settings)
     found["after"] = validation_metrics(model, validation)
     with whole_or_absent(out) as partial:
         model.save_pretrained(str(partial))
@@ -111,7 +111,8 @@ def validation_metrics(model: SentenceTransformer | CrossEncoder, pairs: dataset
     return matching_metrics(scores, labels, threshold=None, tuned_threshold=best_f1_threshold(scores, labels))
 
 
-def _train(model: Any, pairs: datasets.Dataset, settings: TeacherTraining) -> None:
+def train_encoder(model: Any, pairs: datasets.Dataset, settings: TeacherTraining) -> None:
+    """Train `model`, of the kind that `settings` name, on pairs with text_a, text_b and label; in place."""
     rows = pairs.select_columns(["text_a", "text_b", "label"]).cast_column("label", datasets.Value("float32"))
     bi_encoder = settings.kind == "bi-encoder"
     with tempfile.TemporaryDirectory() as scratch:

@@ -70,6 +70,8 @@ class DataArguments:
         label_threshold: turns a score column into labels: score >= threshold is 1.
         skip_bad_rows: leave out bad rows, saying how many, instead of stopping.
         max_train_pairs: train on a random subset of this size, drawn by the seed.
+        max_validation_pairs: fit thresholds and calibration on a random subset of this size, one for all seeds.
+        max_test_pairs: the same for the test pairs.
         teacher: Hub name or folder of the small expert; teacher_revision its revision.
         seeds: how many seeds to run, counted from `seed`.
         baseline: train plainly with the same budget too, to compare with. False saves almost half the time; the
@@ -105,6 +107,12 @@ class DataArguments:
     label_threshold: float | None = field(default=None, metadata={"help": "Scores from here on count as label 1."})
     skip_bad_rows: bool = field(default=False, metadata={"help": "Leave out bad rows instead of stopping."})
     max_train_pairs: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
+    max_validation_pairs: int | None = field(
+        default=None, metadata={"help": "Take a random subset of the validation pairs of this size."}
+    )
+    max_test_pairs: int | None = field(
+        default=None, metadata={"help": "Take a random subset of the test pairs of this size."}
+    )
     teacher: str | None = field(default=None, metadata={"help": "Hub name or folder of the teacher."})
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher on the Hub."})
     seeds: int = field(default=1, metadata={"help": "How many seeds to run, counted from --seed."})
@@ -113,7 +121,7 @@ class DataArguments:
     def __post_init__(self) -> None:
         require_integer("seeds", self.seeds, 1, "at least one run is needed.")
         require_integer("max_answer_rankings", self.max_answer_rankings, 0, "0 ranks by vectors alone.")
-        for name in ("max_train_pairs", "max_eval_queries"):
+        for name in ("max_train_pairs", "max_validation_pairs", "max_test_pairs", "max_eval_queries"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1, "leave it out to take all.")
         if self.label_threshold is not None:

@@ -1,15 +1,18 @@
-"""A recipe's whole command: settings, mini models where nothing is named, the comparison."""
+"""A recipe's whole command: settings, models where none is named, the comparison."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..training.config import FlippedDistillationConfig
 from ..training.processes import end_together
-from ..utils.devices import use_cpu_threads
+from ..utils.devices import cpu_has_bfloat16, use_cpu_threads
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
 from .parsing import parse_settings
@@ -18,6 +21,25 @@ from .splits import SPLITS, load_split
 
 # A teacher or student of this name is built from the training pairs in the run.
 MINI = "mini"
+# Where fetched models are kept, for all runs.
+MODELS_FOLDER = Path("outputs/models")
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """Models that a recipe without arguments fetches, and what it does with them.
+
+    Attributes:
+        config: YAML of the embedded setting with these models.
+        fetch: (folder, say) -> student and encoder, or None where they cannot be had.
+        train_teacher: (encoder, training pairs, folder, seed=) -> folder of the encoder fine-tuned on the pairs.
+        show: told the output folder at the end, in the main process.
+    """
+
+    config: Path
+    fetch: Callable[[Path, Callable[[str], None]], tuple[str, str] | None]
+    train_teacher: Callable[..., Path]
+    show: Callable[[Path], None]
 
 
 def run_recipe(
@@ -28,8 +50,9 @@ def run_recipe(
     mini_data: Path,
     build_teacher: Callable[..., Path],
     build_student: Callable[..., Path],
+    demo: DemoModels | None = None,
 ) -> dict[str, Any]:
-    """A recipe's whole command: read its settings, build the mini models where no data is named, run the comparison.
+    """A recipe's whole command: read its settings, make the models where no data is named, run the comparison.
 
     Args:
         argv: flags.
@@ -38,12 +61,22 @@ def run_recipe(
         mini_data: folder of its train, validation and test.jsonl; of an FAQ also questions.jsonl.
         build_teacher: (training pairs, folder, seed=) -> folder of the trained mini teacher.
         build_student: (texts, folder, seed=) -> folder of the mini student.
+        demo: models to take in the place of the mini ones, where neither a model nor --config is named.
     """
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
+    found = None
     student, data, config = parse_settings(classes, argv, defaults)
     if not any((data.train_file, data.validation_file, data.test_file, data.dataset_name)):
         if not any(flag.startswith("--config") for flag in argv):
-            student, data, config = parse_settings(classes, ["--config", str(mini_config), *argv], defaults)
+            if demo is not None and student.student is None and data.teacher is None:
+                found = _demo_models(demo, config)
+            embedded = mini_config
+            if demo is not None and found is not None:
+                embedded = demo.config
+                precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
+                argv = ["--student", found[0], "--precision", precision, *argv]
+                build_teacher = partial(demo.train_teacher, found[1])
+            student, data, config = parse_settings(classes, ["--config", str(embedded), *argv], defaults)
         files = {f"{split}_file": str(mini_data / f"{split}.jsonl") for split in SPLITS}
         if (mini_data / "questions.jsonl").is_file():
             files["questions_file"] = str(mini_data / "questions.jsonl")
@@ -53,8 +86,23 @@ def run_recipe(
         use_cpu_threads(config.cpu_threads)  # the mini models and the teacher run before the trainer
     student, data = _with_mini_models(student, data, config, build_teacher, build_student)
     report = run_comparison(student, data, config)
+    if demo is not None and found is not None and config.should_save:
+        demo.show(Path(config.output_dir or "outputs"))
     end_together()
     return report
+
+
+def _demo_models(demo: DemoModels, config: FlippedDistillationConfig) -> tuple[str, str] | None:
+    with config.main_process_first(local=False, desc="fetching the models"):
+        found = demo.fetch(MODELS_FOLDER, lambda text: say(config, text))
+    if found is None:
+        say(
+            config,
+            "WARNING: the language model of this setting cannot be had here. What follows is shown on a student of "
+            "one million random weights, which knows no language: its figures say nothing about the method.",
+            lambda text: print(text, file=sys.stderr),
+        )
+    return found
 
 
 def _with_mini_models(

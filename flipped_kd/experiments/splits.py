@@ -52,6 +52,8 @@ def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Datas
     if source is None:
         raise ValueError(f"no {split} pairs are named: give --{split}_file or --dataset_name.")
     if data.questions_file is not None:
+        if data.max_validation_pairs is not None or data.max_test_pairs is not None:
+            raise ValueError("an FAQ's validation and test pairs are bounded by max_eval_queries, not by pairs.")
         queries = read_faq(source, data.questions_file)
         pairs = faq_pairs(queries if split == "train" else subset(queries, data.max_eval_queries))
         if split != "train" or data.max_train_pairs is None or data.max_train_pairs >= len(pairs):
@@ -64,6 +66,6 @@ def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Datas
         columns=PairColumns(data.text_a_column, data.text_b_column, data.label_column),
         label_threshold=data.label_threshold,
         skip_bad_rows=data.skip_bad_rows,
-        max_rows=data.max_train_pairs if split == "train" else None,
-        seed=seed,
+        max_rows=getattr(data, f"max_{split}_pairs"),
+        seed=seed if split == "train" else 0,
     )

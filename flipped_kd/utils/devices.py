@@ -18,6 +18,12 @@ def has_bfloat16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AMX, AVX-512 BF16, or Arm's): a step then takes half the time."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+
+
 def weights_dtype(device: torch.device, precision: str = "bf16") -> torch.dtype:
     """The dtype to load weights in.
 

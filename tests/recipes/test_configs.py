@@ -32,6 +32,8 @@ def test_configuration_parses(path: Path) -> None:
     named = data.teacher, student.student, data.dataset_name or data.train_file
     if path.stem.endswith("_full"):
         assert all(named) and "mini" not in named
+    elif path.stem == "fin_demo":  # the student is fetched, the teacher fine-tuned in the run
+        assert named == ("mini", None, None)
     else:
         assert all(named) == (named[:2] == ("mini", "mini"))
     assert student.trust_remote_code is False
@@ -39,7 +41,7 @@ def test_configuration_parses(path: Path) -> None:
 
 def test_a_mini_and_a_full_setting_are_shipped() -> None:
     settings = {f"{domain}_{size}" for domain in ("fin", "med", "faq") for size in ("mini", "full")}
-    assert settings | {"fin_zh_mini"} == {path.stem for path in CONFIGS}
+    assert settings | {"fin_zh_mini", "fin_demo"} == {path.stem for path in CONFIGS}
 
 
 def launched(name: str, *options: str) -> Namespace:

@@ -1,0 +1,35 @@
+"""The teacher of the embedded finance setting: all-MiniLM-L6-v2, fine-tuned on its pairs (`train_teacher`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+from mini_folder import build_folder
+from sentence_transformers import SentenceTransformer
+from train_teacher import TeacherTraining, train_encoder
+
+# AUC on the 500 validation pairs: .755 before, .874 after one epoch, .933 after four.
+EPOCHS = 3
+
+
+def train_demo_teacher(encoder: str, pairs: datasets.Dataset, folder: Path, *, seed: int = 0) -> Path:
+    """Fine-tune a small encoder on labelled pairs; a folder that was made of the same things is taken as it is.
+
+    Args:
+        encoder: folder or Hub name of a sentence-transformers model.
+        pairs: the training pairs.
+        folder: where to.
+        seed: of order and dropout.
+    """
+    settings = TeacherTraining(model=encoder, epochs=EPOCHS, train_seed=seed)
+
+    def write(partial: Path) -> dict[str, float]:
+        model = SentenceTransformer(encoder, model_kwargs={"dtype": "float32"})
+        train_encoder(model, pairs, settings)
+        model.save_pretrained(str(partial))
+        return {}
+
+    description = {"kind": "fine-tuned", "encoder": Path(encoder).name, "epochs": EPOCHS, "seed": seed}
+    rows = [list(pairs[column]) for column in ("text_a", "text_b", "label")]
+    return build_folder(folder, description, rows, write)
