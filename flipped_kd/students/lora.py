@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,14 @@ def default_lora(
     )
 
 
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Inside, PEFT asks a model by a name that transformers 5.23 deprecates, which no user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Wrap `model` with a new LoRA adapter; PEFT's error for targets that match nothing is made to name the remedy.
 
@@ -60,7 +70,10 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     if all_linear and not config.target_parameters:
         config = _text_layers(model, config, linear)
     try:
-        adapted: Any = get_peft_model(model, config, revision=getattr(model, "hub_commit", None) or config.revision)
+        with without_deprecations():
+            adapted: Any = get_peft_model(
+                model, config, revision=getattr(model, "hub_commit", None) or config.revision
+            )
     except ValueError as error:
         endings = sorted({name.rsplit(".", 1)[-1] for name in linear})
         remedy = f"some of {endings}"
