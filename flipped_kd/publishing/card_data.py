@@ -137,6 +137,10 @@ def card_data(
         settings = found["settings"]
         # What the report says, in its order, and what it lacks behind it.
         training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
+        if training["answer_teacher_weight"] is None:  # the run chose it by its teacher
+            agreement = found["runs"][0]["llm_flipped"].get("teacher_agreement") or {}
+            chosen = agreement.get("answer_teacher_weight", 0.0)
+            training = training | {"answer_teacher_weight": chosen}
         found = {**found, "settings": {**settings, "training": training}}
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")

@@ -77,6 +77,8 @@ class FlippedDistillationConfig(TrainingArguments):
         sup_weight: weight of L_sup, the answer's cross-entropy.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
+            None: .5 where the teacher takes part by dist_weight or mcl_weight and has an AUC of at least .85 on
+            held-out pairs, else 0; the log says which.
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
         mcl_weight: weight of L_MCL, the margin-aware contrast. With this, dist_weight and
             answer_teacher_weight 0 it is plain LoRA fine-tuning.
@@ -174,8 +176,9 @@ class FlippedDistillationConfig(TrainingArguments):
     encoder_pooling: str = field(default="sum", metadata={"help": "sum or concat: how A's outputs become a vector."})
     encoder_start: str = field(default="auto", metadata={"help": "Where A starts: auto, teacher or random."})
     sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
-    answer_teacher_weight: float = field(
-        default=0.0, metadata={"help": "How much of the answer the teacher teaches, in [0, 1]; 0: labels alone."}
+    answer_teacher_weight: float | None = field(
+        default=None,
+        metadata={"help": "The teacher's share in teaching the answer, in [0, 1]; by default .5 of a strong one."},
     )
     dist_weight: float = field(default=1.0, metadata={"help": "Weight of L_dist."})
     mcl_weight: float = field(default=1.0, metadata={"help": "Weight of L_MCL."})
@@ -271,7 +274,7 @@ class FlippedDistillationConfig(TrainingArguments):
             )
         rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
         value = self.answer_teacher_weight
-        require(0 <= value <= 1, "answer_teacher_weight", value, rule)
+        require(value is None or 0 <= value <= 1, "answer_teacher_weight", value, rule)
         rule = "with sup_weight=0 no answer is taught: raise that, or set this to 0."
         require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
         rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."
@@ -324,4 +327,4 @@ class FlippedDistillationConfig(TrainingArguments):
     @property
     def distils(self) -> bool:
         """Whether the teacher takes part at all."""
-        return any(getattr(self, name) > 0 for name in PLAIN)
+        return any(getattr(self, name) for name in PLAIN)

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ..data.keys import KnownMatches, dataset_keys
@@ -23,6 +24,9 @@ from ..utils.angles import cosine_matrix, paired_cosines
 from .config import FlippedDistillationConfig
 
 logger = logging.getLogger(__name__)
+# AUC on held-out pairs from which a teacher teaches the answer too, and its share then. Measured: it helps with
+# teachers of .89 to .91 and harms with one of .77 (docs/choices.md); where between them it turns is not known.
+STRONG_TEACHER, TAUGHT_SHARE = 0.85, 0.5
 
 
 @dataclass
@@ -55,7 +59,7 @@ class TeacherSignal:
     Attributes:
         scores: the teacher's scores of all data sets given to `score`, memory-mapped.
         calibration: from T to P; None until `calibrate`.
-        report: how the teacher agrees with the labels; empty until `calibrate`.
+        report: how the teacher agrees with the labels, and its share in the answer; empty until `calibrate`.
     """
 
     def __init__(
@@ -100,9 +104,16 @@ class TeacherSignal:
         assert self.scores is not None, "every data set is scored before it is used"
         return self.scores.similarity(*dataset_keys(dataset))
 
-    def calibrate(self, held_out: datasets.Dataset, checked: datasets.Dataset) -> None:
-        """Fit P on `held_out`, and see on `checked` (the training pairs) how often teacher and labels disagree."""
-        self.calibration = PlattCalibration.fit(self.similarity(held_out), np.asarray(held_out["label"]))
+    def calibrate(self, held_out: datasets.Dataset, checked: datasets.Dataset, seen: bool = False) -> None:
+        """Fit P on `held_out`, and see on `checked` (the training pairs) how often teacher and labels disagree.
+
+        Args:
+            held_out: pairs of both classes.
+            checked: pairs.
+            seen: the pairs of `held_out` are not held out: the teacher may have been trained on them.
+        """
+        scores, labels = self.similarity(held_out), np.asarray(held_out["label"])
+        self.calibration = PlattCalibration.fit(scores, labels)
         self.report = agreement_report(
             self.similarity(checked),
             np.asarray(checked["label"]),
@@ -110,6 +121,7 @@ class TeacherSignal:
             tau_pos=self.args.positive_threshold,
             tau_neg=self.args.negative_threshold,
         )
+        self.report["answer_teacher_weight"] = self._answer_weight(scores, labels, seen)
         dropping = [
             name for name, drops in (("L_dist", self.args.dist_weight), ("L_MCL", self._filters_mcl())) if drops
         ]
@@ -123,6 +135,21 @@ class TeacherSignal:
                     label,
                     " and ".join(dropping),
                 )
+
+    def _answer_weight(self, scores: np.ndarray, labels: np.ndarray, seen: bool) -> float:
+        """How much of the answer the teacher teaches: as asked for, or by how good it is on held-out pairs."""
+        if self.args.answer_teacher_weight is not None:
+            return self.args.answer_teacher_weight
+        if seen or not self.args.sup_weight:
+            return 0.0
+        auc = float(roc_auc_score(labels, scores))
+        weight = TAUGHT_SHARE if auc >= STRONG_TEACHER else 0.0
+        logger.info(
+            "answer_teacher_weight=%.1f: the teacher's AUC on held-out pairs is %.3f, and from %.2f on it teaches the "
+            "answer too",
+            *(weight, auc, STRONG_TEACHER),
+        )
+        return weight
 
     def _filters_mcl(self) -> bool:
         """Whether labelled pairs leave L_MCL."""

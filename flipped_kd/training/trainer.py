@@ -193,7 +193,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         if self.signal is not None and scored:
             self._score_with_teacher(scored)
             # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
-            self.signal.calibrate((self._eval_parts() or scored)[0], scored[0])
+            self.signal.calibrate((self._eval_parts() or scored)[0], scored[0], seen=not self._eval_parts())
+            self.loss.sup.teacher_weight = self.signal.report["answer_teacher_weight"]
         self.encoder_start = self._start_encoder(starts, unlabelled_texts)
 
     # ---- Construction ----

@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from flipped_kd.data.validation import PairColumns
+from flipped_kd.training import teacher_targets
 from tests.invariants.training import PLAIN, logged, lora, settings, trainable
 
 # ---- Students -----------------------------------------------------------------------------------------------------
@@ -135,6 +136,25 @@ def test_missing_or_wrong_teachers_are_refused(build: Any, student_dir: Path) ->
     assert trainer.teacher is None and trainer.calibration is None
     with pytest.raises(ValueError, match="no teacher"):
         trainer.teacher_similarity(trainer.train_dataset)
+
+
+def test_a_strong_teacher_teaches_the_answer_too(
+    build: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its AUC on held-out pairs, unless a share is given; without such pairs, and plainly, it does not."""
+    with caplog.at_level(logging.INFO, logger="flipped_kd.training.teacher_targets"):
+        weak = build()  # its teacher is random
+    assert weak.args.answer_teacher_weight is None and weak.loss.sup.teacher_weight == 0
+    assert "answer_teacher_weight=0.0: the teacher's AUC on held-out pairs is 0." in caplog.text
+    monkeypatch.setattr(teacher_targets, "STRONG_TEACHER", 0.0)
+    strong = build()
+    assert strong.loss.sup.teacher_weight == strong.teacher_report["answer_teacher_weight"] == 0.5
+    assert build(answer_teacher_weight=0.25).loss.sup.teacher_weight == 0.25
+    assert build(answer_teacher_weight=0.0).loss.sup.teacher_weight == 0
+    assert build(eval_dataset=None).loss.sup.teacher_weight == 0
+    assert build(sup_weight=0.0).loss.sup.teacher_weight == 0
+    plain = build(teacher=None, dist_weight=0.0, mcl_weight=0.0)
+    assert plain.loss.sup.teacher_weight == 0 and not plain.args.distils
 
 
 def test_many_dropped_pairs_are_a_warning(build: Any, caplog: pytest.LogCaptureFixture) -> None:
