@@ -138,6 +138,10 @@ def _spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {**means, "std": std, "by_seed": by_seed}
 
 
+# AUC above the bare LLM's from which plain fine-tuning counts as having learned something.
+LEARNED = 0.02
+
+
 def markdown_table(report: Mapping[str, Any]) -> str:
     """The systems and their paired differences as two Markdown tables; mean ± sample standard deviation over seeds."""
     several = len(report["seeds"]) > 1
@@ -153,7 +157,23 @@ def markdown_table(report: Mapping[str, Any]) -> str:
         cells = [_cell(values, metric, several, sign="+") for metric in ("f1", "auc")]
         title = f"{SYSTEMS.get(first, first)} − {SYSTEMS.get(second, second)}"
         lines.append(f"| {title} | {cells[0]} | {cells[1]} | {wins} of {len(report['seeds'])} |")
-    return "\n".join([*lines, *_retrieval_lines(report, several)])
+    return "\n".join([*lines, *_retrieval_lines(report, several), *_warning_lines(report)])
+
+
+def _warning_lines(report: Mapping[str, Any]) -> list[str]:
+    """Says so where the baseline is none, so that a difference from it is not taken for more than it is."""
+    systems = report["systems"]
+    if not {"llm", "llm_sft"} <= set(systems):
+        return []
+    plain, bare = systems["llm_sft"]["auc"], systems["llm"]["auc"]
+    if plain > bare + LEARNED:
+        return []
+    return [
+        "",
+        f"Plain fine-tuning has not learned the task: the AUC of its answer, {plain:.3f}, is no more than {LEARNED} "
+        f"above that of the LLM before training, {bare:.3f}. It may need more pairs, more steps or another learning "
+        "rate.",
+    ]
 
 
 def _retrieval_lines(report: Mapping[str, Any], several: bool) -> list[str]:
