@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do "$$p" -c "" >/dev/null 2>&1 &&
 ARGS ?=
 # Processes that the tests are spread over.
 TEST_WORKERS ?= 2
-# Of the demo: "tiny" takes models that are built in the run, without downloads, in three minutes.
+# Of the benchmarks: a folder or GGUF file in the place of the stand-in. Of the demo: "tiny" takes models that are built in the run, without downloads, in three minutes.
 STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -62,7 +62,7 @@ format: $(STAMP)  ## rewrite the code in the project's format
 	$(VENV_PYTHON) -m ruff format .
 
 bench: $(STAMP)  ## run the benchmarks
-	$(OFFLINE) $(VENV_PYTHON) $(BENCH) $(ARGS)
+	$(OFFLINE) FLIPPED_KD_STUDENT=$(STUDENT) $(VENV_PYTHON) $(BENCH) $(ARGS)
 
 clean:  ## remove caches and build leftovers; keep .venv and outputs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

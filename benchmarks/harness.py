@@ -21,7 +21,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", ROOT.parent / "shared"))
-STUDENT = SHARED / "models" / "student-minilm-causal"
+STAND_IN = SHARED / "models" / "student-minilm-causal"
+# Another causal language model, a folder or a GGUF file (`make bench STUDENT=FILE ARGS=training_step`).
+STUDENT = Path(os.environ.get("FLIPPED_KD_STUDENT") or STAND_IN)
 TEACHER = SHARED / "models" / "teacher-banking77"
 BANKING = SHARED / "data" / "banking77"
 SAMPLE_SECONDS = 0.005

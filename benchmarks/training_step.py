@@ -35,7 +35,7 @@ from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.training.config import PLAIN
 from recipes.trainable_cross_encoder import trainable_cross_encoder
 
-from .harness import BANKING, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
+from .harness import BANKING, STAND_IN, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
 
 BATCH = 16  # the default of FlippedDistillationConfig
 MAX_LENGTH = 128
@@ -278,6 +278,8 @@ def main(quick: bool = False) -> list[Row]:
     """Samples a second of each system, and their peaks of memory."""
     if missing(BANKING, STUDENT, TEACHER):
         return []
+    if STUDENT != STAND_IN:
+        return steps_alone(3 if quick else 8, 2 if quick else 3)
     # Enough batches for the lengths to be those of the set; the slow peers read fewer in the quick form.
     rows, slow_rows, large_rows = (count * BATCH for count in ((12, 3, 2) if quick else (20, 20, 6)))
     rounds = 2 if quick else 7
@@ -299,9 +301,7 @@ def main(quick: bool = False) -> list[Row]:
     def compared(
         work: str, name: str, other: str, reach: str, times: dict[str, list[float]], pairs: int = rows
     ) -> Row:
-        ratio, each = ratios(times[other], times[name])
-        speeds = [f"{pairs / sorted(times[n])[len(times[n]) // 2]:.1f} pairs/s" for n in (name, other)]
-        return Row(work, f"{name} {speeds[0]}", f"{other} {speeds[1]}", ratio, reach, each)
+        return _compared(work, name, other, reach, times, pairs)
 
     def held(work: str, name: str, other: str, reach: str, peaks: dict[str, float]) -> Row:
         values = (f"{n} {peaks[n]:.0f} MiB" for n in (name, other))
@@ -321,6 +321,22 @@ def main(quick: bool = False) -> list[Row]:
     table.append(compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large, large_rows))
     table.append(held("the same, peak memory", name, other, "<= 0.3", large_peaks))
     return table
+
+
+def steps_alone(batches: int, rounds: int) -> list[Row]:
+    """A training step of a large student, flipped and plain, against the peer's."""
+    rows, peer = batches * BATCH, "CrossEncoderTrainer"
+    with tempfile.TemporaryDirectory() as folder:
+        systems = {name: SYSTEMS[name](f"{folder}/{name}", rows) for name in ("both", "plain", peer)}
+        seconds = take_turns(systems, rounds)
+    reaches = {"both": ">= 1.2", "plain": ""}
+    return [_compared(f"training step, {name}", name, peer, reach, seconds, rows) for name, reach in reaches.items()]
+
+
+def _compared(work: str, name: str, other: str, reach: str, times: dict[str, list[float]], pairs: int) -> Row:
+    ratio, each = ratios(times[other], times[name])
+    speeds = [f"{pairs / sorted(times[n])[len(times[n]) // 2]:.1f} pairs/s" for n in (name, other)]
+    return Row(work, f"{name} {speeds[0]}", f"{other} {speeds[1]}", ratio, reach, each)
 
 
 if __name__ == "__main__":
