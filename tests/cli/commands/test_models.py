@@ -233,8 +233,10 @@ def test_the_bare_llm_is_that_of_a_training_run(
     trainer = FlippedDistillationTrainer(str(student_dir), None, settings(tmp_path, **PLAIN), pairs, pairs)
     answer, _ = trainer.score_pairs(pairs)
     expected = matching_metrics(answer, pairs["label"], threshold=0.0)
-    # The rows are read in other batches, whose rounding orders equal scores otherwise.
-    assert {name: found["student"][name] for name in expected} == pytest.approx(expected, abs=2e-3)
+    # The rows are read in other batches, whose rounding orders equal scores otherwise: of these alone it is a matter.
+    ranked = expected.pop("average_precision")
+    assert found["student"]["average_precision"] == pytest.approx(ranked, abs=2e-3)
+    assert {name: found["student"][name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert not found["calibrated_on"]["held_out"]
     assert any("The LLM as it is" in words for words in found["advice"])
     assert any("--validation" in words for words in found["advice"])
