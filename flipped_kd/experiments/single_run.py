@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ import numpy as np
 
 from ..evaluation.comparison import SplitScores
 from ..evaluation.run_files import RUN_FILE, SCORES_FILE
+from ..inference.scorer import PairScorer
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora import default_lora
+from ..students.probing import is_sharded
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.pair_scores import teacher_scores
@@ -59,6 +60,7 @@ def train_once(
     teacher: BiEncoderTeacher | CrossEncoderTeacher,
     keep_in: Path | None = None,
     on_bare_answers: Callable[[SplitScores], None] | None = None,
+    looks_before: bool = True,
 ) -> RunResult:
     """One training run in `config.output_dir`, or its result from there if it is finished with the same settings.
 
@@ -71,6 +73,7 @@ def train_once(
         keep_in: folder to save the adapter to as well.
         on_bare_answers: is given the untrained student's answers before it is trained, which plain fine-tuning looks
             at anyway; not of a finished run that has none.
+        looks_before: score the untrained student too: plainly trained its answers, of a flipped run its vectors.
 
     Raises:
         ValueError: the folder holds a run, finished or begun, with other settings, data or models.
@@ -87,15 +90,16 @@ def train_once(
     trainer = _new_trainer(student, data, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
     start, untrained = None, None
-    if on_bare_answers is not None or not config.distils or trainer.encoder_start is not None:
-        # A flipped run is the same whether it looks or not.
-        with random_states_kept() if config.distils else nullcontext():
+    wants_answers = on_bare_answers is not None or (looks_before and not config.distils) or config.max_steps == 0
+    with random_states_kept():  # a run is the same whether it looks or not
+        if wants_answers:
             # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
-            untrained = answers, similarities = _both_splits(trainer, splits)
-            start = similarities if trainer.encoder_start is not None else None
-            if on_bare_answers is not None or not config.distils:
-                before = answers
-                by_answer = answer_retrieval(trainer, data, trained=False)
+            untrained = before, start = _both_splits(trainer, splits)
+            by_answer = answer_retrieval(trainer, data, trained=False)
+        elif looks_before and trainer.encoder_start is not None:
+            start = _similarities(trainer, splits)
+    if trainer.encoder_start is None:
+        start = None
     if on_bare_answers is not None:
         on_bare_answers(before)
     first = take_snapshot(trainer, splits.test)
@@ -179,6 +183,20 @@ def _both_splits(
     validation = validation or trainer.score_pairs(splits.validation)
     test = trainer.score_pairs(splits.test)
     return SplitScores(validation[0], test[0]), SplitScores(validation[1], test[1])
+
+
+def _similarities(trainer: FlippedDistillationTrainer, splits: Splits) -> SplitScores:
+    """Of the validation and test pairs by vectors alone, where one process can read the student by itself."""
+    if trainer.is_fsdp_enabled or is_sharded(trainer.model):
+        return _both_splits(trainer, splits)[1]
+    scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
+    found = []
+    for part in (splits.validation, splits.test):
+        texts = list(dict.fromkeys([*part["text_a"], *part["text_b"]]))
+        vectors = dict(zip(texts, np.asarray(scorer.encode(texts, show_progress_bar=False)), strict=True))
+        pairs = zip(part["text_a"], part["text_b"], strict=True)
+        found.append(np.array([float(vectors[a] @ vectors[b]) for a, b in pairs]))
+    return SplitScores(*found)
 
 
 def teacher_split_scores(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -84,6 +85,20 @@ def shown_command(argv: Sequence[str]) -> str:
 def library_versions() -> dict[str, str]:
     """Versions of Python, this package and the libraries that decide a result, by name."""
     return {name: metadata.version(name) for name in ("flipped_kd", *LIBRARIES)} | {"python": python_version()}
+
+
+def commit_of(folder: Path) -> str | None:
+    """Commit of the git clone that holds `folder`, with "+" where tracked files differ from it; None outside one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def device_name(use_cpu: bool = False) -> str:

@@ -35,6 +35,7 @@ class Job:
         settings: all settings that are not defaults, paths resolved.
         changes: those of the run itself, which make it what it is.
         peer: name of another trainer that makes this run, None for ours.
+        looks_before: score the untrained student too. It is the same for every seed: the first seed's runs do.
     """
 
     set: str
@@ -43,6 +44,7 @@ class Job:
     settings: Mapping[str, Any]
     changes: Mapping[str, Any]
     peer: str | None = None
+    looks_before: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -135,6 +137,7 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
             for name in used:
                 for run, changes in runs.items():
                     job = _job(name, run, seed, base, sets[name], changes, root, where)
+                    job = dataclasses.replace(job, looks_before=seed == first)
                     known = jobs.setdefault(job.key, job)
                     if known.resolved != job.resolved:
                         raise ValueError(

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from ...evaluation.comparison import SplitScores, combine, judge
 from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
+from ...utils.provenance import commit_of, device_name
+from .pair_scores import packed_splits
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
 
@@ -169,6 +172,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
     folder = out / "runs" / job.set / job.name.replace("/", "_") / f"seed-{job.seed}"
     started = time.monotonic()
     metrics = (peer or _own_run)(job, folder, out / "_teacher_cache")
+    scores = metrics.pop("scores", None)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # finished: nothing resumes from it
     return {
@@ -179,6 +183,8 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
         "settings": dict(job.changes),
         "resolved": job.resolved,
         "metrics": metrics,
+        **({"scores": scores} if scores else {}),
+        "made": {"commit": commit_of(Path(__file__).parent), "device": device_name(bool(job.settings.get("use_cpu")))},
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -196,9 +202,13 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
-    result = train_once(student, data, config, splits, teacher)
+    result = train_once(student, data, config, splits, teacher, looks_before=job.looks_before)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
-    metrics = judge_run(result.answer, result.similarity, teacher_split_scores(teacher, splits, config), *labels)
+    of_teacher = teacher_split_scores(teacher, splits, config)
+    metrics = judge_run(result.answer, result.similarity, of_teacher, *labels)
+    kept = {"answer": result.answer, "similarity": result.similarity}
+    if job.looks_before:
+        kept |= {"teacher": of_teacher, "label": SplitScores(*labels)}
     if len(result.before.test):
         metrics["llm"] = judge(result.before, labels[0], labels[1], 0.0)
     dropped = result.facts.get("dropped_share") or {}
@@ -206,7 +216,10 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     if retrieval is not None:
         metrics["similarity"] |= retrieval
         metrics["teacher"] |= teacher_retrieval(teacher, data, config) or {}
-    return metrics | {"run": {"training_seconds": result.facts["training_seconds"], "dropped_share": dropped}}
+    if result.start is not None:
+        metrics["start"] = judge(result.start, *labels)
+    facts = {name: result.facts[name] for name in ("training_seconds", "steps")} | {"dropped_share": dropped}
+    return metrics | {"run": facts, "scores": packed_splits(kept)}
 
 
 def judge_run(
@@ -219,15 +232,22 @@ def judge_run(
     """Metrics of one run's scores and of its teacher, as `comparison.judge` gives them.
 
     Returns:
-        By system: teacher, answer, answer_plus_teacher; with a similarity also similarity and both.
+        By system: teacher, answer, answer_plus_teacher; with a similarity also similarity and both. Under
+        "validation_auc" the AUC on validation of each.
     """
     labels = validation_labels, test_labels
+    both = None if similarity is None else combine(answer, similarity, validation_labels)
+    chosen_by = {"teacher": teacher, "answer": answer, "similarity": similarity, "both": both}
     metrics: dict[str, Any] = {
+        # What settings are chosen by.
+        "validation_auc": {
+            name: float(roc_auc_score(validation_labels, one.validation)) for name, one in chosen_by.items() if one
+        },
         "teacher": judge(teacher, *labels),
         "answer": judge(answer, *labels, 0.0),
         "answer_plus_teacher": judge(combine(answer, teacher, validation_labels), *labels, 0.0),
     }
-    if similarity is not None:
+    if similarity is not None and both is not None:
         metrics["similarity"] = judge(similarity, *labels)
-        metrics["both"] = judge(combine(answer, similarity, validation_labels), *labels, 0.0)
+        metrics["both"] = judge(both, *labels, 0.0)
     return metrics
