@@ -162,16 +162,21 @@ def csv_separator(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def csv_records(path: Path) -> Iterator[list[str]]:
-    """The header of a CSV or TSV file in UTF-8, then its records, each with as many fields; blank lines are skipped.
+def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8-sig") -> Iterator[list[str]]:
+    """The header of a CSV or TSV file, then its records, each with as many fields; blank lines are skipped.
+
+    Args:
+        path: the file.
+        separator: one character between two fields; by default as `csv_separator`.
+        encoding: of the file; by default UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8, or a record has more or fewer fields than the header.
+        ValueError: it is not in this encoding, or a record has more or fewer fields than the header.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file, delimiter=csv_separator(path))
+        with open(path, encoding=encoding, newline="") as file:
+            records = csv.reader(file, delimiter=separator or csv_separator(path))
             header = next(records, [])
             yield header
             for record in records:
@@ -183,7 +188,8 @@ def csv_records(path: Path) -> Iterator[list[str]]:
                 if record:
                     yield record
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path.name!r} cannot be read as CSV in UTF-8: {error}") from error
+        used = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: {error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
