@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
@@ -352,11 +353,34 @@ def test_texts_that_say_nothing_are_refused(text, column, tmp_path):
     assert rows_of(kept) == ROWS[:2] + ROWS[3:]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
-def test_other_arrow_strings_are_texts(kind):
+OTHER_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", OTHER_TEXTS, ids=str)
+def test_other_arrow_strings_are_texts(kind, tmp_path):
+    """`pyarrow.table` makes views of a frame of polars."""
     table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})
-    table = table.set_column(0, "text_a", table["text_a"].cast(kind))
-    assert rows_of(validate_pairs(Dataset(table))) == ROWS
+    label = pa.array([str(row["label"]) for row in ROWS]).cast(kind)
+    for changed in (0, 1, 2):
+        values = label if changed == 2 else table.column(changed).cast(kind)
+        other = table.set_column(changed, table.column_names[changed], values)
+        assert rows_of(validate_pairs(Dataset(other))) == ROWS
+        assert rows_of(validate_pairs(Dataset(other).select([3, 0, 1]))) == [ROWS[3], ROWS[0], ROWS[1]]
+        pq.write_table(other, tmp_path / f"{changed}.parquet")
+        assert rows_of(load_pairs(tmp_path / f"{changed}.parquet")) == ROWS
+    bad = table.set_column(0, "text_a", pa.array(["x", " ", None, "y"]).cast(kind))
+    with pytest.raises(ValueError, match="row 1 .*'text_a' is ' '.*2 of 4 rows are bad"):
+        validate_pairs(Dataset(bad))
+    kept = validate_pairs(Dataset(bad), skip_bad_rows=True, require_both_classes=False)
+    assert kept["text_a"][:] == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_are_no_texts_and_the_reason_says_so(kind):
+    table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})
+    table = table.set_column(0, "text_a", pa.array([b"x"] * 4, kind))
+    with pytest.raises(ValueError, match=r"row 0 .*'text_a' is b'x' \(bytes\), but a text must be a string"):
+        validate_pairs(Dataset(table))
 
 
 @pytest.mark.parametrize("label", ["1", True, 1.0])
@@ -369,6 +393,7 @@ def test_a_file_may_mix_forms_of_label(label, tmp_path):
 def small_chunks(monkeypatch):
     """`datasets` takes the types from the first 10 MB of a file, here 64 bytes, and fails if the rest has others."""
     monkeypatch.setattr("flipped_kd.data.pair_files.load_dataset", partial(datasets.load_dataset, chunksize=64))
+    monkeypatch.setattr("flipped_kd.data.pair_files._JSON_PART", 64)
 
 
 def test_a_value_that_changes_type_late_in_a_file_is_found(tmp_path, small_chunks):
@@ -401,6 +426,11 @@ def test_scores_may_become_fractions_late_in_a_file(tmp_path, small_chunks):
     rows = [ROWS[0] | {"label": 3}] * 3 + [ROWS[1] | {"label": 1.5}]
     path = write_lines(tmp_path / "pairs.jsonl", rows)
     assert load_pairs(path, label_threshold=2)["label"][:] == [1, 1, 1, 0]
+
+
+def test_texts_that_look_like_dates_late_in_a_file_stay_texts(tmp_path, small_chunks):
+    rows = [*ROWS[:1] * 3, *[{"text_a": "2020-01-01", "text_b": "2020-01-02T03:04:05", "label": 0}] * 3]
+    assert rows_of(load_pairs(write_lines(tmp_path / "pairs.jsonl", rows))) == rows
 
 
 def test_texts_that_look_like_dates_stay_texts(tmp_path):
