@@ -109,12 +109,10 @@ def test_hard_questions_are_like_the_query_in_every_language(query: str, likest:
     assert faq_pairs(faq, hard=1, random=0)["text_b"][:] == [others[0], likest]
 
 
-@pytest.mark.parametrize("end", ["\u2028", "\x85", "\u2029", "\x0b", "\x0c", "\x1c"])
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\u2029"])
 def test_a_text_may_hold_what_python_takes_for_a_line_end(end: str, tmp_path: Path) -> None:
     rows = [{"id": 0, "question": f"where{end}is it"}, {"id": 1, "question": "b"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    if end < " ":
-        lines = [json.dumps(row) for row in rows]  # control characters are escaped in JSON
     (tmp_path / "questions.jsonl").write_bytes("\n".join(lines).encode())
     queries = write(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
     assert read_faq(queries, tmp_path / "questions.jsonl").questions["0"] == f"where{end}is it"

@@ -1,5 +1,6 @@
 """Loading and checking pair sets: every accepted form gives the same pairs, every bad one is refused with reason."""
 
+import gzip
 import json
 import logging
 import os
@@ -208,6 +209,14 @@ def test_a_folder_is_read_as_its_configuration_says(tmp_path):
         "  - name: label\n    dtype: int64\n" + configuration.format("train", "good.csv") + "---\n"
     )
     assert rows_of(load_pairs(folder)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_folder_may_hold_compressed_files(kind, tmp_path):
+    path = write_many(tmp_path / "many", kind, "train", ROWS)
+    (tmp_path / "many" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert rows_of(load_pairs(tmp_path / "many")) == ROWS
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
