@@ -41,8 +41,10 @@ def load_pairs(
 
     Args:
         source: A .jsonl, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or with such
-            files; or the id of a data set on the Hub (data files only: code in a data set is never run). CSV and TSV
-            files have a header line, are UTF-8, quote with ``"`` and are read as text, so "NA" and "12" are texts.
+            files; or the id of a data set on the Hub (data files only: code in a data set is never run). Folders and
+            data sets of the Hub have the splits that `datasets` finds, by the names of the files or a README.md; their
+            files are read as single ones are. CSV and TSV files have a header line, are UTF-8, quote with ``"`` and
+            are read as text, so "NA" and "12" are texts.
         split: Name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
         columns: Names of the columns in the source, see `validate_pairs`.
         label_threshold: See `validate_pairs`.
@@ -54,7 +56,7 @@ def load_pairs(
 
     Returns:
         The pairs, with exactly the columns text_a, text_b (str) and label (0 or 1), memory-mapped from the cache of
-        `datasets`.
+        `datasets`; in memory where JSON holds values whose types `datasets` would change.
 
     Raises:
         ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
@@ -118,14 +120,15 @@ def _file(path: Path, split: str | None) -> PairFiles:
 def _folder(path: Path, split: str | None) -> PairFiles | Dataset:
     with _clear_folder_error(path):
         builder = load_dataset_builder(str(path))
-    found = PairFiles.of(builder, path.name, split, hub=None)
-    if found is not None:
-        return found
     files = [Path(file) for paths in (builder.config.data_files or {}).values() for file in paths]
     about = [path / name for name in ("README.md", ".huggingface.yaml")]
+    cache = cache_of(file for file in [*files, *about] if file.is_file())
+    place = {"path": str(path), "cache_dir": cache}
+    found = PairFiles.of(builder, path.name, split, place, local=True)
+    if found is not None:
+        return found
     with _clear_folder_error(path):
-        cache = cache_of(file for file in [*files, *about] if file.is_file())
-        return pick_split(load_dataset(str(path), split=split, cache_dir=cache), split, path.name)
+        return pick_split(load_dataset(**place, split=split), split, path.name)
 
 
 def _of_hub(place: Mapping[str, Any], split: str | None, columns: PairColumns) -> PairFiles | Dataset:
@@ -142,7 +145,7 @@ def _of_hub(place: Mapping[str, Any], split: str | None, columns: PairColumns) -
         except ValueError:
             if builder is None:
                 raise
-    found = PairFiles.of(builder, name, split, hub=place)
+    found = PairFiles.of(builder, name, split, place, local=False)
     return found or pick_split(load_dataset(**place, split=split), split, name)
 
 

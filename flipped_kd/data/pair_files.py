@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DownloadManager, Features, ReadInstruction, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, DownloadManager, Features, ReadInstruction, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
@@ -45,22 +45,30 @@ class PairFiles:
         kind: "csv", "json" or "parquet", as `datasets` calls the reader.
         files: the files on this machine by split: those of the splits asked for.
         options: how the reader is told to read them, where it is not told what is usual.
-        hub: where `datasets` has them from: arguments of `load_dataset`; None of files of this machine.
-        declared: whether the types of the columns are declared there.
+        place: where `datasets` finds them again with what is declared of them: arguments of `load_dataset`. None of
+            files of this machine of which nothing is declared.
+        declared: the types of the columns, where they are declared.
     """
 
     name: str
     kind: str
     files: Mapping[str, Sequence[Path]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    hub: Mapping[str, Any] | None = None
-    declared: bool = False
+    place: Mapping[str, Any] | None = None
+    declared: Features | None = None
 
     @classmethod
     def of(
-        cls, builder: datasets.DatasetBuilder, name: str, split: str | None, hub: Mapping[str, Any] | None
+        cls, builder: datasets.DatasetBuilder, name: str, split: str | None, place: Mapping[str, Any], local: bool
     ) -> PairFiles | None:
         """The CSV or JSON files that `datasets` has found for a split; None of other kinds, whose types are no guess.
+
+        Args:
+            builder: what `datasets` has found.
+            name: what messages call it.
+            split: a split or a slice.
+            place: arguments of `load_dataset` that find the same.
+            local: the files are on this machine.
 
         Raises:
             ValueError: there is no such split, or several and none is named.
@@ -83,10 +91,10 @@ class PairFiles:
         }
         for alias in ("delimiter", "column_names", "features"):  # the first two are `sep` and `names` too
             options.pop(alias, None)
-        if hub is None:
+        declared = builder.info.features
+        if local and declared is None:
             return cls(name, kind, files, options)
-        declared = builder.info.features is not None
-        return cls(name, kind, files, options, {**hub, "name": config.name}, declared)
+        return cls(name, kind, files, options, {**place, "name": config.name}, declared)
 
     def read(
         self, split: str | None, columns: PairColumns, label_threshold: float | None, skip_bad_rows: bool
@@ -105,8 +113,8 @@ class PairFiles:
 
     def _load(self, split: str, **options: Any) -> Dataset:
         try:
-            if self.hub is not None:
-                return load_dataset(**self.hub, split=split, **options)
+            if self.place is not None:
+                return load_dataset(**self.place, split=split, **options)
             return load_dataset(
                 self.kind,
                 # Escaped, as `datasets` takes data_files for patterns.
@@ -159,7 +167,15 @@ class PairFiles:
                 f"{self.name!r} holds values of unexpected types, which cannot be read with {dict(self.options)}: "
                 "write it as JSON Lines in UTF-8"
             )
-        return _dataset_of(self._json_rows(split), columns, label_threshold, skip_bad_rows, self.name)
+        rows, kind = self._json_rows(split), _class_label(self.declared, columns)
+        if kind is not None:
+            classes = {name: number for number, name in enumerate(kind.names)}
+            # Numbers, and what is no name, are left to the rules for a label.
+            rows = (
+                row | {columns.label: classes[value]} if (value := str(row.get(columns.label))) in classes else row
+                for row in rows
+            )
+        return _dataset_of(rows, columns, label_threshold, skip_bad_rows, self.name)
 
     def _kept(self, dataset: Dataset, columns: PairColumns) -> bool:
         """Whether the values are those of the files: `datasets` casts later parts to the types of the first."""
@@ -167,7 +183,7 @@ class PairFiles:
         if not all(any(is_type(kind) for is_type in _PLAIN_TYPES) for kind in types):
             return False
         paths = list(itertools.chain.from_iterable(self.files.values()))
-        if len(paths) == 1 and paths[0].stat().st_size <= _JSON_PART:
+        if self.declared is None and len(paths) == 1 and paths[0].stat().st_size <= _JSON_PART:
             return True
         both = (columns.text_a, columns.text_b)
         texts = [column for column in both if pa.types.is_string(dataset.data.schema.field(column).type)]
@@ -189,21 +205,29 @@ class PairFiles:
             yield from itertools.islice(rows([part.splitname]), part.from_, part.to)
 
 
-def as_text(columns: PairColumns, declared: bool = False) -> dict[str, Any]:
+def as_text(columns: PairColumns, declared: Features | None = None) -> dict[str, Any]:
     """The options by which `datasets` reads the columns of a pair from CSV as text, all of it.
 
     Args:
         columns: the names of the columns.
-        declared: whether types are declared for the files, which are to be overridden. Without a connection `datasets`
-            does not find again what it has read with types.
+        declared: the types that are declared for the files, which are overridden, but for the names of a label's
+            classes. Without a connection `datasets` does not find again what it has read with types.
     """
     wanted = list(dataclasses.astuple(columns))
-    strings = {"features": Features({column: Value("string") for column in wanted})}
+    types = {column: Value("string") for column in wanted}
+    if (kind := _class_label(declared, columns)) is not None:
+        types[columns.label] = kind
     return {
-        **(strings if declared else {"converters": dict.fromkeys(wanted, str)}),
+        **({"converters": dict.fromkeys(wanted, str)} if declared is None else {"features": Features(types)}),
         "usecols": wanted,
         "keep_default_na": False,
     }
+
+
+def _class_label(declared: Features | None, columns: PairColumns) -> ClassLabel | None:
+    """The declared names of the label's classes."""
+    kind = None if declared is None else declared.get(columns.label)
+    return kind if isinstance(kind, ClassLabel) else None
 
 
 def split_names(split: str | None, present: Sequence[str], name: str) -> list[str]:

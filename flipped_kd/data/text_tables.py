@@ -93,11 +93,10 @@ class TextTable:
                 cannot be read.
         """
         present: dict[str, None] = {}  # columns of the rows so far, where no header says them, in their order
+        named = False  # whether the id column is known to be there
         for number, rows in enumerate(self.source.batches(self.part_rows)):
             if not isinstance(rows, pa.Table) and self.source.columns is None:
                 present.update(dict.fromkeys(name for row in rows for name in row))
-                if number == 0 and self.id_column is not None:
-                    self._check_columns(present, [self.id_column])
             try:
                 texts = [column_values(rows, column) for column in self.columns.values()]
             except UnicodeDecodeError as error:
@@ -113,6 +112,9 @@ class TextTable:
                     f"{self.source.name!r}, row {number * self.part_rows + row} (the first is row 0): {fault}: "
                     "correct it, or leave such rows out with --skip-bad-rows."
                 )
+            if bad < len(rows) and present and not named and self.id_column is not None:
+                self._check_columns(present, [self.id_column])  # before any work; bad rows may lack it
+                named = True
             if bad:
                 keep = [fault is None for fault in faults]
                 rows = select_rows(rows, keep)

@@ -211,6 +211,28 @@ def test_a_folder_is_read_as_its_configuration_says(tmp_path):
     assert rows_of(load_pairs(folder)) == ROWS
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_the_names_of_the_classes_may_be_declared(kind, tmp_path):
+    """Texts stay texts: a number is cast to the declared string by `datasets`, and is no text."""
+    folder = tmp_path / "many"
+    named = [row | {"label": ("different", "same")[row["label"]]} for row in ROWS]
+    path = write_many(folder, kind, "train", named)
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text_a\n    dtype: string\n  - name: text_b\n    dtype: string\n"
+        "  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': different\n"
+        "          '1': same\n---\n"
+    )
+    assert rows_of(load_pairs(folder)) == ROWS
+    os.utime(path, ns=(1, 1))
+    write_many(folder, kind, "train", named[::-1])
+    os.utime(path, ns=(1, 1))
+    assert rows_of(load_pairs(folder)) == ROWS[::-1]
+    if kind == "jsonl":
+        write_many(folder, kind, "train", [*ROWS, ROWS[0] | {"text_a": 7}])
+        with pytest.raises(ValueError, match=r"row 4 .*'text_a' is 7 \(int\)"):
+            load_pairs(folder)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
 def test_a_folder_may_hold_compressed_files(kind, tmp_path):
     path = write_many(tmp_path / "many", kind, "train", ROWS)

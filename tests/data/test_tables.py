@@ -20,6 +20,7 @@ from flipped_kd.data.table_writers import json_text
 from flipped_kd.data.tables import TableSource
 from flipped_kd.data.text_tables import TextTable
 from tests.data.table_job_runs import (
+    COLUMNS,
     SCORES,
     job,
     json_tables,
@@ -206,6 +207,17 @@ def test_a_row_that_lacks_a_column_is_a_bad_row_wherever_it_stands(part_rows: in
         work.fill(score)
         work.join(SCORES)
         assert [row["text_a"] for row in read_json(tmp_path / f"{place}.jsonl")] == ["a0", "a1"]
+
+
+def test_a_bad_row_needs_no_name_either(tmp_path: Path) -> None:
+    write_json(tmp_path / "in.jsonl", [{"text_b": "x"}, {"text_a": "a", "text_b": "b", "key": "k"}])
+    for part_rows in (1, 2):
+        table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, part_rows, True, ("--id-column", "key"))
+        assert [id for chunk in table.chunks() for id in chunk.ids] == ["k"]
+        other = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, part_rows, True, ("--id-column", "kee"))
+        with pytest.raises(ValueError, match="no column 'kee'.*--id-column"):
+            for chunk in other.chunks():
+                assert not chunk.ids  # nothing is given to work on
 
 
 def test_a_column_that_no_row_has_is_no_bad_row(tmp_path: Path) -> None:
