@@ -3,36 +3,26 @@
 A pair set is a `datasets.Dataset` with exactly the columns ``text_a``, ``text_b`` (strings that are not blank) and
 ``label`` (0 or 1). What would fail later, in the middle of training, is refused here, with row, value and remedy.
 
-The rules for a pair are in `validation`.
+The rules for a pair are in `validation`, the reading of files in `pair_files`.
 """
 
-import dataclasses
-import glob
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
+from datasets.packaged_modules.cache.cache import Cache
 
-from .tables import csv_records, csv_separator, json_rows
-from .validation import (
-    PairColumns,
-    check_both_classes,
-    check_columns,
-    label_of,
-    report_bad_rows,
-    row_fault,
-    validate_pairs,
-)
+from .pair_files import PairFiles, as_text, cache_of, pick_split, split_names
+from .tables import csv_separator
+from .validation import PairColumns, check_both_classes, validate_pairs
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-_BATCH = 10_000  # rows read at a time
-_PLAIN_TYPES = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
 
 
 def load_pairs(
@@ -51,8 +41,10 @@ def load_pairs(
 
     Args:
         source: A .jsonl, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or with such
-            files; or the id of a data set on the Hub (data files only: code in a data set is never run). CSV and TSV
-            files have a header line, are UTF-8, quote with ``"`` and are read as text, so "NA" and "12" are texts.
+            files; or the id of a data set on the Hub (data files only: code in a data set is never run). Folders and
+            data sets of the Hub have the splits that `datasets` finds, by the names of the files or a README.md; their
+            files are read as single ones are. CSV and TSV files have a header line, are UTF-8, quote with ``"`` and
+            are read as text, so "NA" and "12" are texts.
         split: Name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
         columns: Names of the columns in the source, see `validate_pairs`.
         label_threshold: See `validate_pairs`.
@@ -64,7 +56,7 @@ def load_pairs(
 
     Returns:
         The pairs, with exactly the columns text_a, text_b (str) and label (0 or 1), memory-mapped from the cache of
-        `datasets`.
+        `datasets`; in memory where JSON holds values whose types `datasets` would change.
 
     Raises:
         ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
@@ -74,12 +66,11 @@ def load_pairs(
     columns = PairColumns.of(columns)
     name = Path(source).name if split is None else f"{Path(source).name} ({split})"
     path = Path(source).expanduser()
-    if path.is_file() and FILE_KINDS.get(path.suffix.lower()) == "json":
-        dataset = _read_json(path, split, columns, label_threshold, skip_bad_rows)
-    elif path.is_file():
-        dataset = _read_file(path, split, columns)
+    found = _find(source, path, split, revision, columns)
+    if isinstance(found, PairFiles):
+        dataset = found.read(split, columns, label_threshold, skip_bad_rows)
     else:
-        dataset = _pick_split(_read(source, split, revision), source, split)
+        dataset = found
     checked = validate_pairs(
         dataset,
         columns=columns,
@@ -97,110 +88,70 @@ def load_pairs(
     return subset
 
 
-def _read(source: str | Path, split: str | None, revision: str | None) -> Dataset | DatasetDict:
-    """Open a folder or a data set of the Hub."""
-    path = Path(source).expanduser()
+def _find(
+    source: str | Path, path: Path, split: str | None, revision: str | None, columns: PairColumns
+) -> PairFiles | Dataset:
+    """The files of a source; or its rows, where they have types of their own and need no care."""
+    if path.is_file():
+        return _file(path, split)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         saved = load_from_disk(str(path))
         if split is not None and isinstance(saved, Dataset):
             raise ValueError(f"{path.name!r} holds a single, unnamed split and split is {split!r}: leave split out")
-        return saved
+        return pick_split(saved, split, str(source))
     if path.is_dir():
-        try:
-            return load_dataset(str(path), split=split)
-        except (DatasetGenerationError, EmptyDatasetError, ValueError) as error:
-            raise ValueError(f"the folder {path.name!r} cannot be read: {error.__cause__ or error}") from error
+        return _folder(path, split)
     looks_local = isinstance(source, Path) or path.is_absolute() or str(source).startswith((".", "~"))
     if looks_local or path.suffix.lower() in FILE_KINDS or str(source).count("/") > 1:
         raise ValueError(f"{str(source)!r} does not exist: give a file, a folder or a data set id of the Hub")
-    return load_dataset(str(source), split=split, revision=revision)
+    return _of_hub({"path": str(source), "revision": revision}, split, columns)
 
 
-def _pick_split(dataset: Dataset | DatasetDict, source: str | Path, split: str | None) -> Dataset:
-    if isinstance(dataset, Dataset):
-        return dataset
-    if split is None and len(dataset) == 1:
-        return next(iter(dataset.values()))
-    if split not in dataset:
-        raise ValueError(f"{str(source)!r} has the splits {sorted(dataset)} and split is {split!r}: name one of them")
-    return dataset[split]
-
-
-def _read_file(path: Path, split: str | None, columns: PairColumns) -> Dataset:
+def _file(path: Path, split: str | None) -> PairFiles:
     kind = FILE_KINDS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path.name!r} has an unknown ending {path.suffix!r}: give one of {sorted(FILE_KINDS)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name!r} is empty: a pair set needs at least one row")
-    options = _csv_options(path, columns) if kind == "csv" else {}
+    split_names(split, ["train"], path.name)
+    return PairFiles(path.name, kind, {"train": [path]}, {"sep": csv_separator(path)} if kind == "csv" else {})
+
+
+def _folder(path: Path, split: str | None) -> PairFiles | Dataset:
+    with _clear_folder_error(path):
+        builder = load_dataset_builder(str(path))
+    files = [Path(file) for paths in (builder.config.data_files or {}).values() for file in paths]
+    about = [path / name for name in ("README.md", ".huggingface.yaml")]
+    cache = cache_of(file for file in [*files, *about] if file.is_file())
+    place = {"path": str(path), "cache_dir": cache}
+    found = PairFiles.of(builder, path.name, split, place, local=True)
+    if found is not None:
+        return found
+    with _clear_folder_error(path):
+        return pick_split(load_dataset(**place, split=split), split, path.name)
+
+
+def _of_hub(place: Mapping[str, Any], split: str | None, columns: PairColumns) -> PairFiles | Dataset:
+    name, builder = place["path"], None
     try:
-        # Escaped, as `datasets` takes data_files for a pattern.
-        return load_dataset(kind, data_files=glob.escape(str(path)), split=split or "train", **options)
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{path.name!r} cannot be read as {kind}: {error.__cause__ or error}") from error
-
-
-def _csv_options(path: Path, columns: PairColumns) -> dict[str, Any]:
-    """Make `datasets` read a CSV file as text: guessed types would change texts such as "NA" or "007".
-
-    Counts the fields of every record first: pandas drops surplus fields in silence, and so would cut unquoted texts.
-    """
-    records = csv_records(path)
-    header = next(records)
-    for _ in records:
-        pass
-    check_columns(header, columns, path.name)
-    wanted = [column for column in header if column in dataclasses.astuple(columns)]
-    if len(wanted) != len(set(wanted)):
-        raise ValueError(f"{path.name!r} names a column twice in its header {header}: rename one")
-    features = Features({column: Value("string") for column in wanted})
-    return {"sep": csv_separator(path), "usecols": wanted, "features": features, "keep_default_na": False}
-
-
-def _read_json(
-    path: Path, split: str | None, columns: PairColumns, label_threshold: float | None, skip_bad_rows: bool
-) -> Dataset:
-    """Read JSON through `datasets`, which maps it into memory, or row by row where its guesses at types change values.
-
-    Where a column has values of several types it fails, or turns the text "007" into 7; dates become times.
-    """
-    try:
-        dataset = _read_file(path, split, columns)
-        check_columns(dataset.column_names, columns, path.name)
-        types = [dataset.data.schema.field(column).type for column in dataclasses.astuple(columns)]
-        if all(any(is_type(kind) for is_type in _PLAIN_TYPES) for kind in types):
-            return dataset
-    except ValueError as error:
-        if not isinstance(error.__cause__, DatasetGenerationError):
+        builder = load_dataset_builder(**place)
+    except ValueError:
+        if not datasets.config.HF_HUB_OFFLINE:
             raise
-    if split not in (None, "train"):
-        raise ValueError(
-            f"{path.name!r} cannot be cut to {split!r}, as it holds values of unexpected types: use max_rows instead"
-        )
-    return _read_json_rows(path, columns, label_threshold, skip_bad_rows)
+    if builder is None or isinstance(builder, Cache):
+        # Without a connection `datasets` has what it made of earlier loads, and tells them by their options alone.
+        try:
+            return pick_split(load_dataset(**place, split=split, **as_text(columns)), split, name)
+        except ValueError:
+            if builder is None:
+                raise
+    found = PairFiles.of(builder, name, split, place, local=False)
+    return found or pick_split(load_dataset(**place, split=split), split, name)
 
 
-def _read_json_rows(path: Path, columns: PairColumns, label_threshold: float | None, skip_bad_rows: bool) -> Dataset:
-    """Read JSON with Python's own types, keep the good rows; in memory, as Arrow."""
-    tables, first, bad, total = [], "", 0, 0
-    rows = json_rows(path)
-    while batch := list(itertools.islice(rows, _BATCH)):
-        faults = [row_fault(row, columns, label_threshold) for row in batch]
-        good = [row for row, fault in zip(batch, faults, strict=True) if fault is None]
-        if not bad and len(good) < len(batch):
-            row, fault = next((row, fault) for row, fault in enumerate(faults) if fault is not None)
-            first = f"row {total + row} (the first is row 0): {fault}"
-        bad, total = bad + len(batch) - len(good), total + len(batch)
-        as_label = float if label_threshold is not None else lambda value: label_of(value, None)
-        tables.append(
-            pa.table(
-                {
-                    columns.text_a: pa.array([row[columns.text_a] for row in good], pa.string()),
-                    columns.text_b: pa.array([row[columns.text_b] for row in good], pa.string()),
-                    columns.label: [as_label(row[columns.label]) for row in good],
-                }
-            )
-        )
-    if bad:
-        report_bad_rows(first, bad, total, skip=skip_bad_rows, name=path.name)
-    return Dataset(pa.concat_tables(tables, promote_options="default"))
+@contextmanager
+def _clear_folder_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DatasetGenerationError, EmptyDatasetError, DataFilesNotFoundError, ValueError) as error:
+        raise ValueError(f"the folder {path.name!r} cannot be read: {error.__cause__ or error}") from error

@@ -141,6 +141,11 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def json_lines(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
     """The objects of JSON Lines; blank lines are skipped. Raises ValueError naming the line that is no object."""
+    return (item for _, item in numbered_json_lines(lines, name))
+
+
+def numbered_json_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `json_lines`, each object with the number of its line, from 1 on."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -148,12 +153,12 @@ def json_lines(lines: Iterable[bytes], name: str) -> Iterator[dict[str, Any]]:
             item = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{name!r}, line {number} is not JSON in UTF-8: fix it ({error})") from None
-        yield _object(item, f"{name!r}, line {number}")
+        yield number, _object(item, f"{name!r}, line {number}")
 
 
 def _object(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"{place} is no JSON object: write one object for each pair")
+        raise ValueError(f"{place} is no JSON object: write one object for each row")
     return item
 
 
@@ -162,16 +167,21 @@ def csv_separator(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def csv_records(path: Path) -> Iterator[list[str]]:
-    """The header of a CSV or TSV file in UTF-8, then its records, each with as many fields; blank lines are skipped.
+def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8-sig") -> Iterator[list[str]]:
+    """The header of a CSV or TSV file, then its records, each with as many fields; blank lines are skipped.
+
+    Args:
+        path: the file.
+        separator: one character between two fields; by default as `csv_separator`.
+        encoding: of the file; by default UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8, or a record has more or fewer fields than the header.
+        ValueError: it is not in this encoding, or a record has more or fewer fields than the header.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file, delimiter=csv_separator(path))
+        with open(path, encoding=encoding, newline="") as file:
+            records = csv.reader(file, delimiter=separator or csv_separator(path))
             header = next(records, [])
             yield header
             for record in records:
@@ -183,7 +193,8 @@ def csv_records(path: Path) -> Iterator[list[str]]:
                 if record:
                     yield record
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path.name!r} cannot be read as CSV in UTF-8: {error}") from error
+        used = encoding.upper().removesuffix("-SIG")
+        raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: {error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -194,6 +205,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _text_rows(path: Path) -> Iterator[dict[str, Any]]:
+    # Not `splitlines`, which would cut texts at U+2028, U+0085 and form feeds.
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line in file:
@@ -209,6 +221,9 @@ def column_values(rows: Rows, column: str) -> list[Any]:
 
 def select_rows(rows: Rows, keep: Sequence[bool]) -> Rows:
     """The rows where `keep` is true."""
-    return (
-        rows.filter(pa.array(keep, pa.bool_())) if isinstance(rows, pa.Table) else list(itertools.compress(rows, keep))
-    )
+    if not isinstance(rows, pa.Table):
+        return list(itertools.compress(rows, keep))
+    try:
+        return rows.filter(pa.array(keep, pa.bool_()))
+    except pa.ArrowNotImplementedError:  # views, such as those of polars; they can be sliced
+        return pa.concat_tables([rows.slice(0, 0), *(rows.slice(row, 1) for row, kept in enumerate(keep) if kept)])

@@ -92,9 +92,11 @@ class TextTable:
             ValueError: a text is none (see `validation.text_fault`) and bad rows are not to be skipped, or the file
                 cannot be read.
         """
+        present: dict[str, None] = {}  # columns of the rows so far, where no header says them, in their order
+        named = False  # whether the id column is known to be there
         for number, rows in enumerate(self.source.batches(self.part_rows)):
-            if number == 0 and not isinstance(rows, pa.Table) and self.source.columns is None:
-                self._check_columns(rows[0])
+            if not isinstance(rows, pa.Table) and self.source.columns is None:
+                present.update(dict.fromkeys(name for row in rows for name in row))
             try:
                 texts = [column_values(rows, column) for column in self.columns.values()]
             except UnicodeDecodeError as error:
@@ -103,17 +105,25 @@ class TextTable:
             ids = self._ids(rows, number * self.part_rows)
             bad = len(faults) - faults.count(None)
             if bad and not self.skip_bad_rows:
+                if present:
+                    self._check_columns(present)
                 row, fault = next((row, fault) for row, fault in enumerate(faults) if fault is not None)
                 raise ValueError(
                     f"{self.source.name!r}, row {number * self.part_rows + row} (the first is row 0): {fault}: "
                     "correct it, or leave such rows out with --skip-bad-rows."
                 )
+            if bad < len(rows) and present and not named and self.id_column is not None:
+                self._check_columns(present, [self.id_column])  # before any work; bad rows may lack it
+                named = True
             if bad:
                 keep = [fault is None for fault in faults]
                 rows = select_rows(rows, keep)
                 texts = [list(itertools.compress(column, keep)) for column in texts]
                 ids = list(itertools.compress(ids, keep))
             yield Chunk(number, rows, tuple(texts), ids, bad)
+        # At the end only: a row may lack what the others have, the first one too, and is then a bad row.
+        if present:
+            self._check_columns(present)
 
     def _ids(self, rows: Rows, first: int) -> list[Any]:
         if self.id_column is None:
@@ -126,8 +136,13 @@ class TextTable:
         faults = map(text_fault, values, self.columns.values())
         return next((fault for fault in faults if fault is not None), None)
 
-    def _check_columns(self, present: Sequence[str] | Mapping[str, Any]) -> None:
-        for option, column in [*self.columns.items(), *([self.id_column] if self.id_column else [])]:
+    def _check_columns(
+        self, present: Sequence[str] | Mapping[str, Any], needed: Sequence[tuple[str, str]] | None = None
+    ) -> None:
+        """Refuse a file without one of the needed columns, given by option; by default all of them."""
+        if needed is None:
+            needed = [*self.columns.items(), *([self.id_column] if self.id_column else [])]
+        for option, column in needed:
             if column not in present:
                 raise ValueError(
                     f"{self.source.name!r} has no column {column!r}; its columns are {sorted(present)}: name the "

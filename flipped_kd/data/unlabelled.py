@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+
+import pyarrow as pa
 
 from .tables import TableSource
 from .text_tables import TextTable
@@ -28,18 +31,15 @@ def read_texts(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"unlabelled_file={str(path)!r} does not exist: give a file of texts, one on each line.")
-    texts = _lines(path) if path.suffix == ".txt" else _cells(path, column, label_column, skip_bad_rows)
+    texts = _lines(path) if path.suffix.lower() == ".txt" else _cells(path, column, label_column, skip_bad_rows)
     if not texts:
         raise ValueError(f"unlabelled_file={str(path)!r} is empty: give texts, or leave it out.")
     return texts
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"unlabelled_file={str(path)!r} is not UTF-8 ({error}): convert it.") from error
-    return [line for line in lines if line.strip()]
+    rows = itertools.chain.from_iterable(TableSource(path).batches(ROWS_AT_A_TIME))
+    return [row["text"] for row in rows if row["text"].strip()]
 
 
 def _cells(path: Path, column: str, label_column: str, skip_bad_rows: bool) -> list[str]:
@@ -49,7 +49,7 @@ def _cells(path: Path, column: str, label_column: str, skip_bad_rows: bool) -> l
     table = TextTable(TableSource(str(path)), {"--unlabelled_column": column}, ROWS_AT_A_TIME, skip_bad_rows)
     try:
         for chunk in table.chunks():
-            names = chunk.rows.column_names if hasattr(chunk.rows, "column_names") else chunk.rows[0]
+            names = chunk.rows.column_names if isinstance(chunk.rows, pa.Table) else set().union(*chunk.rows)
             if label_column in names:
                 raise ValueError(
                     f"unlabelled_file={str(path)!r} has a column {label_column!r}: labelled pairs are training pairs; "

@@ -103,7 +103,8 @@ def validate_pairs(
     good = labels >= 0
     if not good.all():
         row = int(np.argmin(good))
-        first = f"row {row} (the first is row 0): {row_fault(dataset[row], columns, label_threshold)}"
+        fault = row_fault(dataset[row], columns, label_threshold) or _type_fault(dataset.data.schema, columns)
+        first = f"row {row} (the first is row 0): {fault}"
         report_bad_rows(first, len(good) - int(good.sum()), len(good), skip=skip_bad_rows, name=name)
         dataset, labels = dataset.select(np.flatnonzero(good)), labels[good]
     if require_both_classes:
@@ -157,6 +158,8 @@ def _has_text(column: pa.ChunkedArray) -> np.ndarray:
     """True where a text is a string with a character that is not white space; shape (n,)."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())  # Arrow cannot trim views
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return np.zeros(len(column), dtype=bool)
     lengths = pc.binary_length(pc.utf8_trim_whitespace(column))
@@ -204,6 +207,12 @@ def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | N
         return f"column {columns.label!r} is {_short(label)}, but with label_threshold it must be a finite number"
     remedy = "load_pairs and validate_pairs make labels of scores by label_threshold"
     return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1 ({remedy})"
+
+
+def _type_fault(schema: pa.Schema, columns: PairColumns) -> str:
+    """What is wrong where each value looks right: the types that Arrow holds them in."""
+    types = ", ".join(f"{column!r} {schema.field(column).type}" for column in dataclasses.astuple(columns))
+    return f"the columns have the Arrow types {types}, but texts are read from string and large_string: cast them"
 
 
 def text_fault(text: Any, column: str) -> str | None:

@@ -12,15 +12,15 @@ Vectors = Callable[[Sequence[str]], np.ndarray]
 
 
 class Questions(Protocol):
-    """Queries with their gold questions, such as `data.faq.Faq`."""
+    """Queries with the questions that are right, such as `data.faq.Faq`."""
 
     @property
     def queries(self) -> Sequence[str]:
         """Texts of the queries."""
 
     @property
-    def gold(self) -> Sequence[str]:
-        """For each query the id of its question."""
+    def relevant(self) -> Sequence[Collection[str]]:
+        """For each query the ids of all questions that are right."""
 
     @property
     def questions(self) -> Mapping[str, str]:
@@ -123,4 +123,4 @@ def rank_questions(faq: Questions, encode: Vectors) -> dict[str, float]:
 
 def rank_scores(faq: Questions, scores: np.ndarray) -> dict[str, float]:
     """Rank all questions for each query by scores (queries, questions), higher for better; metrics as above."""
-    return ranking_metrics(rank_ids(scores, list(faq.questions)), [{key} for key in faq.gold])
+    return ranking_metrics(rank_ids(scores, list(faq.questions)), faq.relevant)

@@ -85,12 +85,12 @@ def _test_faq(data: DataArguments) -> Faq:
 
 
 def _all_pairs(faq: Faq) -> datasets.Dataset:
-    """Each query with each question, query by query; the label says which one is its own."""
+    """Each query with each question, query by query; the label says which ones are right."""
     ids, texts = list(faq.questions), list(faq.questions.values())
     return datasets.Dataset.from_dict(
         {
             "text_a": [query for query in faq.queries for _ in ids],
             "text_b": texts * len(faq.queries),
-            "label": [int(key == gold) for gold in faq.gold for key in ids],
+            "label": [int(key in right) for right in faq.relevant for key in ids],
         }
     )

@@ -1,5 +1,6 @@
 """Loading and checking pair sets: every accepted form gives the same pairs, every bad one is refused with reason."""
 
+import gzip
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import given, settings
@@ -113,16 +115,192 @@ def test_a_folder_of_files_has_their_splits(tmp_path):
     assert rows_of(load_pairs(tmp_path, split="test")) == ROWS[2:]
 
 
-def test_the_hub_is_asked_for_data_only(monkeypatch):
-    asked = {}
+def write_many(folder: Path, kind: str, name: str, rows: list[dict]) -> Path:
+    """Rows in a file of a folder, made where need be."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.{kind}"
+    if kind == "parquet":
+        Dataset.from_list(rows, features=PAIR_FEATURES).to_parquet(path)
+    elif kind == "jsonl":
+        write_lines(path, rows)
+    else:
+        Dataset.from_list(rows).to_pandas().to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
+    return path
 
-    def load_dataset(path, **options):
-        asked.update(path=path, **options)
-        return DatasetDict(train=pairs())
 
-    monkeypatch.setattr("flipped_kd.data.loading.load_dataset", load_dataset)
-    assert rows_of(load_pairs("owner/pairs", revision="v1")) == ROWS
-    assert asked == {"path": "owner/pairs", "split": None, "revision": "v1"}
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+def test_a_folder_gives_the_pairs_that_its_files_give(kind, tmp_path):
+    """Beyond 10,000 rows too, and in a second file, where what was guessed from the first rows no longer holds."""
+    plain = [{"text_a": f"a {row}", "text_b": "b", "label": row % 2} for row in range(10_001)]
+    late = [{"text_a": text, "text_b": "2020-01-01", "label": 1} for text in ("007", "2021-02-03")]
+    folder = tmp_path / "many"
+    write_many(folder, kind, "train-0", plain + late[:1])
+    write_many(folder, kind, "train-1", late)
+    write_many(folder, kind, "test", ROWS)
+    (folder / "README.md").write_text("# Pairs\n")
+    assert rows_of(load_pairs(folder, split="train")) == plain + late[:1] + late
+    assert rows_of(load_pairs(folder, split="test")) == ROWS
+    assert rows_of(load_pairs(folder, split="train[-2:]", require_both_classes=False)) == late
+    assert rows_of(load_pairs(folder, split="test[:1]+train[:2]")) == ROWS[:1] + plain[:2]
+    assert len(load_pairs(folder, split="all")) == len(plain) + 3 + len(ROWS)
+    for split in (None, "dev"):
+        with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\] and split is .*name one"):
+            load_pairs(folder, split=split)
+
+
+@pytest.mark.parametrize(
+    "kind, content, message",
+    [
+        (
+            "csv",
+            "text_a,text_b,label\nDear sir, where is my card,Card not here,1\nx,y,0\n",
+            r"'train.csv' cannot be read as CSV in UTF-8: .* line 2 has 4 fields and the header 3",
+        ),
+        ("tsv", "text_a\ttext_b\tlabel\nx\ty\tz\t1\n", "line 2 has 4 fields"),
+        ("csv", b"text_a,text_b,label\n\xe9,y,1\n", "'train.csv' cannot be read as CSV in UTF-8"),
+        ("csv", "text_a,b,label\nx,y,1\n", r"train.csv has no column \['text_b'\]"),
+        ("csv", "text_a,text_a,text_b,label\nx,x,y,1\n", "names a column twice"),
+        ("jsonl", '{"text_a": "x", "text_b": "y", "label": 1}\n{"text_a": "x",\n', "train.jsonl', line 2 is not JSON"),
+        ("jsonl", '{"text_a": "x", "b": "y", "label": 1}\n', r"no column \['text_b'\]; its columns are"),
+        ("jsonl", '{"text_a": "x", "text_b": 7, "label": 1}\n', r"row 0 .*'text_b' is 7 \(int\)"),
+        ("parquet", "no parquet", "'many' cannot be read"),
+        ("xyz", "a", "'many' cannot be read"),
+    ],
+)
+def test_a_bad_file_of_a_folder_is_named(kind, content, message, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / f"train.{kind}").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        load_pairs(folder)
+
+
+@pytest.mark.parametrize("late", [7, True, {"a": 1}])
+def test_no_value_of_a_second_file_becomes_a_text(late, tmp_path):
+    """`datasets` casts it to the types of the first file."""
+    write_many(tmp_path / "many", "jsonl", "train-0", ROWS)
+    write_many(tmp_path / "many", "jsonl", "train-1", [ROWS[0] | {"text_a": late}])
+    with pytest.raises(ValueError, match=r"many: row 4 .*a text must be a string"):
+        load_pairs(tmp_path / "many")
+    assert rows_of(load_pairs(tmp_path / "many", skip_bad_rows=True)) == ROWS
+
+
+def test_a_folder_is_read_as_its_configuration_says(tmp_path):
+    folder = tmp_path / "many"
+    write_many(folder, "csv", "good", ROWS)
+    write_many(folder, "csv", "broken", [{"question": "a"}])
+    (folder / "latin.txt").write_bytes("text_a;text_b;label\né;007;1\nNA;b,c;0\n".encode("latin-1"))
+    configuration = "configs:\n- config_name: default\n  data_files:\n  - split: {}\n    path: {}\n"
+    about = folder / "README.md"
+    about.write_text("---\n" + configuration.format("held_out", "good.csv") + "---\n")
+    assert rows_of(load_pairs(folder)) == rows_of(load_pairs(folder, split="held_out")) == ROWS
+    # Another encoding and separator.
+    (folder / "latin.txt").rename(folder / "latin.csv")
+    about.write_text(
+        "---\n" + configuration.format("train", "latin.csv") + '  sep: ";"\n  encoding: latin-1\n' + "---\n"
+    )
+    assert [row["text_b"] for row in rows_of(load_pairs(folder))] == ["007", "b,c"]
+    (folder / "latin.csv").write_bytes("text_a;text_b;label\né;a;b;1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="line 2 has 4 fields"):
+        load_pairs(folder)
+    # Types that the configuration declares do not change texts either.
+    about.write_text(
+        "---\ndataset_info:\n  features:\n  - name: text_a\n    dtype: string\n  - name: text_b\n    dtype: string\n"
+        "  - name: label\n    dtype: int64\n" + configuration.format("train", "good.csv") + "---\n"
+    )
+    assert rows_of(load_pairs(folder)) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_the_names_of_the_classes_may_be_declared(kind, tmp_path):
+    """Texts stay texts: a number is cast to the declared string by `datasets`, and is no text."""
+    folder = tmp_path / "many"
+    named = [row | {"label": ("different", "same")[row["label"]]} for row in ROWS]
+    path = write_many(folder, kind, "train", named)
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: text_a\n    dtype: string\n  - name: text_b\n    dtype: string\n"
+        "  - name: label\n    dtype:\n      class_label:\n        names:\n          '0': different\n"
+        "          '1': same\n---\n"
+    )
+    assert rows_of(load_pairs(folder)) == ROWS
+    os.utime(path, ns=(1, 1))
+    write_many(folder, kind, "train", named[::-1])
+    os.utime(path, ns=(1, 1))
+    assert rows_of(load_pairs(folder)) == ROWS[::-1]
+    if kind == "jsonl":
+        write_many(folder, kind, "train", [*ROWS, ROWS[0] | {"text_a": 7}])
+        with pytest.raises(ValueError, match=r"row 4 .*'text_a' is 7 \(int\)"):
+            load_pairs(folder)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_folder_may_hold_compressed_files(kind, tmp_path):
+    path = write_many(tmp_path / "many", kind, "train", ROWS)
+    (tmp_path / "many" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert rows_of(load_pairs(tmp_path / "many")) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "folder"])
+def test_new_content_is_read_where_the_time_of_the_file_stays(kind, whole, tmp_path):
+    """As in images and archives that fix the times of their files."""
+    path = write_many(tmp_path / "many", kind, "train", ROWS)
+    os.utime(path, ns=(1, 1))
+    source = tmp_path / "many" if whole else path
+    assert rows_of(load_pairs(source)) == ROWS
+    write_many(tmp_path / "many", kind, "train", ROWS[::-1])
+    os.utime(path, ns=(1, 1))
+    assert rows_of(load_pairs(source)) == ROWS[::-1]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_set_of_the_hub_is_read_as_a_folder_is(kind, tmp_path, monkeypatch):
+    """A folder stands for the Hub. It is asked for data only: for no code, and for no file by name."""
+    rows = [ROWS[0] | {"text_a": "2020-01-01", "text_b": "007"}, *ROWS]
+    write_many(tmp_path / "many", kind, "train", rows)
+    write_many(tmp_path / "many", kind, "test", ROWS)
+    asked = []
+
+    def there(call, path, *, revision, **options):
+        assert path == "owner/pairs"
+        asked.append({"revision": revision, **options})
+        return call(str(tmp_path / "many"), **options)
+
+    for name in ("loading.load_dataset", "loading.load_dataset_builder", "pair_files.load_dataset"):
+        monkeypatch.setattr(f"flipped_kd.data.{name}", partial(there, getattr(datasets, name.split(".")[1])))
+    assert rows_of(load_pairs("owner/pairs", split="train", revision="v1")) == rows
+    assert rows_of(load_pairs("owner/pairs", split="test[:2]", revision="v1")) == ROWS[:2]
+    with pytest.raises(ValueError, match=r"splits \['test', 'train'\] and split is None"):
+        load_pairs("owner/pairs", revision="v1")
+    assert {options["revision"] for options in asked} == {"v1"}
+    assert {key for options in asked for key in options} <= {
+        *("revision", "name", "split", "usecols", "converters", "keep_default_na")
+    }
+    # Types that the set declares do not change texts either.
+    declared = "".join(f"  - name: {name}\n    dtype: {kind.dtype}\n" for name, kind in PAIR_FEATURES.items())
+    (tmp_path / "many" / "README.md").write_text(f"---\ndataset_info:\n  features:\n{declared}---\n")
+    assert rows_of(load_pairs("owner/pairs", split="train", revision="v1")) == rows
+    (tmp_path / "many" / "train.csv").write_text("text_a,text_b,label\na,b,c,1\n")
+    if kind == "csv":
+        with pytest.raises(ValueError, match="train.csv.* line 2 has 4 fields"):
+            load_pairs("owner/pairs", split="train", revision="v1")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_set_of_the_hub_that_was_read_once_is_read_without_a_connection(kind, tmp_path, monkeypatch):
+    write_many(tmp_path / "pairs", kind, "train", ROWS)
+
+    def there(call, path, *, revision, **options):
+        return call(str(tmp_path / "pairs"), **options)
+
+    with monkeypatch.context() as patch:
+        for name in ("loading.load_dataset", "loading.load_dataset_builder", "pair_files.load_dataset"):
+            patch.setattr(f"flipped_kd.data.{name}", partial(there, getattr(datasets, name.split(".")[1])))
+        assert rows_of(load_pairs("owner/pairs")) == ROWS
+    (tmp_path / "cache" / "pairs").rename(tmp_path / "cache" / "owner___pairs")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert rows_of(load_pairs("owner/pairs")) == rows_of(load_pairs("owner/pairs", split="train")) == ROWS
 
 
 @pytest.mark.parametrize(
@@ -206,11 +384,34 @@ def test_texts_that_say_nothing_are_refused(text, column, tmp_path):
     assert rows_of(kept) == ROWS[:2] + ROWS[3:]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
-def test_other_arrow_strings_are_texts(kind):
+OTHER_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", OTHER_TEXTS, ids=str)
+def test_other_arrow_strings_are_texts(kind, tmp_path):
+    """`pyarrow.table` makes views of a frame of polars."""
     table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})
-    table = table.set_column(0, "text_a", table["text_a"].cast(kind))
-    assert rows_of(validate_pairs(Dataset(table))) == ROWS
+    label = pa.array([str(row["label"]) for row in ROWS]).cast(kind)
+    for changed in (0, 1, 2):
+        values = label if changed == 2 else table.column(changed).cast(kind)
+        other = table.set_column(changed, table.column_names[changed], values)
+        assert rows_of(validate_pairs(Dataset(other))) == ROWS
+        assert rows_of(validate_pairs(Dataset(other).select([3, 0, 1]))) == [ROWS[3], ROWS[0], ROWS[1]]
+        pq.write_table(other, tmp_path / f"{changed}.parquet")
+        assert rows_of(load_pairs(tmp_path / f"{changed}.parquet")) == ROWS
+    bad = table.set_column(0, "text_a", pa.array(["x", " ", None, "y"]).cast(kind))
+    with pytest.raises(ValueError, match="row 1 .*'text_a' is ' '.*2 of 4 rows are bad"):
+        validate_pairs(Dataset(bad))
+    kept = validate_pairs(Dataset(bad), skip_bad_rows=True, require_both_classes=False)
+    assert kept["text_a"][:] == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_are_no_texts_and_the_reason_says_so(kind):
+    table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})
+    table = table.set_column(0, "text_a", pa.array([b"x"] * 4, kind))
+    with pytest.raises(ValueError, match=r"row 0 .*'text_a' is b'x' \(bytes\), but a text must be a string"):
+        validate_pairs(Dataset(table))
 
 
 @pytest.mark.parametrize("label", ["1", True, 1.0])
@@ -222,7 +423,8 @@ def test_a_file_may_mix_forms_of_label(label, tmp_path):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """`datasets` takes the types from the first 10 MB of a file, here 64 bytes, and fails if the rest has others."""
-    monkeypatch.setattr("flipped_kd.data.loading.load_dataset", partial(datasets.load_dataset, chunksize=64))
+    monkeypatch.setattr("flipped_kd.data.pair_files.load_dataset", partial(datasets.load_dataset, chunksize=64))
+    monkeypatch.setattr("flipped_kd.data.pair_files._JSON_PART", 64)
 
 
 def test_a_value_that_changes_type_late_in_a_file_is_found(tmp_path, small_chunks):
@@ -244,8 +446,8 @@ def test_a_wrong_type_in_one_row_does_not_alter_the_others(as_array, tmp_path):
     with pytest.raises(ValueError, match=r"row 7 .* column 'text_a' is 7 \(int\)"):
         load_pairs(path)
     assert rows_of(load_pairs(path, skip_bad_rows=True)) == rows
-    with pytest.raises(ValueError, match="cannot be cut to 'train\\[:2\\]'"):
-        load_pairs(path, split="train[:2]", skip_bad_rows=True)
+    assert rows_of(load_pairs(path, split="train[:2]")) == rows[:2]
+    assert rows_of(load_pairs(path, split="train[25%:]", skip_bad_rows=True)) == rows[2:]
     altered = datasets.load_dataset("json", data_files=str(path), split="train")
     with pytest.raises(ValueError, match="'text_a' holds values of several types"):
         validate_pairs(altered)
@@ -255,6 +457,11 @@ def test_scores_may_become_fractions_late_in_a_file(tmp_path, small_chunks):
     rows = [ROWS[0] | {"label": 3}] * 3 + [ROWS[1] | {"label": 1.5}]
     path = write_lines(tmp_path / "pairs.jsonl", rows)
     assert load_pairs(path, label_threshold=2)["label"][:] == [1, 1, 1, 0]
+
+
+def test_texts_that_look_like_dates_late_in_a_file_stay_texts(tmp_path, small_chunks):
+    rows = [*ROWS[:1] * 3, *[{"text_a": "2020-01-01", "text_b": "2020-01-02T03:04:05", "label": 0}] * 3]
+    assert rows_of(load_pairs(write_lines(tmp_path / "pairs.jsonl", rows))) == rows
 
 
 def test_texts_that_look_like_dates_stay_texts(tmp_path):

@@ -20,6 +20,7 @@ from flipped_kd.data.table_writers import json_text
 from flipped_kd.data.tables import TableSource
 from flipped_kd.data.text_tables import TextTable
 from tests.data.table_job_runs import (
+    COLUMNS,
     SCORES,
     job,
     json_tables,
@@ -148,6 +149,8 @@ def test_lone_surrogates_stay_json(tmp_path: Path) -> None:
     assert json.loads(read_csv(tmp_path / "out.csv")[1][2]) == "\ud800"
 
 
+ARROW_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+
 # ---- Bad input ----
 
 
@@ -187,6 +190,58 @@ def test_bad_rows_are_left_out_on_request(tmp_path: Path) -> None:
         work.fill(score)
         work.join(SCORES)
         assert [row["n"] for row in read_json(tmp_path / f"{ending}.jsonl")] == [2, 3, 5]
+
+
+@pytest.mark.parametrize("part_rows", [1, 3])
+def test_a_row_that_lacks_a_column_is_a_bad_row_wherever_it_stands(part_rows: int, tmp_path: Path) -> None:
+    good = [{"text_a": f"a{n}", "text_b": "b"} for n in range(2)]
+    for place in range(3):
+        rows: list[dict[str, Any]] = [*good[:place], {"text_b": "x"}, *good[place:]]
+        write_json(tmp_path / "in.jsonl", rows)
+        with pytest.raises(ValueError, match="no column|'text_a' is null"):
+            run(tmp_path / "in.jsonl", tmp_path / "out.jsonl", never, part_rows=part_rows)
+        work = job(tmp_path / "in.jsonl", tmp_path / f"{place}.jsonl", skip_bad_rows=True, part_rows=part_rows)
+        found = work.start(SCORES.names)
+        assert (found.rows, found.bad) == (2, 1)
+        assert work.begin("m")
+        work.fill(score)
+        work.join(SCORES)
+        assert [row["text_a"] for row in read_json(tmp_path / f"{place}.jsonl")] == ["a0", "a1"]
+
+
+def test_a_bad_row_needs_no_name_either(tmp_path: Path) -> None:
+    write_json(tmp_path / "in.jsonl", [{"text_b": "x"}, {"text_a": "a", "text_b": "b", "key": "k"}])
+    for part_rows in (1, 2):
+        table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, part_rows, True, ("--id-column", "key"))
+        assert [id for chunk in table.chunks() for id in chunk.ids] == ["k"]
+        other = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, part_rows, True, ("--id-column", "kee"))
+        with pytest.raises(ValueError, match="no column 'kee'.*--id-column"):
+            for chunk in other.chunks():
+                assert not chunk.ids  # nothing is given to work on
+
+
+def test_a_column_that_no_row_has_is_no_bad_row(tmp_path: Path) -> None:
+    write_json(tmp_path / "in.jsonl", [{"text_b": "x"}, {"text_b": "y"}])
+    for skip in (False, True):
+        with pytest.raises(ValueError, match=r"no column 'text_a'; its columns are \['text_b'\].*--text-a-column"):
+            job(tmp_path / "in.jsonl", tmp_path / "out.jsonl", skip_bad_rows=skip).start(SCORES.names)
+
+
+@pytest.mark.parametrize("kind", ARROW_TEXTS, ids=str)
+def test_every_kind_of_arrow_text_is_read_and_written(kind: pa.DataType, tmp_path: Path) -> None:
+    """Views are what `pyarrow.table` makes of a frame of polars."""
+    table = pa.table({"text_a": ["a0", " ", "a2"], "text_b": ["b"] * 3})
+    table = table.set_column(0, "text_a", table["text_a"].cast(kind)).append_column("n", table["text_b"].cast(kind))
+    pq.write_table(table, tmp_path / "in.parquet")
+    for written in ("parquet", "jsonl", "csv"):
+        work = job(tmp_path / "in.parquet", tmp_path / f"out.{written}", skip_bad_rows=True)
+        assert work.start(SCORES.names).bad == 1
+        assert work.begin("m")
+        work.fill(score)
+        work.join(SCORES)
+    assert pq.read_table(tmp_path / "out.parquet")["text_a"].to_pylist() == ["a0", "a2"]
+    assert pq.read_schema(tmp_path / "out.parquet").field("text_a").type == kind
+    assert [row["text_a"] for row in read_json(tmp_path / "out.jsonl")] == ["a0", "a2"]
 
 
 def test_no_rows_give_no_rows(tmp_path: Path) -> None:

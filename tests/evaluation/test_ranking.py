@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
-from flipped_kd.evaluation.ranking import rank_ids, rank_questions, ranking_metrics
+from flipped_kd.data.faq import Faq
+from flipped_kd.evaluation.ranking import rank_ids, rank_questions, rank_scores, ranking_metrics
 from tests.data.faq_example import FAQ, QUESTIONS
 
 
@@ -110,3 +111,13 @@ def test_ranks_are_those_of_the_cosines() -> None:
     metrics = rank_questions(FAQ, lambda texts: np.array([(vectors | found)[text] for text in texts]))
     assert metrics["accuracy@1"] == pytest.approx(2 / 3)
     assert metrics["mrr"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+
+
+def test_every_right_question_counts() -> None:
+    faq = Faq(("lost card", "lost card", "fee"), ("card", "lost", "fee"), QUESTIONS)
+    order = ["lost", "card", "fee", "pin", "app", "loan"]
+    scores = np.array([[-order.index(key) for key in QUESTIONS]] * 3)
+    metrics = rank_scores(faq, scores)
+    assert metrics["accuracy@1"] == pytest.approx(2 / 3)
+    assert metrics["mrr"] == pytest.approx((1 + 1 + 1 / 3) / 3)
+    assert metrics["recall@1"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)

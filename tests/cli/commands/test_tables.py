@@ -84,6 +84,26 @@ def test_predict_is_the_matchers(
     assert np.ptp(expected) > 0.01
 
 
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_predict_skips_a_row_without_a_text_wherever_it_stands(
+    place: int, adapter: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    with_bad = list(rows)
+    with_bad.insert(place % (len(rows) + 1), {"text_b": "x"})
+    source = write_rows(tmp_path / "in.jsonl", with_bad)
+    flags = ("--part-rows", 1, "--skip-bad-rows")
+    assert run("predict", adapter, source, *flags, "-o", tmp_path / "out.jsonl") == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+    capsys.readouterr()
+    assert run("predict", adapter, "-", *flags) == 0
+    for found in (read_rows(tmp_path / "out.jsonl"), read_rows(capsys.readouterr().out)):
+        assert tuples(found) == tuples(rows)
+    assert run("predict", adapter, source) == 2
+    assert f"row {with_bad.index({'text_b': 'x'})} (the first is row 0): column 'text_a' is null" in (
+        capsys.readouterr().err
+    )
+
+
 def test_every_format_holds_the_same_scores(adapter: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     sources = {ending: tmp_path / f"in.{ending}" for ending in ("jsonl", "csv", "parquet")}
     write_rows(sources["jsonl"], rows)
