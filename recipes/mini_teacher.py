@@ -147,6 +147,7 @@ def train_teacher(
             logging_strategy="no",
             report_to="none",
             use_cpu=True,
+            dataloader_pin_memory=False,
             seed=seed,
         )
         SentenceTransformerTrainer(

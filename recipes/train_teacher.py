@@ -25,6 +25,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from sentence_transformers import (
     CrossEncoder,
     SentenceTransformer,
@@ -121,6 +122,8 @@ def train_encoder(model: Any, pairs: datasets.Dataset, settings: TeacherTraining
             **{"num_train_epochs": settings.epochs, "max_steps": settings.train_steps, "seed": settings.train_seed},
             "per_device_train_batch_size": settings.batch_size,
             "learning_rate": settings.learning_rate,
+            # Without an accelerator there is nothing to pin for, of which torch would warn.
+            "dataloader_pin_memory": torch.accelerator.is_available(),
         }
         if bi_encoder:
             # The same text twice in a batch would be its own negative.

@@ -49,6 +49,8 @@ OPTIMIZER = (
     *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
     *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
 )
+# What the screen calls the two trainings.
+NAMES = {"llm_sft": "plain fine-tuning", "llm_flipped": "flipped distillation"}
 
 
 def run_comparison(
@@ -198,7 +200,7 @@ class Comparison:
         systems["llm_flipped"] = {}
         for system, weights in systems.items():
             number = len(systems) * position + len(results) + 1
-            say(self.config, f"[{number}/{len(systems) * seeds}] seed {seed}: {system}")
+            say(self.config, f"[{number}/{len(systems) * seeds}] seed {seed}: {NAMES[system]}")
             settings = dataclasses.replace(
                 self.config, **weights, seed=seed, output_dir=str(folder / system), push_to_hub=False
             )

@@ -115,6 +115,9 @@ class PairScoringTrainer(PublishingTrainer):
         with self._without_metrics():
             # Not predict(), which gives no scores under prediction_loss_only.
             predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "prediction_bar", None) is not None:  # or the next scoring would go on in this bar
+                callback.on_predict(self.args, self.state, self.control, metrics={})
         scores = np.empty((2, len(order)))
         scores[:, order] = np.stack(predictions)
         return scores[0], scores[1]

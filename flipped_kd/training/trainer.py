@@ -18,7 +18,14 @@ from peft import LoraConfig, PeftModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 
 from ..data.keys import KnownMatches
 from ..data.streaming import validate_stream
@@ -43,6 +50,7 @@ from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
 from .pair_forward import PairForward, PairVectors
 from .processes import check_distributed
+from .progress import PairProgress
 from .row_gather import RowGather
 from .setup import (
     build_collator,
@@ -184,6 +192,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback) is ProgressCallback:  # the default one, no notebook's and no user's
+                self.remove_callback(callback)
+                self.add_callback(PairProgress)
         check_distributed(args, self.accelerator)
         check_cached(args, self.accelerator)
         self.clip_value = resolve_clipping(args, self.accelerator)

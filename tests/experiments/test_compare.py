@@ -152,7 +152,7 @@ def test_without_plain_fine_tuning_the_rest_is_compared(
     data = DataArguments(**files, teacher=str(teacher_dir), seeds=2, baseline=False)
     student = StudentArguments(student=str(student_dir), lora_r=4)
     report = run_comparison(student, data, config)
-    assert "[2/2] seed 43: llm_flipped" in capsys.readouterr().out
+    assert "[2/2] seed 43: flipped distillation" in capsys.readouterr().out
     assert list(report["systems"]) == [name for name in SYSTEMS if not name.startswith("llm_sft")]
     for name, values in report["systems"].items():
         assert values == whole["systems"][name], name
