@@ -30,7 +30,7 @@ def merge(options: Namespace) -> None:
         "base_model": options.base_model,
     }
     if options.adapter_only:
-        print(combine_adapters(options.adapters, options.output, **combined), file=options.stdout)
+        print(combine_adapters(options.adapters, options.output, **combined), file=options.screen)
         return
     with tempfile.TemporaryDirectory(prefix="flipped-kd-") as scratch:
         adapter = options.adapters[0]
@@ -48,4 +48,4 @@ def merge(options: Namespace) -> None:
     logger.info("scores and vectors of %d pairs differ by at most %.1e", report.probe_pairs, difference)
     if report.reason:
         logger.info("not in the layout of CrossEncoder: %s", report.reason)
-    print(report.folder, file=options.stdout)
+    print(report.folder, file=options.screen)

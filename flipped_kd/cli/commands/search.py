@@ -16,6 +16,7 @@ from ...inference.search_index import INDEX_FILE, SearchIndex
 from ...utils.atomic import check_target
 from ..arguments import UsageError
 from ..models import checked_kind, open_matcher
+from ..outputs import refuse_inputs
 from ..runtime import Work, id_type, named_column, read_all, run_table_job, shows_progress
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ def search(options: Namespace) -> None:
         raise UsageError(f"--score {options.score} is what --rerank ranks by: give --rerank {options.top_k} or more")
     if options.queries == options.corpus == STANDARD:
         raise UsageError("QUERIES and CORPUS are both -: standard input holds one of them, give the other as a file")
+    index = options.save_index and Path(options.save_index).absolute()
+    place = Path(options.output).absolute()
+    if options.output != STANDARD and index and index in place.parents and not (index / INDEX_FILE).is_file():
+        raise UsageError(f"--output {options.output} lies in the folder of --save-index: write to another place")
+    refuse_inputs(options.output, options.corpus)  # before it is read
     corpus = _Corpus(options)
     query_id = id_type(options.query_id_column)
     schema = pa.schema(
