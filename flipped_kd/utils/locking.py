@@ -61,6 +61,8 @@ def sole_writer_of(file: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"{file} is being written by another process: wait until it has ended, or give another --output."
             ) from error
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder: give another one", str(file.parent)) from error
         except OSError as error:
             raise OSError(error.errno or 0, error.strerror or str(error), str(file)) from error
         try:
