@@ -40,11 +40,12 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_writer_of(file: Path) -> Iterator[None]:
-    """Hold the name of an output file while the block runs; nothing is left beside it afterwards.
+def sole_writer_of(file: Path, option: str = "--output") -> Iterator[None]:
+    """Hold the name of an output, a file or a folder, while the block runs; nothing is left beside it afterwards.
 
     Args:
         file: need not be there, nor the folders above it. Give it with its symbolic links followed.
+        option: by which another name can be given.
 
     Raises:
         RuntimeError: another process holds it.
@@ -59,7 +60,7 @@ def sole_writer_of(file: Path) -> Iterator[None]:
             acquire(lock, f"{file} lies on a file system without locks: see that no two commands write it")
         except Timeout as error:
             raise RuntimeError(
-                f"{file} is being written by another process: wait until it has ended, or give another --output."
+                f"{file} is being written by another process: wait until it has ended, or give another {option}."
             ) from error
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, "is no folder: give another one", str(file.parent)) from error

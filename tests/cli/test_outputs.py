@@ -18,6 +18,7 @@ import pytest
 from flipped_kd.cli.main import VERBS, main
 from flipped_kd.data.table_jobs import TableJob
 from flipped_kd.evaluation.match_score import MatchScore
+from flipped_kd.utils.locking import sole_writer_of
 from tests.cli.helpers import (
     adapter_with_scores,
     closed_pipe,
@@ -117,6 +118,29 @@ def test_a_second_process_is_refused_while_the_first_still_reads_its_input(
     assert first.returncode == 0, err.decode()[-3000:]
     assert is_whole("predict", target.read_bytes())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.jsonl"]
+
+
+def test_a_folder_has_one_writer_too(
+    models: dict[str, Path], command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """merge, and search --save-index while the index is made; who finds it made uses it along with others."""
+    folder, link, adapter = tmp_path / "folder", tmp_path / "link", str(models["adapter"])
+    link.symlink_to(folder)
+    merges = (["merge", adapter], ["merge", adapter, adapter, "--adapter-only"])
+    indexes = command("search", "--save-index", folder), command("search", "--save-index", link)
+    with sole_writer_of(folder):
+        for words in [[*merge, "-o", str(name)] for merge in merges for name in (folder, link)]:
+            assert main(words) == 1
+            assert "being written by another process: wait until it has ended, or give another --output" in (
+                capsys.readouterr().err
+            )
+        for words in indexes:
+            assert main(words) == 1
+            assert "or give another --save-index" in capsys.readouterr().err
+    assert main(indexes[0]) == 0
+    with sole_writer_of(folder):
+        assert main(indexes[1]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in", "link"]
 
 
 def test_what_is_refused_leaves_no_folder(command: Callable[..., list[str]], tmp_path: Path) -> None:
