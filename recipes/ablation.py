@@ -31,6 +31,7 @@ from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
 from flipped_kd.experiments.ablation.tables import group_tables
 from flipped_kd.experiments.report.figures import write_png
 from flipped_kd.utils.atomic import write_atomically
+from flipped_kd.utils.screen import unfailing_screen
 
 HERE = Path(__file__).parent
 QUICK = HERE / "configs" / "ablation_quick.yaml"
@@ -38,6 +39,7 @@ QUICK = HERE / "configs" / "ablation_quick.yaml"
 MINI = {"student": r"mini(-\d+)?", "teacher": r"mini(-[a-z_]+_mini)?"}
 
 
+@unfailing_screen()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

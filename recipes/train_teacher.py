@@ -44,6 +44,7 @@ from flipped_kd.experiments.splits import load_split
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.pair_scores import teacher_scores
 from flipped_kd.utils.atomic import check_target, whole_or_absent
+from flipped_kd.utils.screen import unfailing_screen
 
 KINDS = ("bi-encoder", "cross-encoder")
 
@@ -83,6 +84,7 @@ class TeacherTraining:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number.")
 
 
+@unfailing_screen()
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Train, save and return the validation metrics before and after."""
     settings, data = parse_settings((TeacherTraining, DataArguments), sys.argv[1:] if argv is None else argv)

@@ -119,6 +119,12 @@ def add_job(parser: argparse.ArgumentParser, part_rows: int, more: str = "") -> 
     )
 
 
+def add_report(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """The file that a report goes to."""
+    parser.add_argument("-o", "--output", metavar="FILE", help=meaning)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
 def add_columns(parser: argparse.ArgumentParser, *roles: str) -> Any:
     """Names of the input's columns, one for each role; returns the group."""
     group = parser.add_argument_group("input")

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from ..utils.redaction import redact
+from ..utils.screen import Legible, unfailing_screen
 from .arguments import PROG, UsageError
 from .parser import build_parser
 
@@ -37,28 +38,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 failed at work, 2 wrong usage or bad input, 130 interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    results = sys.stdout
+    with unfailing_screen():
+        return _main(list(sys.argv[1:] if argv is None else argv), results)
+
+
+def _main(arguments: list[str], results: TextIO | None) -> int:
     debug = "--debug" in arguments
     try:
         options = _parse(arguments)
         debug = options.debug
+        # A result that cannot be shown is a failure; what else is shown is not.
+        options.screen = sys.stdout
+        options.stdout = sys.stderr if results is None else Legible(results)
         with _messages(options):
             _run(options)
-        sys.stdout.flush()
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on with what is finished", "")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        _give_up_stdout()
-        return FAILED
+    except BrokenPipeError as error:
+        if error.filename:
+            _complain(_in_words(error, debug), "error: ")
+        return FAILED  # without a word where the reader of standard output has seen enough
     except Exception as error:
         if debug:
             print(redact(traceback.format_exc()), file=sys.stderr, end="")
         _complain(_in_words(error, debug), "error: ")
-        if isinstance(error, OSError):
-            _give_up_stdout()
         return BAD_INPUT if isinstance(error, ValueError) else FAILED
     return DONE
 
@@ -74,21 +81,11 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     return options
 
 
-def _give_up_stdout() -> None:
-    """If standard output takes no more, drop what is left for it: Python would complain again when it closes it."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _run(options: Namespace) -> None:
     function = getattr(import_module(f".{VERBS[options.verb]}", __package__), options.verb.replace("-", "_"))
     alone = options.verb not in ("train", "predict", "encode", "rank")
     if alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"{options.verb} runs in one process: start it without accelerate launch")
-    options.stdout = sys.stdout
     # Results alone go to standard output, whatever the libraries print.
     try:
         with contextlib.redirect_stdout(sys.stderr) if options.verb != "train" else contextlib.nullcontext():

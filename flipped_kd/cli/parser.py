@@ -20,6 +20,7 @@ from .arguments import (
     add_job,
     add_labelled,
     add_model,
+    add_report,
     add_score,
     add_skip,
     add_verb,
@@ -36,6 +37,10 @@ MODEL is always a folder or a Hub name of an adapter or of a merged model. Table
 by the ending of their name; "-" is JSON Lines from standard input or to standard output. Tables of any size are read
 and written in parts: a command that was interrupted goes on where it stopped when it is given again, and its output
 file appears whole or not at all. `flipped-kd VERB --help` tells more.
+
+An output that is there is replaced only with --overwrite, an input never. What goes on with its own needs no
+--overwrite: a table command, train and push with what they have begun, calibrate without -o with the model's scores,
+card with a card that nobody has edited. A link is followed; a device or a pipe is written into.
 """
 EPILOG = """\
 examples:
@@ -95,7 +100,7 @@ def _evaluate(verbs: Any) -> None:
     add_model(parser)
     parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")
     parser.add_argument("--score", choices=SCORES, help="one score only")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the metrics as JSON; -: on the screen")
+    add_report(parser, "write the metrics as JSON; -: on the screen")
     add_labelled(parser)
 
 
@@ -118,7 +123,7 @@ def _calibrate(verbs: Any) -> None:
         help="thresholds with the most recall at this precision (default: with the best F1)",
     )
     add_score(parser, "what predictions are made of from now on")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write here, not into the model's folder")
+    add_report(parser, "write here, not into the model's folder")
     add_labelled(parser)
 
 
@@ -288,6 +293,7 @@ def _report(verbs: Any) -> None:
     parser.add_argument(
         "--ablation", type=Path, metavar="FILE", help="rows of an ablation (JSON Lines): its runs and sweeps"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the page and the plots that are there")
 
 
 def _check_teacher(verbs: Any) -> None:
@@ -317,7 +323,7 @@ def _check_teacher(verbs: Any) -> None:
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="texts or pairs at a time (64)")
     parser.add_argument("--device", help="cpu, cuda ... (default: a GPU if there is one)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code from the models' repositories")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write everything as JSON; -: on the screen")
+    add_report(parser, "write everything as JSON; -: on the screen")
     student = parser.add_argument_group("comparison with the LLM as it is")
     student.add_argument("--student", metavar="NAME", help="folder, Hub name or GGUF file of a language model")
     student.add_argument("--prompt", choices=("en", "zh", *RERANKERS), default="en", help="its prompt (en)")

@@ -18,7 +18,6 @@ from ..data.validation import PairColumns
 from ..evaluation.match_score import MatchScore, ScoreKind
 from ..evaluation.metrics import matching_metrics
 from ..utils.atomic import write_atomically
-from .arguments import UsageError
 from .models import ANSWER_ONLY
 
 
@@ -69,23 +68,15 @@ def metrics_table(report: Mapping[str, Any]) -> str:
     return f"{report['pairs']} pairs, {report['positive_share']:.1%} of them matches\n\n" + "\n".join(lines)
 
 
-def check_report_file(output: str | None) -> None:
-    """Refuse a place for a report that is none, before any work."""
-    if output not in (None, STANDARD):
-        path = Path(str(output))
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"--output {output} is a folder, or in one that does not exist: name a file")
-
-
 def show_report(options: Namespace, report: Mapping[str, Any], table: str) -> None:
     """The table on the screen; the report as JSON in the file asked for, or on the screen instead of the table."""
-    text = json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
-    if options.output == STANDARD:
-        options.stdout.write(text)
-        return
-    if options.output is not None:
-        write_atomically(Path(options.output), text)
-    print(table, file=options.stdout)
+    if options.output == STANDARD:  # in ASCII, which every encoding of a screen has
+        print(json.dumps(_finite(report), indent=2), file=options.stdout, flush=True)
+    elif options.output is None:
+        print(table, file=options.stdout, flush=True)
+    else:
+        write_atomically(Path(options.output), json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n")
+        print(table, file=options.screen)
 
 
 def _finite(value: Any) -> Any:

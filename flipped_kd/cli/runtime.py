@@ -9,7 +9,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +26,11 @@ from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
 from ..data.tables import STANDARD, TableSource, format_of
 from ..data.text_tables import TextTable
+from ..utils.atomic import place_of
 from ..utils.devices import use_cpu_threads
+from ..utils.locking import sole_writer_of
 from .arguments import UsageError
+from .outputs import refuse_inputs
 
 logger = logging.getLogger(__name__)
 NUMPY = {".npy": "npy"}
@@ -97,6 +100,7 @@ def run_table_job(
 
     Raises:
         ValueError: bad input, found before the model is loaded; or unfinished work of another command.
+        RuntimeError: another command is writing the output.
         OSError: the output cannot be written.
     """
     to_screen = options.output == STANDARD
@@ -105,8 +109,11 @@ def run_table_job(
         raise UsageError("several processes need files: give both input and --output a name")
     if to_screen and (options.overwrite or options.restart):
         raise UsageError("--overwrite and --restart are about a file: name it by --output")
+    refuse_inputs(options.output, source)
     state = launched(options)
-    with _spooled(source, to_screen, options.output) as path:
+    target = place_of(options.output)
+    alone = nullcontext() if to_screen or not state.is_main_process else sole_writer_of(target)
+    with alone, _spooled(source, to_screen, options.output) as path:
         table = TextTable(TableSource(path), columns, options.part_rows, options.skip_bad_rows, id_column)
         if to_screen:
             work = open_work(state)
@@ -117,7 +124,7 @@ def run_table_job(
             return
         job = TableJob(
             table,
-            Path(options.output),
+            target,
             format,
             depends_on,
             keep_rows=keep_rows and format != "npy",

@@ -3,7 +3,9 @@
 The rows are cut into parts of a fixed number of rows. What is computed for a part is one Arrow file in
 `<target>.partial/`, written whole and renamed; when all are there, the input is read once more, the parts are put
 beside its rows, and the result gets its name by one rename. So the target is whole or absent, and no row is twice or
-missing.
+missing. Symbolic links to the target are followed; into a device or a pipe the result is written instead.
+
+One job at a time has a target: hold `utils.locking.sole_writer_of` from `start` to the end.
 
 A part is used again only if it was made by the same work (the manifest: digest of the input's texts, options, model),
 from the same texts (its own digest) and is undamaged (its file name carries a digest of its bytes). Parts do not
@@ -19,6 +21,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..utils.atomic import write_atomically
+from ..utils.atomic import is_passage, pass_on, place_of, write_atomically
 from .table_writers import Layout, open_writer
 from .text_tables import Chunk, Scan, TextTable, scan
 
@@ -49,7 +52,7 @@ class TableJob:
 
     Args:
         table: what to read.
-        target: the file to write.
+        target: the file to write, or a device or pipe to write into.
         format: its format, see `table_writers.open_writer`.
         options: everything the result depends on besides texts and model; plain JSON values by option.
         keep_rows: whether the rows of the input are written too, each with what was computed for it.
@@ -68,8 +71,8 @@ class TableJob:
         restart: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.table, self.target, self.format = table, target, format
-        self.folder = target.with_name(target.name + ".partial")
+        self.table, self.target, self.format = table, place_of(target), format
+        self.folder = self.target.with_name(self.target.name + ".partial")
         self.keep_rows, self.restart, self.overwrite = keep_rows, restart, overwrite
         every = {
             **options,
@@ -93,11 +96,11 @@ class TableJob:
         """
         if self.target.is_dir():
             raise ValueError(f"{self.target} is a folder: give the name of a file.")
-        if self.table.source.path.resolve() == self.target.resolve():
+        if self.target.exists() and self.table.source.path.samefile(self.target):
             raise ValueError(f"{self.target} is the input: write to another file.")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is in the way of unfinished work: move it.")
-        if self.target.exists() and not self.overwrite and not self._was_joined():
+        if self.target.is_file() and not self.overwrite and not self._was_joined():
             raise ValueError(f"{self.target} exists: give another file, or --overwrite to replace it.")
         self._scan = scan(self.table, reserved, self.keep_rows)
         self._identity["input"] = self._scan.digest
@@ -265,15 +268,21 @@ class TableJob:
             RuntimeError: the input has changed meanwhile, so that a part does not belong to it.
             OSError: the target cannot be written.
         """
-        joined = self.folder / "joined.tmp"
         self._list_parts()
+        for left in self.folder.glob("joined*.tmp"):  # by a kill
+            left.unlink(missing_ok=True)
+        # A name of its own: where the file system has no locks, two commands would else write into one file.
+        joined = self.folder / f"joined-{uuid.uuid4().hex}.tmp"
         with clear_write_error(self.folder), open(joined, "wb") as file:
             self._write_all(file, added, arrange)
             file.flush()
             os.fsync(file.fileno())
         with clear_write_error(self.target):
-            self._write_manifest(joined={"size": joined.stat().st_size, "digest": _file_digest(joined)})
-            os.replace(joined, self.target)
+            if is_passage(self.target):
+                pass_on(joined, self.target)
+            else:
+                self._write_manifest(joined={"size": joined.stat().st_size, "digest": _file_digest(joined)})
+                os.replace(joined, self.target)
             self._drop()
 
     def _write_all(self, file: BinaryIO, added: pa.Schema, arrange: Arrange | None) -> None:

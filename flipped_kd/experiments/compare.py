@@ -36,6 +36,7 @@ from ..training.config import PLAIN, FlippedDistillationConfig
 from ..utils.devices import use_cpu_threads
 from ..utils.locking import sole_writer
 from ..utils.provenance import device_name, library_versions, shown_command, shown_name
+from ..utils.screen import unfailing_screen
 from .arguments import DataArguments, StudentArguments
 from .artifacts import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
@@ -53,6 +54,7 @@ OPTIMIZER = (
 NAMES = {"llm_sft": "plain fine-tuning", "llm_flipped": "flipped distillation"}
 
 
+@unfailing_screen()
 def run_comparison(
     student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig
 ) -> dict[str, Any]:
@@ -132,12 +134,11 @@ def _compare(
     }
     if config.should_save:
         write_report(report, out)
-    say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
-    if config.should_save:
         write_card(out)  # once more, now with the results
-        if repository is not None:
-            pushed = publish(out, repository, **_hub(config), revision=config.hub_revision)
-            say(config, f"Pushed: {pushed.adapter_url}")
+    say(config, f"\n{markdown_table(report)}\n\nReport: {out / 'report.json'}, {out / 'report.md'}; adapter: {out}")
+    if repository is not None:
+        pushed = publish(out, repository, **_hub(config), revision=config.hub_revision)
+        say(config, f"Pushed: {pushed.adapter_url}")
     return report
 
 

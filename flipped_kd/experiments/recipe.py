@@ -13,6 +13,7 @@ from typing import Any
 from ..training.config import FlippedDistillationConfig
 from ..training.processes import end_together
 from ..utils.devices import cpu_has_bfloat16, use_cpu_threads
+from ..utils.screen import unfailing_screen
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
 from .parsing import parse_settings
@@ -42,6 +43,7 @@ class DemoModels:
     show: Callable[[Path], None]
 
 
+@unfailing_screen()
 def run_recipe(
     argv: Sequence[str],
     *,

@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,33 @@ logger = logging.getLogger(__name__)
 LOCK, ASIDE = ".lock", "-replaced"
 # The disk is full, the user's quota is used up, or a file may not grow that large.
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_passage(path: Path) -> bool:
+    """Whether `path` is a device, a pipe or a socket: what is written there goes through, and it stays what it is."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` stands for: symbolic links are followed, so that writing there leaves the link a link.
+
+    A device or a pipe keeps the name it is given by: some of theirs (/dev/fd/63) lead nowhere when they are followed.
+    """
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() and not is_passage(path) else path
+
+
+def pass_on(source: Path, passage: Path) -> None:
+    """Write the bytes of a file into a device or a pipe; waits for the reader of a named pipe.
+
+    Raises:
+        BrokenPipeError: the reader has gone before the end.
+    """
+    try:
+        with open(source, "rb") as file, open(passage, "wb") as out:
+            shutil.copyfileobj(file, out)
+    except BrokenPipeError as error:
+        raise BrokenPipeError(errno.EPIPE, "its reader has gone before the end", str(passage)) from error
 
 
 def check_target(target: Path, replaceable: str | None = None) -> None:
@@ -38,13 +66,14 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
     """A folder beside `target` to write into, which takes its name at the end; on any error nothing is left of it.
 
     Args:
-        target: the folder to make. One that is there is replaced; ask `check_target` first.
+        target: the folder to make. One that is there is replaced; ask `check_target` first. Of a symbolic link it is
+            the folder that it leads to.
         size: bytes that will be written, about.
 
     Raises:
         OSError: no space left (ENOSPC); the message says how much is needed.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
     if shutil.disk_usage(target.parent).free < size:
@@ -157,9 +186,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside `path` to write to, which becomes `path` at the end; on any error `path` stays as it was.
 
     Folders above it are made. The bytes are on the disk before the name changes: after a power cut it may else stand
-    for nothing.
+    for nothing. Symbolic links are followed. Into a device or a pipe the bytes are written at the end.
     """
-    path = Path(path)
+    path = place_of(path)
+    if is_passage(path):
+        with tempfile.TemporaryDirectory(prefix="flipped-kd-") as scratch:
+            yield Path(scratch, "written")
+            pass_on(Path(scratch, "written"), path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:

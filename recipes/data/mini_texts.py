@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+
+from flipped_kd.utils.atomic import write_atomically
 
 Row = Mapping[str, str | int | float]
 
@@ -179,9 +180,6 @@ def write_or_check(
             print(f"{path.name}: {'as built' if same else 'DIFFERS from what is built; run without --check'}")
             status = status if same else 1
             continue
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, content)
         print(f"{path.name}: {len(rows)} rows, {len(content.encode('utf-8'))} bytes")
     return status

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase
 
@@ -60,3 +62,36 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "flipped_kd", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()} | options
     return subprocess.Popen(command, cwd=ROOT, **options)
+
+
+def closed_pipe() -> TextIO:
+    """A text stream whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w", encoding="utf-8")
+
+
+def through_pipe(path: Path, write: Callable[[], Any]) -> bytes:
+    """What comes out of a named pipe, made at `path`, while `write` runs; it is a pipe afterwards too."""
+    os.mkfifo(path)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(path.read_bytes()), daemon=True)
+    reader.start()
+    write()
+    reader.join(timeout=30)
+    assert stat.S_ISFIFO(path.lstat().st_mode) and found, "a reader waits for ever"
+    return found[0]
+
+
+def null_device(path: Path) -> bool:
+    """Make a null device at `path`; False where this process may not."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        path.write_bytes(b"gone")
+    except PermissionError:
+        return False
+    return True
+
+
+def is_device(path: Path) -> bool:
+    return stat.S_ISCHR(path.lstat().st_mode)

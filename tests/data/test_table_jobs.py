@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipped_kd.data.table_jobs import TableJob
 from flipped_kd.data.tables import TableSource
 from flipped_kd.data.text_tables import Chunk
 from tests.data.table_job_runs import (
@@ -236,3 +237,33 @@ def test_nothing_of_the_users_is_overwritten(sources: dict[str, Path], tmp_path:
         with pytest.raises(ValueError, match="in the way.*move it"):
             run(sources["jsonl"], tmp_path / "new.jsonl", never, restart=restart)
     assert (folder / "thesis.txt").read_text() == "precious"
+
+
+def test_two_jobs_on_one_target_never_tear_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file system has no locks, nothing keeps a second one away: it dies while both write the result."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_json(source, [{"text_a": letter * 100_000, "text_b": "b"} for letter in "acde"])  # more than is buffered
+    run(source, tmp_path / "whole.jsonl", part_rows=1)
+    first, second = (job(source, target, part_rows=1) for _ in range(2))
+    for work in (first, second):
+        work.start(SCORES.names)
+        work.begin("m")
+        work.fill(score)
+    in_order = TableJob._in_order
+
+    def meanwhile(self: TableJob, added: pa.Schema) -> Iterator[Any]:
+        for number, row in enumerate(list(in_order(self, added))):
+            if self is second and number == 1:
+                raise Killed
+            if self is first and number == 3:
+                with pytest.raises(Killed):
+                    second.join(SCORES)
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableJob, "_in_order", meanwhile)
+        with pytest.raises(OSError, match="cannot be written"):
+            first.join(SCORES)
+    assert not target.exists()
+    run(source, target, never, part_rows=1)
+    assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -23,6 +24,7 @@ from flipped_kd.experiments.report.page import write_page
 from flipped_kd.experiments.splits import SPLITS, load_splits
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.utils.locking import sole_writer
+from tests.cli.helpers import closed_pipe
 from tests.conftest import comparison_settings
 
 ROOT = Path(__file__).parents[2]
@@ -33,11 +35,12 @@ LAUNCH = [
 ]
 
 
-def launch(*flags: object) -> subprocess.CompletedProcess[str]:
+def launch(*flags: object, **streams: Any) -> subprocess.CompletedProcess[str]:
     """Run the recipe with these flags, offline, from the repository root."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*LAUNCH, "--cpu_threads", "1", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=300, **streams)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,16 @@ def test_a_finished_run_is_not_repeated_and_others_are_not_overwritten(
     assert all((before[name] == after[name]).all() for name in before)
     other = launch(*flags, "--learning_rate", 0.5)
     assert other.returncode != 0 and "other settings" in other.stderr
+
+
+def test_a_recipe_whose_reader_has_gone_ends_as_its_work_does(finished: tuple[Path, list[object], str]) -> None:
+    out, flags, _ = finished
+    for name in ("report.json", "README.md"):
+        (out / name).unlink()
+    with closed_pipe() as gone:
+        run = launch(*flags, stdout=gone, stderr=gone)
+    assert run.returncode == 0
+    assert (out / "report.json").is_file() and "flipped: both" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], str], student) -> None:

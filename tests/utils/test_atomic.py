@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flipped_kd.utils.atomic import check_target, whole_or_absent
+from flipped_kd.utils.atomic import check_target, replacing, whole_or_absent, write_atomically
+from tests.cli.helpers import is_device, null_device, through_pipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,3 +135,66 @@ def test_targets_in_use_are_refused(tmp_path: Path) -> None:
     check_target(tmp_path, "ours.json")
     with pytest.raises(ValueError, match="is a file"):
         check_target(tmp_path / "ours.json")
+
+
+# ---- Links, pipes and devices ----
+
+
+def test_a_folder_given_by_a_link_is_made_where_the_link_leads(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("disk/model")
+    for content in ("1", "2"):  # absent, then there
+        with whole_or_absent(link) as partial:
+            (partial / "weights").write_text(content)
+            assert partial.parent == disk
+        assert link.is_symlink() and (disk / "model" / "weights").read_text() == content
+    assert [path.name for path in disk.iterdir()] == ["model"]
+
+
+def test_a_file_given_by_a_link_is_written_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "first").symlink_to("second")
+    (tmp_path / "second").symlink_to("disk/file")
+    for content in ("1", "2"):
+        write_atomically(tmp_path / "first", content)
+        assert (tmp_path / "first").is_symlink() and (tmp_path / "second").is_symlink()
+        assert (tmp_path / "disk" / "file").read_text() == content
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["file"]
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000  # more than a pipe holds
+    assert through_pipe(tmp_path / "pipe", lambda: write_atomically(tmp_path / "pipe", content)) == content
+    (tmp_path / "link").symlink_to("other")
+    assert through_pipe(tmp_path / "other", lambda: write_atomically(tmp_path / "link", "text")) == b"text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "other", "pipe"]
+
+
+def test_a_pipe_named_by_its_number_is_written_into() -> None:
+    """As a shell names it: command --output >(gzip > file)."""
+    reader, writer = os.pipe()
+    write_atomically(f"/dev/fd/{writer}", "text")
+    os.close(writer)
+    with open(reader, "rb") as file:
+        assert file.read() == b"text"
+
+
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    if not null_device(tmp_path / "null"):
+        pytest.skip("this process may make no devices")
+    (tmp_path / "link").symlink_to("null")
+    for name in ("null", "link"):
+        write_atomically(tmp_path / name, "text")
+        with replacing(tmp_path / name) as partial:
+            partial.write_text("more")
+    assert is_device(tmp_path / "null") and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "null"]
+
+
+def test_nothing_goes_into_a_pipe_after_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # that nobody reads: opening it would wait
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "pipe") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError

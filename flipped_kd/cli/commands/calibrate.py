@@ -12,7 +12,8 @@ from ...evaluation.match_score import KINDS, SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ..arguments import UsageError
 from ..models import open_matcher
-from ..reports import check_report_file, judged_scores, labelled_pairs, metrics_table
+from ..outputs import check_report_file
+from ..reports import judged_scores, labelled_pairs, metrics_table
 from ..runtime import shows_progress
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def calibrate(options: Namespace) -> None:
             "name the file by --output"
         )
     target = Path(options.output or Path(options.model) / SCORE_FILE)
-    check_report_file(str(target))
+    # The model's own is what one calibrates anew.
+    check_report_file(str(target), options.pairs, overwrite=options.overwrite or options.output is None)
     pairs = labelled_pairs(options, options.pairs)
     matcher, _ = open_matcher(options)
     answer, similarity = matcher.scores(
@@ -36,7 +38,7 @@ def calibrate(options: Namespace) -> None:
     default = matcher.match_score.default if matcher.match_score is not None else "both"
     score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)
     write_atomically(target, score.to_json())
-    print(metrics_table(judged_scores(score, KINDS, answer, similarity, labels)), file=options.stdout)
+    print(metrics_table(judged_scores(score, KINDS, answer, similarity, labels)), file=options.screen)
     logger.info(
         "%s is fitted on these pairs, whose metrics flatter it: judge it on others by `flipped-kd evaluate`. "
         "`flipped-kd card` writes the thresholds into the card.",

@@ -15,6 +15,6 @@ def card(options: Namespace) -> None:
     merged = kind_of(Path(options.folder)) != "adapter"
     about = {"report": options.report, "repo_id": options.repo_id, "merged": merged, "adapter": options.adapter}
     if options.show:
-        options.stdout.write(render_card(card_data(options.folder, **about)))
+        print(render_card(card_data(options.folder, **about)), end="", file=options.stdout, flush=True)
     else:
-        print(write_card(options.folder, **about, overwrite=options.overwrite), file=options.stdout)
+        print(write_card(options.folder, **about, overwrite=options.overwrite), file=options.screen)

@@ -8,13 +8,15 @@ import numpy as np
 
 from ...utils.provenance import shown_name
 from ..models import ANSWER_ONLY, checked_kind, open_matcher
-from ..reports import check_report_file, judged_scores, labelled_pairs, metrics_table, show_report
+from ..outputs import check_report_file
+from ..reports import judged_scores, labelled_pairs, metrics_table, show_report
 from ..runtime import shows_progress
 
 
 def evaluate(options: Namespace) -> None:
     """Judge a model on labelled pairs."""
-    check_report_file(options.output)
+    if options.output is not None:
+        check_report_file(options.output, options.pairs, overwrite=options.overwrite)
     pairs = labelled_pairs(options, options.pairs)
     matcher, _ = open_matcher(options)
     kind = None if options.score is None else checked_kind(matcher, options.score)

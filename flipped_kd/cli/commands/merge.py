@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ...publishing.combine import combine_adapters
 from ...publishing.merge import merge_adapter
+from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
 
 logger = logging.getLogger(__name__)
@@ -24,13 +26,18 @@ def merge(options: Namespace) -> None:
         raise UsageError("--weights, --method and --adapter-only are for several adapters")
     if options.adapter_only and (options.overwrite or options.no_sentence_transformers):
         raise UsageError("--overwrite and --no-sentence-transformers are of merged models: leave them out")
+    with sole_writer_of(Path(os.path.realpath(options.output))):
+        _merge(options, several)
+
+
+def _merge(options: Namespace, several: bool) -> None:
     combined: dict[str, Any] = {
         "weights": options.weights,
         "method": options.method,
         "base_model": options.base_model,
     }
     if options.adapter_only:
-        print(combine_adapters(options.adapters, options.output, **combined), file=options.stdout)
+        print(combine_adapters(options.adapters, options.output, **combined), file=options.screen)
         return
     with tempfile.TemporaryDirectory(prefix="flipped-kd-") as scratch:
         adapter = options.adapters[0]
@@ -48,4 +55,4 @@ def merge(options: Namespace) -> None:
     logger.info("scores and vectors of %d pairs differ by at most %.1e", report.probe_pairs, difference)
     if report.reason:
         logger.info("not in the layout of CrossEncoder: %s", report.reason)
-    print(report.folder, file=options.stdout)
+    print(report.folder, file=options.screen)

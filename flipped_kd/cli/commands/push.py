@@ -43,4 +43,4 @@ def push(options: Namespace) -> None:
             )
         ]
     for url in filter(None, urls):
-        print(url, file=options.stdout)
+        print(url, file=options.screen)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
-from ...experiments.report.page import write_page
+from ...experiments.report.page import PAGE_FILE, write_page
+from ..outputs import refuse_existing
 
 
 def report(options: Namespace) -> None:
     """Write a finished recipe's report page."""
-    print(write_page(options.folder, options.ablation), file=options.stdout)
+    if not options.overwrite:
+        refuse_existing(Path(options.folder) / PAGE_FILE)
+    print(write_page(options.folder, options.ablation), file=options.screen)

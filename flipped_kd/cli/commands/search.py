@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +16,10 @@ from ...data.text_tables import Chunk, columns_digest
 from ...inference.matcher import FlippedMatcher
 from ...inference.search_index import INDEX_FILE, SearchIndex
 from ...utils.atomic import check_target
+from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
 from ..models import checked_kind, open_matcher
+from ..outputs import refuse_inputs
 from ..runtime import Work, id_type, named_column, read_all, run_table_job, shows_progress
 
 logger = logging.getLogger(__name__)
@@ -31,6 +35,11 @@ def search(options: Namespace) -> None:
         raise UsageError(f"--score {options.score} is what --rerank ranks by: give --rerank {options.top_k} or more")
     if options.queries == options.corpus == STANDARD:
         raise UsageError("QUERIES and CORPUS are both -: standard input holds one of them, give the other as a file")
+    index_folder = Path(os.path.realpath(options.save_index or ""))
+    inside = options.output != STANDARD and index_folder in Path(os.path.realpath(options.output)).parents
+    if options.save_index and inside and not (index_folder / INDEX_FILE).is_file():
+        raise UsageError(f"--output {options.output} lies in the folder of --save-index: write to another place")
+    refuse_inputs(options.output, options.corpus)  # before it is read
     corpus = _Corpus(options)
     query_id = id_type(options.query_id_column)
     schema = pa.schema(
@@ -65,16 +74,18 @@ def search(options: Namespace) -> None:
 
         return Work(compute, schema, digest)
 
-    run_table_job(
-        options,
-        options.queries,
-        {"--query-column": options.query_column},
-        {name: getattr(options, name) for name in ("top_k", "rerank", "score")} | {"corpus": corpus.digest},
-        [],
-        open_work,
-        id_column=named_column("--query-id-column", options.query_id_column),
-        keep_rows=False,
-    )
+    alone = nullcontext() if corpus.is_kept else sole_writer_of(index_folder, "--save-index")
+    with alone:
+        run_table_job(
+            options,
+            options.queries,
+            {"--query-column": options.query_column},
+            {name: getattr(options, name) for name in ("top_k", "rerank", "score")} | {"corpus": corpus.digest},
+            [],
+            open_work,
+            id_column=named_column("--query-id-column", options.query_id_column),
+            keep_rows=False,
+        )
 
 
 class _Corpus:
@@ -112,6 +123,11 @@ class _Corpus:
                     f"{options.save_index} holds the index of another corpus: name another folder by --save-index, or "
                     "remove this one."
                 )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is no index to keep, or it is kept already."""
+        return self._kept is not None or self._options.save_index is None
 
     @property
     def id_type(self) -> pa.DataType:

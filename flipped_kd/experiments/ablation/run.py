@@ -21,6 +21,7 @@ from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
 from ...utils.provenance import commit_of, device_name
 from .pair_scores import packed_splits
+from ...utils.screen import unfailing_screen
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
 
@@ -50,6 +51,7 @@ def pending(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Job]:
     return [job for job in plan.jobs if job.key not in done]
 
 
+@unfailing_screen()
 def run_plan(
     plan: Plan,
     rows_file: Path | None = None,
@@ -161,6 +163,7 @@ def _start_worker(places: Any, threads: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
 
 
+@unfailing_screen()
 def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
     """Make one run and return its row.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from flipped_kd.teachers.calibration import PlattCalibration, agreement_report
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.suitability import THRESHOLDS, warnings_of
 from flipped_kd.training.trainer import FlippedDistillationTrainer
-from tests.cli.helpers import ODDS, adapter_with_scores, pair_rows, write_rows
+from tests.cli.helpers import ODDS, adapter_with_scores, closed_pipe, pair_rows, write_rows
 from tests.hub.server import LoopbackHub
 from tests.invariants.training import PLAIN, settings
 
@@ -268,3 +270,23 @@ def test_train_is_the_recipes_comparison(
         assert metrics[kind]["roc_auc"] == pytest.approx(report["systems"][system]["auc"], abs=0.02)
     assert main(["train", *map(str, flags), "--learning_rate", "0.5"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("screen", ["cp1252", "closed"])
+def test_the_screen_does_not_decide_how_a_training_ends(
+    screen: str, folder: Path, student_dir: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table has letters that not every encoding has; a reader such as `head` leaves early, of both streams."""
+    shown = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        stream = io.TextIOWrapper(shown, encoding="cp1252") if screen == "cp1252" else closed_pipe()
+        monkeypatch.setattr(sys, name, stream)
+    out = tmp_path / "out"
+    files = [part for name in ("train", "validation", "test") for part in (f"--{name}_file", folder / "pairs.jsonl")]
+    options = ["--student", student_dir, "--teacher", teacher_dir, "--output_dir", out, "--use_cpu", "True"]
+    budget = ["--max_steps", 2, "--logging_steps", 1, "--per_device_train_batch_size", 8, "--save_strategy", "no"]
+    assert run("train", *files, *options, *budget) == 0
+    assert json.loads((out / "report.json").read_text())["systems"]
+    assert "| LLM, flipped: both |" in (out / "README.md").read_text(encoding="utf-8")
+    if screen == "cp1252":
+        assert "\\u0394F1" in shown.getvalue().decode("cp1252")

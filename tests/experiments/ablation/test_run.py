@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from flipped_kd.experiments.ablation.tables import (
     overview,
 )
 from flipped_kd.utils.locking import sole_writer
-from tests.cli.helpers import pair_rows, write_rows
+from tests.cli.helpers import closed_pipe, environment, pair_rows, write_rows
 
 ROOT = Path(__file__).parents[3]
 PLANS = sorted((ROOT / "recipes" / "configs").glob("ablation_*.yaml"))
@@ -158,6 +160,19 @@ def test_runs_side_by_side_and_goes_on(
     good = Plan(plan.output_dir, tuple(job for job in plan.jobs if job.name != "bad"), plan.groups)
     assert run_plan(good, emit=said.append) == rows
     assert "2 of 2 runs are finished" in said[-1]
+
+
+def test_its_reader_may_leave(content: dict[str, Any], tmp_path: Path) -> None:
+    """The command and its worker processes show on one pipe, which nobody reads any more."""
+    content["groups"] = [{"title": "Main", "seeds": 1, "runs": {"plain": PLAIN | {"logging_steps": 1}}}]
+    plan = plan_of(content, tmp_path)
+    command = [sys.executable, "recipes/ablation.py", "--workers", "1"]
+    command += ["--config", str(tmp_path / "plan.yaml"), "--root", str(tmp_path)]
+    with closed_pipe() as gone:
+        run = subprocess.run(command, cwd=ROOT, env=environment(), stdout=gone, stderr=gone, timeout=300)
+    assert run.returncode == 0
+    assert [row["name"] for row in read_rows(plan.output_dir / "rows.jsonl")] == ["plain"]
+    assert "plain" in (plan.output_dir / "tables.md").read_text(encoding="utf-8")
 
 
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
