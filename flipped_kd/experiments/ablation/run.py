@@ -20,8 +20,8 @@ from ...evaluation.comparison import SplitScores, combine, judge
 from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
 from ...utils.provenance import commit_of, device_name
-from .pair_scores import packed_splits
 from ...utils.screen import unfailing_screen
+from .pair_scores import packed_splits
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
 
