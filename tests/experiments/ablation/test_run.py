@@ -72,6 +72,25 @@ def test_a_plan_is_its_jobs_seeds_outermost(content: dict[str, Any], tmp_path: P
     assert [group.reference for group in plan.groups] == ["full", "full"]
 
 
+def test_values_of_a_plan_have_the_types_of_their_settings(content: dict[str, Any], tmp_path: Path) -> None:
+    """In settings of all runs, of a set and of a run, and in sweeps."""
+    text = yaml.safe_dump(content, sort_keys=False)
+    text = text.replace("base:\n", "base:\n  lr_scheduler_kwargs: {min_lr: 1e-6}\n  skip_bad_rows: off\n")
+    text = text.replace("  tiny:\n", "  on:\n    text_a_column: on\n")
+    text = text.replace("plain:\n", "no:\n      learning_rate: 1e-4\n      teacher_revision: 0012345\n")
+    text = text.replace("    margin:\n", "    max_grad_norm:\n    - 2e-1\n    label_column: [yes]\n    margin:\n")
+    (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+    plan = read_plan(tmp_path / "plan.yaml", tmp_path)
+    assert {job.set for job in plan.jobs} == {"on"}
+    runs = {job.name: job for job in plan.jobs}
+    assert set(runs) == {"no", "full", "max_grad_norm=0.2", "label_column=yes", "margin=0.0", "margin=0.08"}
+    assert runs["no"].settings["learning_rate"] == 1e-4 and runs["no"].settings["teacher_revision"] == "0012345"
+    student, data, config = settings_of(runs["no"], tmp_path / "run", tmp_path / "cache")
+    assert (data.text_a_column, data.teacher_revision, data.skip_bad_rows) == ("on", "0012345", False)
+    assert config.lr_scheduler_kwargs == {"min_lr": 1e-6} and config.learning_rate == 1e-4
+    assert json.loads(json.dumps(runs["no"].resolved))["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
+
+
 def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(content, tmp_path)
     (tmp_path / "elsewhere").mkdir()
