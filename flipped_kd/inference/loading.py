@@ -24,6 +24,7 @@ from ..students.probing import unwrapped
 from ..utils.checks import check_choice
 from ..utils.devices import weights_dtype
 from ..utils.hub_download import Access, fetch
+from ..utils.weight_files import check_weight_files
 
 logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,7 +65,8 @@ def local_folder(
         trust_remote_code: also fetch the repository's Python files.
 
     Raises:
-        ValueError: there is no such folder or repository, it cannot be had, or it lacks a contract file.
+        ValueError: there is no such folder or repository, it cannot be had, it lacks a contract file, or one of
+            its files is broken.
     """
     access = Access(token, cache_dir, trust_remote_code)
     if Path(name).is_dir():
@@ -168,6 +170,8 @@ def _check_contracts(folder: Path, name: str | os.PathLike[str], weights: bool) 
             f"{str(name)!r} holds {kind} without {', '.join(missing)}: a matcher reads what {OWN} has written. Save "
             "or download it again, with all its files."
         )
+    if weights:
+        check_weight_files(folder)
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:

@@ -18,6 +18,7 @@ from ...students.lora_encoder import LoraEncoder
 from ...teachers.loading import load_teacher
 from ...teachers.pair_scores import teacher_scores
 from ...teachers.suitability import check_scores, check_table, warnings_of
+from ...utils.weight_files import check_models
 from ..reports import check_report_file, labelled_pairs, show_report
 from ..runtime import shows_progress
 
@@ -25,6 +26,7 @@ from ..runtime import shows_progress
 def check_teacher(options: Namespace) -> None:
     """Judge a teacher on labelled pairs."""
     check_report_file(options.output)
+    check_models(options.teacher, options.student)
     pairs = labelled_pairs(options, options.pairs)
     held_out = None if options.validation is None else labelled_pairs(options, options.validation)
     teacher = load_teacher(

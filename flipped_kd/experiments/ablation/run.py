@@ -18,6 +18,7 @@ import numpy as np
 from ...evaluation.comparison import SplitScores, combine, judge
 from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
+from ...utils.weight_files import check_models
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
 
@@ -72,7 +73,8 @@ def run_plan(
         All finished rows.
 
     Raises:
-        ValueError: a peer is unknown, `workers` is below 1, or rows were made with other settings.
+        ValueError: a peer is unknown, `workers` is below 1, rows were made with other settings, or a file of a model
+            is broken.
         RuntimeError: runs have failed, the others are finished; or another process writes into the plan's folder.
     """
     if workers < 1:
@@ -94,6 +96,8 @@ def _run_pending(
     emit: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     jobs = pending(plan, read_rows(rows_file))
+    for models in {(job.settings.get("teacher"), job.settings.get("student")) for job in jobs}:
+        check_models(*models)
     total = len(plan.jobs)
     emit(f"{total - len(jobs)} of {total} runs are finished ({rows_file})")
     started, failed = time.monotonic(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flipped_kd.experiments.ablation.tables import (
     overview,
 )
 from flipped_kd.utils.locking import sole_writer
+from tests.broken_files import break_file
 from tests.cli.helpers import pair_rows, write_rows
 
 ROOT = Path(__file__).parents[3]
@@ -177,6 +179,14 @@ def test_runs_side_by_side_and_goes_on(
     good = Plan(plan.output_dir, tuple(job for job in plan.jobs if job.name != "bad"), plan.groups)
     assert run_plan(good, emit=said.append) == rows
     assert "2 of 2 runs are finished" in said[-1]
+
+
+def test_broken_models_are_named_before_any_run(content: dict[str, Any], tmp_path: Path) -> None:
+    student = Path(shutil.copytree(content["base"]["student"], tmp_path / "student"))
+    break_file(student / "model.safetensors", "cut")
+    content["groups"][0]["runs"]["full"] = content["groups"][1]["runs"]["full"] = {"student": str(student)}
+    with pytest.raises(ValueError, match=r"student/model\.safetensors is broken or truncated"):
+        run_plan(plan_of(content, tmp_path))
 
 
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
