@@ -1,4 +1,4 @@
-"""What "auto" loads weights in, by device and precision; GPUs are told of, not had."""
+"""What "auto" loads weights in, by device and precision (GPUs are told of, not had); vocabularies that do not fit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from flipped_kd.inference.loading import resolved_dtype
-from flipped_kd.students.loading import load_student
+from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.training import setup as trainer_setup
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
-from tests.invariants.training import settings
+from tests.invariants.training import lora, settings
 
 GPU = torch.device("cuda")
 
@@ -84,6 +87,7 @@ def test_a_student_with_fewer_embeddings_than_tokens_is_refused_before_training(
     tokenizer = load_tokenizer(student_dir)
     small.resize_token_embeddings(tokenizer.vocab_size - 1)
     small.save_pretrained(tmp_path / "small")
-    with pytest.raises(ValueError, match=r"token ids up to \d+, the model \w+ has embeddings for \d+: give the model's"):
+    with pytest.raises(
+        ValueError, match=r"token ids up to \d+, the model \w+ has embeddings for \d+: give the model's"
+    ):
         build(model=str(tmp_path / "small"))
-
