@@ -37,6 +37,7 @@ from ..utils.devices import use_cpu_threads
 from ..utils.locking import sole_writer
 from ..utils.provenance import device_name, library_versions, shown_command, shown_name
 from ..utils.screen import unfailing_screen
+from ..utils.weight_files import check_models
 from .arguments import DataArguments, StudentArguments
 from .artifacts import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
@@ -165,6 +166,7 @@ def _check_named(student: StudentArguments, data: DataArguments) -> None:
     for name, value in (("student", student.student), ("teacher", data.teacher)):
         if value is None:
             raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
+    check_models(data.teacher, student.student)
     if data.seeds < 1:
         raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
 

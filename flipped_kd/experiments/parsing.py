@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
+
+from .yaml_settings import plain, read_yaml, typed
 
 
 def parse_settings(
@@ -20,7 +21,8 @@ def parse_settings(
     """Read dataclasses from recipe defaults, a YAML file (`--config FILE`) and flags; later sources win.
 
     Values of the first two go through the same type check as flags. A YAML list for a string field stands for its
-    comma-separated form ([3, 4] for "3,4").
+    comma-separated form ([3, 4] for "3,4"), and a bare word is text there (`text_a_column: on`), whatever YAML takes
+    it for.
 
     Args:
         classes: dataclasses to fill.
@@ -39,7 +41,7 @@ def parse_settings(
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     found, flags = finder.parse_known_args(list(argv))
-    types = {name: hint for cls in classes for name, hint in _field_types(cls).items()}
+    types = {name: hint for cls in classes for name, hint in field_types(cls).items()}
     values = _as_flags(defaults or {}, types, "the recipe's defaults")
     if found.config is not None:
         values |= _as_flags(_read_yaml(found.config), types, str(found.config))
@@ -56,7 +58,8 @@ def parse_settings(
     return tuple(parsed[: len(classes)])
 
 
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
@@ -64,14 +67,11 @@ def _field_types(cls: type) -> dict[str, Any]:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"--config {path}: no such file.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    values = read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(values).__name__}.")
+        raise ValueError(f"{path} must hold 'key: value' lines, not a {type(plain(values)).__name__}.")
     return values
 
 
@@ -83,12 +83,11 @@ def _as_flags(values: Mapping[str, Any], types: Mapping[str, Any], where: str) -
             raise ValueError(f"{where}: unknown key {name!r}{_suggestion(str(name), types, '')}")
         allowed = [typing.get_origin(kind) or kind for kind in typing.get_args(types[name]) or (types[name],)]
         allowed.append(typing.get_origin(types[name]) or types[name])
+        value = typed(value, types[name])
         if value is None and type(None) not in allowed:
             raise ValueError(f"{where}: {name} has no value: give one, or leave the line out.")
         if isinstance(value, bool) and bool not in allowed:
-            value = "yes" if value else "no"  # YAML reads the bare words yes and no as booleans
-        if isinstance(value, list) and list not in allowed and str in allowed:
-            value = ",".join(str(part) for part in value)
+            value = "yes" if value else "no"
         if isinstance(value, list | dict) and type(value) not in allowed:
             raise ValueError(f"{where}: {name}={value!r} is a {type(value).__name__}: give a single value.")
         flags[name] = value if value is None or isinstance(value, list | dict) else str(value)

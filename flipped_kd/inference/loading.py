@@ -11,19 +11,21 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt
+from ..students.base_weights import check_same_base
 from ..students.gguf import GgufBase, check_same_file, is_gguf
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora import without_deprecations
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from ..students.probing import unwrapped
+from ..students.vocabulary import check_vocabulary
 from ..utils.checks import check_choice
 from ..utils.devices import weights_dtype
 from ..utils.hub_download import Access, fetch
+from ..utils.weight_files import check_weight_files
 
 logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,7 +66,8 @@ def local_folder(
         trust_remote_code: also fetch the repository's Python files.
 
     Raises:
-        ValueError: there is no such folder or repository, it cannot be had, or it lacks a contract file.
+        ValueError: there is no such folder or repository, it cannot be had, it lacks a contract file, or one of
+            its files is broken.
     """
     access = Access(token, cache_dir, trust_remote_code)
     if Path(name).is_dir():
@@ -100,7 +103,8 @@ def load_matcher(
         access: for a base on the Hub.
 
     Raises:
-        ValueError: a contract is broken or of a newer release, or the adapter does not fit the base.
+        ValueError: a contract is broken or of a newer release, the adapter does not fit the base, or the
+            base's weights are not those that it was trained on.
     """
     access = access or Access()
     encoder = LoraEncoder.from_pretrained(folder)
@@ -123,7 +127,10 @@ def load_matcher(
     else:
         model = load_student(folder, dtype=dtype, trust_remote_code=access.trust_remote_code)
         encoder.attach_merged(model, folder)
-    _check_vocabulary(model, tokenizer, prompt, folder if base_model is None else base_model)
+    embedding: Any = unwrapped(model).get_input_embeddings()
+    shown = repr(str(folder if base_model is None else base_model))
+    why = "it is not the base that the adapter was trained on."
+    check_vocabulary(embedding.weight.shape[0], tokenizer, prompt, shown, why)
     return LoadedModel(model.to(device).eval(), tokenizer, prompt, encoder, match_score)  # type: ignore[arg-type]
 
 
@@ -168,6 +175,8 @@ def _check_contracts(folder: Path, name: str | os.PathLike[str], weights: bool) 
             f"{str(name)!r} holds {kind} without {', '.join(missing)}: a matcher reads what {OWN} has written. Save "
             "or download it again, with all its files."
         )
+    if weights:
+        check_weight_files(folder)
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
@@ -211,6 +220,7 @@ def _load_adapted(
             f"the base {str(name)!r} of the adapter in {folder} cannot be loaded: {error} If it has moved, give "
             "base_model='its folder or Hub id'."
         ) from error
+    check_same_base(folder, base, name)
     misfit = f"the adapter in {folder} does not fit the base {str(name)!r}; it was trained on " + (
         f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
     )
@@ -229,16 +239,3 @@ def _load_adapted(
     if unfilled:
         raise ValueError(f"{misfit}: {len(unfilled)} of its weights, such as {unfilled[0]!r}, have no counterpart.")
     return model
-
-
-def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt, name: Any) -> None:
-    """Raise ValueError if the tokenizer gives ids for which the model has no embedding."""
-    embedding: Any = unwrapped(model).get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    fixed = max(*prompt.prefix_ids, *prompt.middle_ids, *prompt.suffix_ids, *prompt.answer_ids)
-    largest = max(fixed, tokenizer.vocab_size - 1)
-    if largest >= rows:
-        raise ValueError(
-            f"the tokenizer gives token ids up to {largest}, the model {str(name)!r} has embeddings for {rows}: it is "
-            "not the base that the adapter was trained on."
-        )

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraModel
 
 from ..inference.loading import load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE
+from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
 from ..students.gguf import GgufBase
 from ..students.lora_encoder import LoraEncoder
@@ -79,6 +80,8 @@ def combine_adapters(
         folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=Access(token)
     )
     loaded.encoder.detach()
+    for folder in folders[1:]:
+        check_same_base(folder, loaded.model, base)
     model = _combined(cast(PeftModel, loaded.model), folders, weights, method, options)
     model.peft_config["default"].base_model_name_or_path = base
     model.peft_config["default"].revision = revision
@@ -97,8 +100,9 @@ def combine_adapters(
         modules = [adapted[module.name] for module in loaded.encoder.modules]
         LoraEncoder(modules, pooling=loaded.encoder.pooling).save_pretrained(partial)
         gguf = GgufBase.from_pretrained(folders[0])
-        if gguf is not None:
-            gguf.save_pretrained(partial)
+        for record in (gguf, BaseWeights.of(model)):
+            if record is not None:
+                record.save_pretrained(partial)
     write_card(target, plots=False)
     return target
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from ..evaluation.match_score import SCORE_FILE
 from ..inference.loading import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, local_folder
 from ..prompts.pair_prompt import PROMPT_FILE
+from ..students.base_weights import BASE_FILE
 from ..students.gguf import GGUF_FILE
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE
 from ..utils.redaction import known_tokens
@@ -44,15 +45,15 @@ CROSS_ENCODER_FILES = (
     "config_sentence_transformers.json",
     "1_LogitScore/config.json",
 )
-CONTRACT_FILES = (PROMPT_FILE, ENCODER_FILE, MATRICES_FILE, SCORE_FILE, MERGE_FILE, GGUF_FILE)
+CONTRACT_FILES = (PROMPT_FILE, ENCODER_FILE, MATRICES_FILE, SCORE_FILE, MERGE_FILE, GGUF_FILE, BASE_FILE)
 DOCUMENT_FILES = (CARD_FILE, "LICENSE*", "NOTICE*", "*.png", "*.svg", "plots/*.png", "plots/*.svg")
 ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + CONTRACT_FILES + DOCUMENT_FILES
 TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 # What a reader's tools would act on if an earlier push left it behind.
 MERGED_FILES = (*MODEL_FILES, *CROSS_ENCODER_FILES, MATRICES_FILE, MERGE_FILE)
 REPLACED = {
-    "adapter": (SCORE_FILE, GGUF_FILE, *MERGED_FILES),
-    "merged model": (SCORE_FILE, GGUF_FILE, *MERGED_FILES, *ADAPTER_FILES),
+    "adapter": (SCORE_FILE, GGUF_FILE, BASE_FILE, *MERGED_FILES),
+    "merged model": (SCORE_FILE, GGUF_FILE, BASE_FILE, *MERGED_FILES, *ADAPTER_FILES),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.hub import resolve_revision
 
 from ..utils.devices import has_bfloat16
+from ..utils.weight_files import check_models
 from .gguf import gguf_path, is_gguf, load_gguf_config, load_gguf_tokenizer, make_ordinary
 from .probing import is_sharded, probe_rows
 
@@ -56,13 +58,14 @@ def load_student(
         download: options of the download of a GGUF file: token, cache_dir.
 
     Raises:
-        ValueError: it is no causal language model, or cannot be loaded.
+        ValueError: it is no causal language model, a file of it is broken, or it cannot be loaded.
         ImportError: `load_in_4bit` without bitsandbytes, a GGUF file without gguf.
     """
     if dtype == "auto":
         dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     if is_gguf(name):
         return _load_gguf(name, revision, dtype, load_in_4bit, download or {})
+    check_models(name)
     # Of one commit, which the adapter then names: its base must not become another one when a branch moves.
     revision = resolve_revision(name, revision)
     try:
@@ -85,6 +88,11 @@ def load_student(
             output_loading_info=True,
             **(_in_4bit() if load_in_4bit else {}),
         )
+    except SafetensorError as error:  # of a download; files in a folder have been looked at
+        raise ValueError(
+            f"the weights of student {str(name)!r} are broken or truncated ({error}): remove them from the Hub's "
+            "cache (`hf cache rm`) and download them again."
+        ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"student {str(name)!r} cannot be loaded: {error} {SOURCES}") from error
     model, report = loaded

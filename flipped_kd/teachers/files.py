@@ -10,6 +10,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..utils.weight_files import check_weight_files
+
 # What is fetched from the Hub: no pickle is ever downloaded.
 SAFE_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin", "*.ckpt", "*.pkl", "*.pickle", "*.pt", "*.pth")
@@ -119,8 +121,8 @@ def model_class_of(folder: Path, name: str) -> type[SentenceTransformer] | type[
     )
 
 
-def refuse_pickles(folder: Path, name: str) -> None:
-    """Raise ValueError if a part of the model has pickled weights and no safetensors beside them."""
+def check_files(folder: Path, name: str) -> None:
+    """Raise ValueError if a part of the model has broken weights, or pickled ones and no safetensors beside them."""
     skipped = ("checkpoint-", "onnx", "openvino", ".")
     folders = [folder] + [
         path
@@ -128,6 +130,7 @@ def refuse_pickles(folder: Path, name: str) -> None:
         if path.is_dir() and not any(part.startswith(skipped) for part in path.relative_to(folder).parts)
     ]
     for place in folders:
+        check_weight_files(place)
         pickles = sorted(path.name for pattern in PICKLED_WEIGHTS for path in place.glob(pattern))
         if pickles and not any(place.glob("*model*.safetensors")):
             raise ValueError(

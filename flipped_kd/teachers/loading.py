@@ -10,7 +10,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from .bi_encoder import BiEncoderTeacher
 from .cross_encoder import CrossEncoderTeacher
-from .files import KIND_REMEDY, KIND_RULE, model_class_of, name_of_model, refuse_pickles, resolve_model
+from .files import KIND_REMEDY, KIND_RULE, check_files, model_class_of, name_of_model, resolve_model
 
 
 def load_teacher(
@@ -39,8 +39,8 @@ def load_teacher(
 
     Raises:
         TypeError: if `teacher` is neither a name nor a bi- or cross-encoder.
-        ValueError: if the model cannot be found, is of no usable kind, has only pickled weights, has several labels,
-            or gives no vector; also for a revision of something that is not on the Hub.
+        ValueError: if the model cannot be found, is of no usable kind, has only pickled weights or broken ones, has
+            several labels, or gives no vector; also for a revision of something that is not on the Hub.
     """
     if revision is not None and (not isinstance(teacher, str) or Path(teacher).is_dir()):
         raise ValueError(
@@ -51,7 +51,7 @@ def load_teacher(
         model = teacher if device is None else teacher.to(device)
     elif isinstance(teacher, str | Path):
         name, found_revision, folder = resolve_model(teacher, revision, trust_remote_code)
-        refuse_pickles(folder, name)
+        check_files(folder, name)
         model_class = model_class_of(folder, name)
         try:
             model = model_class(

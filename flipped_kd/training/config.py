@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from ..utils.checks import require, require_integer
 from ..utils.devices import has_bfloat16
@@ -29,6 +29,10 @@ DIST_LOSSES = (
     "angle",
     "pearson",
 )
+
+# Metrics of an evaluation that are better the lower they are, by their endings. transformers knows "loss" alone, and
+# would keep the worst checkpoint by loss_dist.
+LOWER_IS_BETTER = ("loss", "loss_sup", "loss_dist", "loss_mcl", "dropped_positive", "dropped_negative")
 
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
@@ -211,7 +215,13 @@ class FlippedDistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._resolve_precision()
         self._resolve_checkpointing()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
+        if self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            # Both take every metric for a loss unless they are told.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **(_mapping(self.lr_scheduler_kwargs) or {})}
         # Trainer hands this to Accelerator; TrainingArguments would let the launcher override an explicit fp32.
         self.mixed_precision = "no" if self.precision == "fp32" else self.precision
         self._check_method()

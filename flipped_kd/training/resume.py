@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, has_length
 
@@ -34,7 +35,8 @@ class ResumingTrainer(Trainer):
     """A Trainer whose `train(resume_from_checkpoint=True)` serves the first start and every other.
 
     It goes on from the newest complete checkpoint, or starts at step 0 where there is none. On a CPU the weights and
-    the log are then those of a run that was never stopped, bit for bit.
+    the log are then those of a run that was never stopped, bit for bit. Callbacks go on with what they had counted;
+    their own settings, such as a greater patience, are those of the new call.
     """
 
     _resumed = False
@@ -131,18 +133,51 @@ class ResumingTrainer(Trainer):
 
     def _stopped_at(self, checkpoint: Path) -> bool:
         """Whether a restored callback, such as early stopping, had ended the run at this checkpoint."""
-        if not self.args.restore_callback_states_from_checkpoint:
-            return False
         state = _state_of(checkpoint)
         callbacks: Any = state.stateful_callbacks or {}  # names and values in a file, where transformers says a list
+        if not self.args.restore_callback_states_from_checkpoint:
+            # Others may have ended it for a reason that is gone, such as the time that was up.
+            return any(
+                saved["attributes"].get("early_stopping_patience_counter", 0) >= callback.early_stopping_patience
+                for callback, saved in self._saved_callbacks(callbacks)
+                if isinstance(callback, EarlyStoppingCallback)
+            )
         control = callbacks.get("TrainerControl", {}).get("args", {})
         return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
 
     # ---- Going on ----
 
+    def _load_callback_state(self) -> None:
+        """Give callbacks back what they had counted, such as early stopping's patience.
+
+        transformers does so only where restore_callback_states_from_checkpoint asks for it, and then takes their
+        settings from the checkpoint too, and the wish to stop of whatever callback had ended the run.
+        """
+        if self.args.restore_callback_states_from_checkpoint:
+            super()._load_callback_state()
+            return
+        states: Any = self.state.stateful_callbacks
+        for callback, saved in self._saved_callbacks(states):
+            for name, value in saved["attributes"].items():
+                setattr(callback, name, value)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):  # Trainer's next checkpoint expects a place for each
+                states.setdefault(type(callback).__name__, callback.state())
+
+    def _saved_callbacks(self, states: Mapping[str, Any]) -> list[tuple[TrainerCallback, dict[str, Any]]]:
+        """Each callback of this trainer that a checkpoint holds a state of, and that state."""
+        found: list[tuple[TrainerCallback, dict[str, Any]]] = []
+        for name, saved in states.items():
+            own = [callback for callback in self.callback_handler.callbacks if type(callback).__name__ == name]
+            # Of several of one kind Trainer adds the states to a list at each save: the last ones are the newest.
+            kept = saved[-len(own) :] if isinstance(saved, list) else [saved]
+            found += [(callback, {"attributes": {}, **state}) for callback, state in zip(own, kept, strict=False)]
+        return found
+
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         self._evaluate_if_missed(kwargs["trial"])
-        if self._nothing_left():  # Trainer would make a step before it looks
+        # Trainer would make a step before it looks; an evaluation that was made up for may have ended the run.
+        if self._nothing_left() or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         # Trainer sets the epoch after it has wrapped the loader to skip batches, and then does not reach the sampler

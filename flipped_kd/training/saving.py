@@ -21,6 +21,8 @@ from ..publishing.errors import failure_of
 from ..publishing.files import CARD_FILE, uploadable
 from ..publishing.publish import PublishReport, publish
 from ..publishing.push import open_repository, refuse_local_gguf
+from ..students.base_weights import BASE_FILE, BaseWeights
+from ..students.gguf import GGUF_FILE
 from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
 from .checkpoints import CheckpointingTrainer
 
@@ -34,6 +36,8 @@ class PublishingTrainer(CheckpointingTrainer):
     prompt: PairPrompt
     encoder: LoraEncoder
     match_score: MatchScore | None
+    # None where the base is quantised or sharded.
+    base_weights: BaseWeights | None = None
     # The step whose weights the match score was fitted on.
     scored_step: int | None
     processing_class: PreTrainedTokenizerBase
@@ -50,9 +54,12 @@ class PublishingTrainer(CheckpointingTrainer):
         self.processing_class.save_pretrained(folder)
         self.prompt.save_pretrained(folder)
         self.encoder.save_pretrained(folder)
-        base = getattr(student.get_base_model(), "gguf_base", None)
-        if base is not None:
-            base.save_pretrained(folder)
+        records = {GGUF_FILE: getattr(student.get_base_model(), "gguf_base", None), BASE_FILE: self.base_weights}
+        for name, record in records.items():
+            if record is not None:
+                record.save_pretrained(folder)
+            else:  # one that is there is of another base
+                (folder / name).unlink(missing_ok=True)
         if self.match_score is not None and self.scored_step == self.state.global_step:
             self.match_score.save_pretrained(folder)
         else:  # one that is there was fitted on other weights
@@ -63,11 +70,18 @@ class PublishingTrainer(CheckpointingTrainer):
             logger.warning("no card was written into %s", folder, exc_info=True)
 
     def check_contracts(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint of another encoder or prompt, such as the defaults of an earlier release.
+        """Refuse a checkpoint of another encoder, prompt or base, such as the defaults of an earlier release.
 
         Raises:
             ValueError: they differ; the message names the settings that decide them.
         """
+        base = BaseWeights.from_pretrained(checkpoint)
+        difference = None if base is None else base.difference(self.base_weights)
+        if difference is not None:
+            raise ValueError(
+                f"{checkpoint} was trained on other weights than this student's: {difference}. Give the student it "
+                "was trained on, or start anew in another output_dir."
+            )
         encoder = LoraEncoder.from_pretrained(checkpoint) if (checkpoint / ENCODER_FILE).is_file() else self.encoder
         if encoder.to_dict() != self.encoder.to_dict():
             layers = ",".join(str(layer) for layer in sorted({module.layer for module in encoder.modules}))

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationMethod
 
 from ..prompts.pair_prompt import PairPrompt
@@ -23,6 +23,7 @@ from ..students.loading import check_causal, load_student
 from ..students.lora import add_adapter, default_lora, keep_input_precision
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device, is_sharded
+from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.bi_encoder import BiEncoderTeacher
 from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..teachers.loading import load_teacher
@@ -60,7 +61,9 @@ def prepare_student(
         if peft_config is not None:
             raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
         check_adapter(model)
-        check_causal(cast(PreTrainedModel, model.get_base_model()))
+        base = cast(PreTrainedModel, model.get_base_model())
+        check_not_resized(base)
+        check_causal(base)
         return model
     if getattr(model, "quantization_method", None) == QuantizationMethod.GGUF:
         raise ValueError(
@@ -75,12 +78,22 @@ def prepare_student(
                 "the student carries the adapter of an earlier trainer: load the model afresh, or give the PeftModel "
                 "itself."
             )
+        check_not_resized(model)
         check_causal(model)
     else:
         raise ValueError(
             f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
         )
     return add_adapter(model, peft_config or default_lora())
+
+
+def check_tokens(student: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt) -> None:
+    """Refuse a tokenizer with more entries than the student has embeddings: the adapter could not be loaded."""
+    if not is_sharded(student):
+        base = cast(PreTrainedModel, student.get_base_model())
+        embedding: Any = base.get_input_embeddings()
+        why = "give the model's own tokenizer; or resize the model, save both into one folder, and give that."
+        check_vocabulary(embedding.weight.shape[0], tokenizer, prompt, type(base).__name__, why)
 
 
 def speed_up_student(student: PeftModel, device: torch.device) -> None:

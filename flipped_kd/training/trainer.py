@@ -34,6 +34,7 @@ from ..losses.build import build_loss
 from ..losses.flipped import SimilarityTerms, own_pairs
 from ..prompts.pair_prompt import PairPrompt
 from ..students.answer_head import accepts_logits_to_keep, keep_head_precision
+from ..students.base_weights import BaseWeights
 from ..students.loading import load_tokenizer, padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..teachers.bi_encoder import BiEncoderTeacher
@@ -58,6 +59,7 @@ from .setup import (
     check_batches,
     check_cached,
     check_streamed,
+    check_tokens,
     check_without_steps,
     name_of,
     prepare_student,
@@ -147,10 +149,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config, args)
+        self.base_weights = BaseWeights.of(student)
         speed_up_student(student, args.device)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
+        check_tokens(student, tokenizer, self.prompt)
         self.encoder = LoraEncoder.from_model(
             student,
             layers=args.encoder_layers,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flipped_kd.experiments.recipe import run_recipe
-from tests.distributed.leaving import leave_together
+from tests.distributed.leaving import leave, leave_together
 from tests.invariants.training import RecordingTrainer, lora, settings, trainable
 
 STEPS, SAVED, KILLED_AT = 6, 3, 5
@@ -84,8 +84,8 @@ def main(folder: Path, task: str) -> None:
     `scored`: the same after the pairs have been scored; `recipe`, the last: a recipe's comparison."""
     for name in task.split(","):
         if name == "recipe":
-            recipe(folder)
-            return
+            recipe(folder)  # which ends with end_together
+            leave()
         if name == "killed":
             make(folder, "resumed", KillRank()).train(resume_from_checkpoint=True)
         trainer = make(folder, name)

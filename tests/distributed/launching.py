@@ -24,11 +24,15 @@ class HangError(AssertionError):
 
 def launch(module: str, *arguments: object, ranks: int = 2) -> None:
     """Run `python -m module arguments` on so many CPU ranks; fails with the end of what they wrote."""
-    command = [
+    complete(lambda: start(torchrun(ranks), module, *arguments))
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The command that starts so many ranks of this machine."""
+    return [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
         *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
     ]
-    complete(lambda: start(command, module, *arguments))
 
 
 def complete(begin: Callable[[], subprocess.Popen[str]], timeout: float = 300) -> str:

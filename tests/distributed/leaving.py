@@ -9,11 +9,16 @@ from flipped_kd.training.processes import end_together
 
 
 def leave_together() -> None:
-    """End all ranks together, and this process at once.
+    """End all ranks together, and this process at once."""
+    end_together()
+    leave()
+
+
+def leave() -> None:
+    """End this process at once, after `end_together`.
 
     A rank hung once in hundreds of runs after all of its work, while Python gave back what the script had made.
     """
-    end_together()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from flipped_kd.experiments.report.page import write_page
 from flipped_kd.experiments.splits import SPLITS, load_splits
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.utils.locking import sole_writer
+from tests.broken_files import break_file
 from tests.cli.helpers import closed_pipe
 from tests.conftest import comparison_settings
 
@@ -194,6 +196,20 @@ def test_models_must_be_named(tmp_path: Path) -> None:
         run_comparison(
             StudentArguments(), DataArguments(teacher="t"), FlippedDistillationConfig(output_dir=str(tmp_path))
         )
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_broken_models_are_named_before_the_teacher_scores(
+    student_dir: Path, teacher_dir: Path, tmp_path: Path, role: str
+) -> None:
+    models = {"student": student_dir, "teacher": teacher_dir}
+    models[role] = Path(shutil.copytree(models[role], tmp_path / role))
+    break_file(models[role] / "model.safetensors", "pointer")
+    student, data = StudentArguments(str(models["student"])), DataArguments(teacher=str(models["teacher"]))
+    config = comparison_settings(tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"{role}/model\.safetensors is a pointer of Git LFS"):
+        run_comparison(student, data, config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_another_command_writes_into_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -84,6 +84,18 @@ def test_several_classes_are_filled_at_once(tmp_path: Path) -> None:
         ("maybe: 2", "maybe", 2.0),
         ("names: [a, b]", "names", ["a", "b"]),
         ("options: {use_reentrant: false}", "options", {"use_reentrant": False}),
+        ("name: on", "name", "on"),
+        ("name: True", "name", "True"),
+        ("name: 0123456", "name", "0123456"),  # a commit, not a number of base 8
+        ("name: 12e4567", "name", "12e4567"),
+        ("name: 1_000", "name", "1_000"),
+        ("name: 2024-01-31", "name", "2024-01-31"),
+        ("name: [on, 010]", "name", "on,010"),
+        ("names: [a, no, 1]", "names", ["a", "no", "1"]),
+        ("loud: on", "loud", True),
+        ("quick: off", "quick", False),
+        ("max_length: 1_000", "max_length", 1000),
+        ("maybe: 1e-6", "maybe", 1e-6),
         ("# nothing", "margin", 0.06),
     ],
 )
@@ -91,6 +103,28 @@ def test_yaml_values_get_the_type_of_their_field(tmp_path: Path, yaml: str, name
     value = getattr(read(tmp_path, yaml), name)
     assert value == expected
     assert type(value) is type(expected)
+
+
+def test_values_inside_of_mappings_are_read_as_numbers_and_truth_values(tmp_path: Path) -> None:
+    yaml = 'options: {a: 1e-6, b: 1E5, c: .5e-1, d: no, e: "1e-6", f: [2e-3, on, x], g: {h: 1.0e-3, on: 3}, i: null}'
+    options: Any = read(tmp_path, yaml).options
+    assert options == {
+        **{"a": 1e-6, "b": 1e5, "c": 0.05, "d": False, "e": "1e-6"},
+        **{"f": [0.002, True, "x"], "g": {"h": 0.001, "on": 3}, "i": None},
+    }
+    assert type(options["a"]) is type(options["b"]) is float and options["d"] is False
+
+
+def test_a_schedule_and_a_column_of_a_recipe_are_what_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "text_a_column: on\nteacher_revision: 0012345\nlr_scheduler_type: cosine_with_min_lr\n"
+        "lr_scheduler_kwargs: {min_lr: 1e-6}\nsave_strategy: no\neval_strategy: off\n"
+    )
+    _, data, config = parse_settings(CLASSES, ["--config", str(path), "--output_dir", str(tmp_path)])
+    assert (data.text_a_column, data.teacher_revision) == ("on", "0012345")
+    assert config.lr_scheduler_kwargs == {"min_lr": 1e-6}
+    assert config.save_strategy == config.eval_strategy == "no"
 
 
 @pytest.mark.parametrize(

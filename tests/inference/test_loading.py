@@ -18,6 +18,7 @@ from flipped_kd import FlippedMatcher
 from flipped_kd.inference.loading import resolved_dtype
 from flipped_kd.publishing.merge import merge_adapter
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
+from tests.broken_files import BREAKS, break_file
 from tests.hub.fixtures import connected
 from tests.hub.server import LoopbackHub
 
@@ -126,11 +127,27 @@ def test_newer_and_broken_contracts(copies: dict[str, Path], kind: str, name: st
             load(copies[kind])
 
 
-def test_damaged_weights(copies: dict[str, Path]) -> None:
-    path = copies["adapter"] / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors cannot be read"):
-        load(copies["adapter"])
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("adapter", "adapter_model.safetensors"),
+        ("adapter", "tokenizer.json"),
+        ("base", "model.safetensors"),
+        ("merged", "model.safetensors"),
+        ("merged", "lora_encoder.safetensors"),
+    ],
+)
+def test_damaged_files(copies: dict[str, Path], kind: str, name: str, how: str) -> None:
+    path = copies[kind] / name
+    break_file(path, how)
+    cut = name == "tokenizer.json" and how != "pointer"
+    said = rf"tokenizer of '{path.parent}' cannot be loaded" if cut else f"{path} is {BREAKS[how]}"
+    with pytest.raises(ValueError, match=said):
+        if kind == "base":
+            load(copies["adapter"], base_model=copies["base"])
+        else:
+            load(copies[kind])
 
 
 def test_other_adapters_and_folders(copies: dict[str, Path], tmp_path: Path) -> None:

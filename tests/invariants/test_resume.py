@@ -124,21 +124,74 @@ def test_evaluating_does_not_change_what_is_trained(
     assert_equal(trainable(trainer.model), whole[1])
 
 
-def test_a_run_that_ended_early_has_ended(make: Any) -> None:
-    """Nothing improves at learning rate 0, so the second evaluation ends the run."""
-    changes = {
-        "learning_rate": 0.0,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "save_steps": 2,
-        "metric_for_best_model": "eval_loss",
-        "restore_callback_states_from_checkpoint": True,
-    }
+# Nothing improves at learning rate 0: the first evaluation is the best, each later one counts against the patience.
+IMPATIENT: dict[str, Any] = {
+    "learning_rate": 0.0,
+    "max_steps": 12,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "save_total_limit": 1,
+    "metric_for_best_model": "eval_loss",
+}
+
+
+@pytest.mark.parametrize("restore", [False, True], ids=["by default", "as transformers restores"])
+def test_a_run_that_ended_early_has_ended(make: Any, restore: bool) -> None:
+    """The second evaluation ends the run."""
+    out, changes = f"early-{restore}", IMPATIENT | {"restore_callback_states_from_checkpoint": restore}
     with pytest.raises(Stopped):
-        make("early", EarlyStoppingCallback(1), StopAt(saved=4), **changes).train()
-    trainer = make("early", EarlyStoppingCallback(1), **changes)
+        make(out, EarlyStoppingCallback(1), StopAt(saved=4), **changes).train()
+    trainer = make(out, EarlyStoppingCallback(1), **changes)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("patience", [(2,), (4, 2)], ids=["one callback", "two of a kind"])
+def test_patience_goes_on_where_it_was(make: Any, patience: tuple[int, ...]) -> None:
+    """Evaluations 4 and 6 are no better than 2: the run ends at 6, resumed after 4 or not."""
+    out = f"patience-{len(patience)}"
+    with pytest.raises(Stopped):
+        make(out, *map(EarlyStoppingCallback, patience), StopAt(saved=4), **IMPATIENT).train()
+    trainer = make(out, *map(EarlyStoppingCallback, patience), **IMPATIENT)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+
+
+def test_more_patience_than_before_goes_on(make: Any) -> None:
+    make("patient", EarlyStoppingCallback(1), **IMPATIENT).train()
+    trainer = make("patient", EarlyStoppingCallback(3), **IMPATIENT)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8  # one evaluation had been counted, the third one is at 8
+
+
+def test_a_made_up_evaluation_ends_a_run_without_another_step(make: Any) -> None:
+    """Killed between the checkpoint and the evaluation of the second epoch's end, which would have ended it."""
+    changes = IMPATIENT | {"max_steps": 24, "eval_strategy": "epoch", "save_steps": 8}
+    with pytest.raises(Stopped):
+        make("late", EarlyStoppingCallback(1), StopAt(saved=16), **changes).train()
+    trainer = make("late", EarlyStoppingCallback(1), **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 16
+
+
+class TimeIsUp(TrainerCallback):
+    """Ends a run for a reason that is gone when it is resumed."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 4:
+            control.should_training_stop = True
+
+
+def test_a_run_that_another_callback_ended_goes_on(make: Any) -> None:
+    """With an early stopping that had not run out, or that is new."""
+    for name, before in (("counted", [EarlyStoppingCallback(9)]), ("new", [])):
+        make(f"time-{name}", *before, TimeIsUp(), **IMPATIENT).train()
+        trainer = make(f"time-{name}", EarlyStoppingCallback(9), **IMPATIENT)
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 12
 
 
 def test_groups_of_like_length_are_drawn_by_seed_and_epoch() -> None:

@@ -27,6 +27,7 @@ CHECKPOINT = {
     "_manifest.json",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "base_weights.json",
     "lora_encoder.json",
     "match_score.json",
     "optimizer.pt",

@@ -76,6 +76,16 @@ def test_training_goes_on_after_the_best_model_was_loaded(build: Any) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in trainable(trainer.model).items())
 
 
+@pytest.mark.parametrize("term", ["loss_dist", "loss_sup", "loss_mcl"])
+def test_the_best_checkpoint_by_a_term_of_the_loss_has_the_lowest(build: Any, term: str) -> None:
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = build(**every, max_steps=8, load_best_model_at_end=True, metric_for_best_model=term)
+    trainer.train()
+    found = [line[f"eval_{term}"] for line in trainer.state.log_history if f"eval_{term}" in line]
+    assert len(set(found)) > 1
+    assert trainer.state.best_metric == min(found)
+
+
 # ---- Real models --------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.publishing.combine import combine_adapters
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.publishing.merge_weights import merge_weights
+from flipped_kd.students.base_weights import BaseWeights
+from flipped_kd.students.loading import load_student
 from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 
@@ -87,10 +90,26 @@ def test_contracts_of_the_combined_adapter(tmp_path: Path, two: list[Path], base
     names = {path.name for path in folder.iterdir()}
     contracts = {"pair_prompt.json", "lora_encoder.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
     # No match score: that of the parts was fitted on other log-odds.
-    assert names == contracts | {"adapter_config.json", "adapter_model.safetensors"}
+    assert names == contracts | {"adapter_config.json", "adapter_model.safetensors", "base_weights.json"}
     assert (folder / "pair_prompt.json").read_bytes() == (two[0] / "pair_prompt.json").read_bytes()
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     assert str(tmp_path) not in (folder / "README.md").read_text()
+
+
+def test_an_adapter_of_other_weights_is_not_combined(
+    tmp_path: Path, two: list[Path], base: Path, tokenizer: Any
+) -> None:
+    """It names the same base, which was another one in memory, or has been overwritten since."""
+    other = Path(shutil.copytree(two[1], tmp_path / "other"))
+    model = load_student(base, dtype="float32")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.1)
+    record = BaseWeights.of(model)
+    assert record is not None
+    record.save_pretrained(other)
+    with pytest.raises(ValueError, match=r"is not what the adapter in .*/other was trained on: 1 of \d+ weights"):
+        combine_adapters([two[0], other], tmp_path / "combined")
+    assert not (tmp_path / "combined").exists()
 
 
 def test_methods_with_options(tmp_path: Path, two: list[Path]) -> None:

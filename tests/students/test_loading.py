@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from flipped_kd.students.loading import check_causal, load_student, load_tokenizer
+from tests.broken_files import BREAKS, break_file
 from tests.students.small_models import QWEN, SIZES, bert
 
 # ---- Loading ---------------------------------------------------------------------------------------------
@@ -89,6 +91,21 @@ def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
     torch.save(Qwen2ForCausalLM(QWEN).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot be loaded.*safetensors.*pickles.*never loaded"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_broken_files_are_named_before_anything_is_loaded(
+    student_dir: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    folder = Path(shutil.copytree(student_dir, tmp_path / "student"))
+    break_file(folder / name, how)
+    if name == "model.safetensors" or how == "pointer":
+        with pytest.raises(ValueError, match=rf"{folder / name} is {BREAKS[how]}.*again"):
+            load_student(folder)
+    else:
+        with pytest.raises(ValueError, match=rf"the tokenizer of '{folder}' cannot be loaded"):
+            load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("config", [None, {}, {"model_type": "unheard-of"}])

@@ -18,6 +18,7 @@ from transformers import (
 from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
 from flipped_kd.teachers.files import model_class_of
 from flipped_kd.teachers.loading import load_teacher
+from tests.broken_files import BREAKS, break_file
 
 TEXTS = ["card lost", "my card is lost", "a b c", "top up limit", "limit of a top up, please", "zz", "how", "to pay"]
 
@@ -134,6 +135,26 @@ def test_pickled_weights_are_never_loaded(
     (pickled / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match="could not be loaded"):
         load_teacher(pickled)
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("kind", ["bi", "cross", "plain"])
+def test_broken_weights_are_named_before_anything_is_loaded(
+    folders: dict[str, Path], tmp_path: Path, kind: str, how: str
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    break_file(folder / "model.safetensors", how)
+    with pytest.raises(ValueError, match=rf"{folder / 'model.safetensors'} is {BREAKS[how]}.*again"):
+        load_teacher(folder)
+
+
+def test_broken_weights_of_a_part_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["bi"], tmp_path / "bi"))
+    (folder / "2_Dense").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "2_Dense")
+    break_file(folder / "2_Dense" / "model.safetensors", "pointer")
+    with pytest.raises(ValueError, match=r"2_Dense/model\.safetensors is a pointer of Git LFS"):
+        load_teacher(folder)
 
 
 # Fingerprint

@@ -130,6 +130,34 @@ def test_encoder_modules_may_be_one_string(make: Any) -> None:
     assert make(encoder_modules="q_proj, mlp.down_proj").encoder_modules == ["q_proj", "mlp.down_proj"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [
+        ("loss", False),
+        ("loss_dist", False),
+        ("eval_loss_sup", False),
+        ("eval_hard_loss_mcl", False),  # of the part "hard" of several evaluation sets
+        ("dropped_negative", False),
+        ("f1", True),
+        ("similarity_roc_auc", True),
+        ("eval_loss_roc_auc", True),  # of a part that is named "loss"
+        (None, None),
+    ],
+)
+def test_losses_are_better_the_lower_they_are(make: Any, metric: str | None, greater: bool | None) -> None:
+    assert make(metric_for_best_model=metric).greater_is_better is greater
+    assert make(metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_schedules_that_watch_a_metric_know_which_way_is_better(make: Any, schedule: str) -> None:
+    every = {"lr_scheduler_type": schedule, "eval_strategy": "epoch"}
+    for metric, mode in (("f1", "max"), ("loss_dist", "min"), (None, "min")):
+        assert make(metric_for_best_model=metric, **every).lr_scheduler_kwargs == {"mode": mode}
+    own = make(metric_for_best_model="f1", lr_scheduler_kwargs='{"mode": "min"}', **every)
+    assert own.lr_scheduler_kwargs == {"mode": "min"}
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="what a machine without accelerator resolves")
 class TestPrecisionOnCpu:
     """Precision where there is only a CPU."""

@@ -28,6 +28,7 @@ FILES = {
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "base_weights.json",
     "lora_encoder.json",
     "pair_prompt.json",
     "tokenizer.json",

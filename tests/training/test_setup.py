@@ -1,4 +1,4 @@
-"""What "auto" loads weights in, by device and precision; GPUs are told of, not had."""
+"""What "auto" loads weights in, by device and precision (GPUs are told of, not had); vocabularies that do not fit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from flipped_kd.inference.loading import resolved_dtype
-from flipped_kd.students.loading import load_student
+from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.training import setup as trainer_setup
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
-from tests.invariants.training import settings
+from tests.invariants.training import lora, settings
 
 GPU = torch.device("cuda")
 
@@ -49,3 +52,42 @@ def test_a_student_by_name_is_asked_for_in_that_dtype(
         for args.precision in ("fp32", "bf16"):
             trainer_setup.prepare_student(str(student_dir), None, args)
     assert asked == [torch.float32] * 3 + [torch.bfloat16 if native else torch.float32]
+
+
+# ---- Vocabulary ----
+
+
+def test_a_student_whose_vocabulary_was_resized_is_refused_before_training(
+    build: Any, student_dir: Path, tmp_path: Path
+) -> None:
+    """Its adapter would name a base of another size; saved as a whole it can be trained and loaded."""
+    model = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
+    rows = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows + 8)
+    message = rf"vocabulary has {rows + 8} entries, that of its base '{student_dir}' has {rows}.*give the trainer that"
+    with pytest.raises(ValueError, match=message):
+        build(model=model)
+    with pytest.raises(ValueError, match=message):
+        build(model=get_peft_model(model, lora()), peft_config=None)
+    saved = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
+    saved.resize_token_embeddings(rows + 8)
+    saved.save_pretrained(tmp_path / "resized")
+    load_tokenizer(student_dir).save_pretrained(tmp_path / "resized")
+    trainer = build(model=str(tmp_path / "resized"), max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "trained"))
+    matcher = FlippedMatcher.from_pretrained(tmp_path / "trained", device="cpu")
+    assert matcher.model.get_input_embeddings().weight.shape[0] == rows + 8
+
+
+def test_a_student_with_fewer_embeddings_than_tokens_is_refused_before_training(
+    build: Any, student_dir: Path, tmp_path: Path
+) -> None:
+    small = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
+    tokenizer = load_tokenizer(student_dir)
+    small.resize_token_embeddings(tokenizer.vocab_size - 1)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(
+        ValueError, match=r"token ids up to \d+, the model \w+ has embeddings for \d+: give the model's"
+    ):
+        build(model=str(tmp_path / "small"))

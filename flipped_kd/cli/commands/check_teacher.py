@@ -18,6 +18,7 @@ from ...students.lora_encoder import LoraEncoder
 from ...teachers.loading import load_teacher
 from ...teachers.pair_scores import teacher_scores
 from ...teachers.suitability import check_scores, check_table, warnings_of
+from ...utils.weight_files import check_models
 from ..outputs import check_report_file
 from ..reports import labelled_pairs, show_report
 from ..runtime import shows_progress
@@ -27,6 +28,7 @@ def check_teacher(options: Namespace) -> None:
     """Judge a teacher on labelled pairs."""
     if options.output is not None:
         check_report_file(options.output, options.pairs, options.validation, overwrite=options.overwrite)
+    check_models(options.teacher, options.student)
     pairs = labelled_pairs(options, options.pairs)
     held_out = None if options.validation is None else labelled_pairs(options, options.validation)
     teacher = load_teacher(

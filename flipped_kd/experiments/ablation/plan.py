@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...training.config import FlippedDistillationConfig
 from ..arguments import DataArguments, StudentArguments
-from ..parsing import parse_settings
+from ..parsing import field_types, parse_settings
+from ..yaml_settings import plain, read_yaml, typed, written
 
 CLASSES = (StudentArguments, DataArguments, FlippedDistillationConfig)
+TYPES = {name: kind for cls in CLASSES for name, kind in field_types(cls).items()} | {"peer": str}
 TOP_KEYS = {"output_dir", "seed", "base", "sets", "groups"}
 GROUP_KEYS = {"title", "sets", "seeds", "reference", "runs", "sweeps"}
 # Settings that name files or folders, relative to the root.
@@ -115,22 +115,28 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
     """
     content = _mapping(_read(path), str(path))
     _known(content, TOP_KEYS, str(path))
-    sets = _mapping(content.get("sets") or {}, f"{path}: sets")
-    base = _mapping(content.get("base") or {}, f"{path}: base")
-    first = int(content.get("seed", 0))
+    sets = {
+        str(name): _settings(entry, f"{path}: sets")
+        for name, entry in _mapping(content.get("sets") or {}, f"{path}: sets").items()
+    }
+    base = _settings(content.get("base"), f"{path}: base")
+    first = int(plain(content.get("seed", 0)))
     jobs: dict[tuple[str, str, int], Job] = {}
     groups = []
     for number, entry in enumerate(content.get("groups") or []):
         where = f"{path}: group {number + 1}"
         _known(_mapping(entry, where), GROUP_KEYS, where)
-        runs = {str(name): _mapping(changes or {}, where) for name, changes in (entry.get("runs") or {}).items()}
-        sweeps = _mapping(entry.get("sweeps") or {}, where)
+        runs = {str(name): _settings(changes, where) for name, changes in (entry.get("runs") or {}).items()}
+        sweeps = {
+            name: [_setting(name, value) for value in values]
+            for name, values in _mapping(entry.get("sweeps") or {}, where).items()
+        }
         runs |= {f"{name}={value}": {name: value} for name, values in sweeps.items() for value in values}
-        used = entry.get("sets") or list(sets)
+        used = [written(name) for name in entry.get("sets") or sets]
         for name in used:
             if name not in sets:
                 raise ValueError(f"{where}: no set is named {name!r}; there are {sorted(sets)}.")
-        seeds = int(entry.get("seeds", 1))
+        seeds = int(plain(entry.get("seeds", 1)))
         if seeds < 1:
             raise ValueError(f"{where}: seeds={seeds}; at least one is needed.")
         for seed in range(first, first + seeds):
@@ -143,10 +149,10 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
                         raise ValueError(
                             f"{where}: run {run!r} of {name} stands in another group with other settings."
                         )
-        reference = str(entry.get("reference", "full" if "full" in runs else next(iter(runs), "")))
+        reference = written(entry.get("reference", "full" if "full" in runs else next(iter(runs), "")))
         groups.append(
             Group(
-                str(entry.get("title", f"Group {number + 1}")),
+                written(entry.get("title", f"Group {number + 1}")),
                 tuple(used),
                 tuple(range(first, first + seeds)),
                 tuple(runs),
@@ -159,7 +165,7 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
     ordered = sorted(jobs.values(), key=lambda job: job.seed)  # stable: groups, sets and runs keep their order
     for job in {(job.set, job.name): job for job in ordered}.values():
         settings_of(job, Path("-"), Path("-"))  # bad values are refused before anything is trained
-    folder = output_dir or Path(content.get("output_dir", "outputs/ablation"))
+    folder = output_dir or Path(written(content.get("output_dir", "outputs/ablation")))
     return Plan(folder, tuple(ordered), tuple(groups))
 
 
@@ -220,16 +226,23 @@ def _job(
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_yaml(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+
+
+def _settings(value: Any, where: str) -> dict[str, Any]:
+    """Settings by name, each of the type of its field."""
+    return {name: _setting(name, entry) for name, entry in _mapping(value or {}, where).items()}
+
+
+def _setting(name: str, value: Any) -> Any:
+    return typed(value, TYPES.get(name, Any))  # an unknown one is refused with all others
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected 'key: value' lines, found {value!r}.")
+        raise ValueError(f"{where}: expected 'key: value' lines, found {plain(value)!r}.")
     return value
 
 

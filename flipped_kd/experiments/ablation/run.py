@@ -21,6 +21,7 @@ from ...utils.devices import LAUNCHERS
 from ...utils.locking import sole_writer
 from ...utils.provenance import commit_of, device_name
 from ...utils.screen import unfailing_screen
+from ...utils.weight_files import check_models
 from .pair_scores import packed_splits
 from .plan import Job, Plan, settings_of
 from .rows import append_row, read_rows
@@ -77,7 +78,8 @@ def run_plan(
         All finished rows.
 
     Raises:
-        ValueError: a peer is unknown, `workers` is below 1, or rows were made with other settings.
+        ValueError: a peer is unknown, `workers` is below 1, rows were made with other settings, or a file of a model
+            is broken.
         RuntimeError: runs have failed, the others are finished; or another process writes into the plan's folder.
     """
     if workers < 1:
@@ -99,6 +101,8 @@ def _run_pending(
     emit: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     jobs = pending(plan, read_rows(rows_file))
+    for models in {(job.settings.get("teacher"), job.settings.get("student")) for job in jobs}:
+        check_models(*models)
     total = len(plan.jobs)
     emit(f"{total - len(jobs)} of {total} runs are finished ({rows_file})")
     started, failed = time.monotonic(), []

@@ -23,6 +23,7 @@ from flipped_kd.teachers.calibration import PlattCalibration, agreement_report
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.suitability import THRESHOLDS, warnings_of
 from flipped_kd.training.trainer import FlippedDistillationTrainer
+from tests.broken_files import break_file
 from tests.cli.helpers import ODDS, adapter_with_scores, closed_pipe, pair_rows, write_rows
 from tests.hub.server import LoopbackHub
 from tests.invariants.training import PLAIN, settings
@@ -223,6 +224,17 @@ def test_check_teacher_is_the_agreement_report(
     assert [row["threshold"] for row in found["threshold_curve"]] == list(THRESHOLDS)
     assert f"{expected['roc_auc']:.4f}" in table and all(f"- {words}" in table for words in found["advice"])
     assert str(folder) not in report.read_text() and str(teacher_dir) not in report.read_text()
+
+
+def test_a_broken_student_is_named_before_the_teacher_scores(
+    folder: Path, teacher_dir: Path, student_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = Path(shutil.copytree(student_dir, tmp_path / "student"))
+    break_file(student / "model.safetensors", "pointer")
+    command = ("check-teacher", teacher_dir, folder / "pairs.jsonl", "--student", student, "--quiet")
+    assert run(*command, "--teacher-cache-dir", tmp_path / "cache") != 0
+    assert "model.safetensors is a pointer of Git LFS" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_bare_llm_is_that_of_a_training_run(

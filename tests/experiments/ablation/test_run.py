@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from flipped_kd.experiments.ablation.tables import (
     overview,
 )
 from flipped_kd.utils.locking import sole_writer
+from tests.broken_files import break_file
 from tests.cli.helpers import closed_pipe, environment, pair_rows, write_rows
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +74,25 @@ def test_a_plan_is_its_jobs_seeds_outermost(content: dict[str, Any], tmp_path: P
     assert data.train_file == str(tmp_path / "train.jsonl")
     assert settings_of(plan.jobs[3], tmp_path / "run", tmp_path / "cache")[2].margin == 0.08
     assert [group.reference for group in plan.groups] == ["full", "full"]
+
+
+def test_values_of_a_plan_have_the_types_of_their_settings(content: dict[str, Any], tmp_path: Path) -> None:
+    """In settings of all runs, of a set and of a run, and in sweeps."""
+    text = yaml.safe_dump(content, sort_keys=False)
+    text = text.replace("base:\n", "base:\n  lr_scheduler_kwargs: {min_lr: 1e-6}\n  skip_bad_rows: off\n")
+    text = text.replace("  tiny:\n", "  on:\n    text_a_column: on\n")
+    text = text.replace("plain:\n", "no:\n      learning_rate: 1e-4\n      teacher_revision: 0012345\n")
+    text = text.replace("    margin:\n", "    max_grad_norm:\n    - 2e-1\n    label_column: [yes]\n    margin:\n")
+    (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+    plan = read_plan(tmp_path / "plan.yaml", tmp_path)
+    assert {job.set for job in plan.jobs} == {"on"}
+    runs = {job.name: job for job in plan.jobs}
+    assert set(runs) == {"no", "full", "max_grad_norm=0.2", "label_column=yes", "margin=0.0", "margin=0.08"}
+    assert runs["no"].settings["learning_rate"] == 1e-4 and runs["no"].settings["teacher_revision"] == "0012345"
+    student, data, config = settings_of(runs["no"], tmp_path / "run", tmp_path / "cache")
+    assert (data.text_a_column, data.teacher_revision, data.skip_bad_rows) == ("on", "0012345", False)
+    assert config.lr_scheduler_kwargs == {"min_lr": 1e-6} and config.learning_rate == 1e-4
+    assert json.loads(json.dumps(runs["no"].resolved))["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
 
 
 def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
@@ -173,6 +194,14 @@ def test_its_reader_may_leave(content: dict[str, Any], tmp_path: Path) -> None:
     assert run.returncode == 0
     assert [row["name"] for row in read_rows(plan.output_dir / "rows.jsonl")] == ["plain"]
     assert "plain" in (plan.output_dir / "tables.md").read_text(encoding="utf-8")
+
+
+def test_broken_models_are_named_before_any_run(content: dict[str, Any], tmp_path: Path) -> None:
+    student = Path(shutil.copytree(content["base"]["student"], tmp_path / "student"))
+    break_file(student / "model.safetensors", "cut")
+    content["groups"][0]["runs"]["full"] = content["groups"][1]["runs"]["full"] = {"student": str(student)}
+    with pytest.raises(ValueError, match=r"student/model\.safetensors is broken or truncated"):
+        run_plan(plan_of(content, tmp_path))
 
 
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
