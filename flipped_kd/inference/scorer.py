@@ -22,6 +22,7 @@ from ..students.loading import padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device
 from ..utils.checks import check_choice
+from .copying import Copied, FreshLock
 from .inputs import Embeddings, Pair, Pairs, Texts, check_count, pair_columns, text_list, unique
 from .model_runner import WINDOW, ModelRunner
 
@@ -30,8 +31,10 @@ logger = logging.getLogger(__name__)
 PART = 16_384
 
 
-class PairScorer:
+class PairScorer(Copied):
     """Scores pairs of texts and encodes texts with one model. See `FlippedMatcher`, which adds searching and ranking.
+
+    It can be copied and pickled, with its model; see `Copied`.
 
     Attributes:
         source: what the model was loaded from; "" if it was not.
@@ -51,7 +54,8 @@ class PairScorer:
         self.encoder = encoder
         self.match_score = match_score
         self.source = ""
-        self._reader = ModelRunner(model, prompt, encoder, padding_id(tokenizer))
+        self._lock = FreshLock()
+        self._reader = ModelRunner(model, prompt, encoder, padding_id(tokenizer), self._lock)
 
     @property
     def device(self) -> torch.device:

@@ -56,6 +56,15 @@ class SearchIndex:
         self.known_to: WeakSet[Any] = WeakSet()
         self._placed = embeddings
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: neither matchers, nor vectors on a device that its reader may lack."""
+        return {name: value for name, value in vars(self).items() if name not in ("known_to", "_placed")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is known to no matcher: each tries it anew."""
+        vars(self).update(state)
+        self.known_to, self._placed = WeakSet(), self.embeddings
+
     def __len__(self) -> int:
         return len(self.texts)
 
