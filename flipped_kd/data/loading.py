@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError
 
+from ..utils.checks import is_whole
 from .tables import csv_records, csv_separator, json_rows
 from .validation import (
     PairColumns,
@@ -30,7 +31,10 @@ from .validation import (
     validate_pairs,
 )
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILE_KINDS = {
+    **{".jsonl": "json", ".ndjson": "json", ".json": "json"},
+    **{".csv": "csv", ".tsv": "csv", ".parquet": "parquet"},
+}
 _BATCH = 10_000  # rows read at a time
 _PLAIN_TYPES = (pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
 
@@ -50,9 +54,10 @@ def load_pairs(
     """Load and check a pair set from a local file, a local folder or the Hub.
 
     Args:
-        source: A .jsonl, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or with such
-            files; or the id of a data set on the Hub (data files only: code in a data set is never run). CSV and TSV
-            files have a header line, are UTF-8, quote with ``"`` and are read as text, so "NA" and "12" are texts.
+        source: A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or
+            with such files; or the id of a data set on the Hub (data files only: code in a data set is never run). CSV
+            and TSV files have a header line, are UTF-8, quote with ``"`` and are read as text, so "NA" and "12" are
+            texts.
         split: Name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
         columns: Names of the columns in the source, see `validate_pairs`.
         label_threshold: See `validate_pairs`.
@@ -69,8 +74,10 @@ def load_pairs(
     Raises:
         ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
     """
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}; it must be at least 1: leave it out (None) to keep every row")
+    if max_rows is not None and not (is_whole(max_rows) and max_rows >= 1):
+        raise ValueError(
+            f"max_rows is {max_rows!r}; it must be a whole number from 1: leave it out (None) to keep every row"
+        )
     columns = PairColumns.of(columns)
     name = Path(source).name if split is None else f"{Path(source).name} ({split})"
     path = Path(source).expanduser()

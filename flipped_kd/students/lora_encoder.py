@@ -46,9 +46,9 @@ class LoraEncoder:
     - `sum`: z(t) = L2(sum of u_k(t)): r numbers; all A map into one space, so they need one rank r.
     - `concat`: z(t) = L2(concat of L2(u_k(t))): sum of r_k numbers.
 
-    The hooks belong to the model that `attach` was given. A copy or pickle of that model takes them along, together with
-    a copy of this encoder, which is the one that they record into; model and encoder copied as one (of a matcher, or in
-    one tuple) stay together. To encode with a model copied alone, attach a new `copy.copy(encoder)` to it.
+    The hooks belong to the model that `attach` was given. A copy or pickle of that model takes them along, with a copy
+    of this encoder, into which they record. Model and encoder copied as one (in a matcher, or in one tuple) stay
+    together; to encode with a model copied alone, attach a `copy.copy(encoder)` to it.
 
     Args:
         modules: the encoder set K, in the order of concatenation.

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..utils.checks import is_whole
 from .fingerprint import FingerprintMemory
 from .items import TextItems
 
@@ -49,5 +50,5 @@ def check_unit(items: TextItems, wanted: str, method: str) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+    if not is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number from 1.")

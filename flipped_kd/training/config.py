@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from ..utils.checks import require, require_integer
+from ..utils.checks import is_number, require, require_integer
 from ..utils.devices import has_bfloat16
 
 # Names of `losses.build.OBJECTIVES`, which is not imported here: settings are read without the losses.
@@ -32,6 +33,13 @@ DIST_LOSSES = (
 
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
+
+
+# Settings that are real numbers, beside TrainingArguments' own.
+NUMBERS = (
+    *("sup_weight", "dist_weight", "mcl_weight", "answer_teacher_weight", "margin", "temperature"),
+    *("positive_threshold", "negative_threshold", "max_grad_value"),
+)
 
 
 def _mapping(value: Any) -> Any:
@@ -209,6 +217,9 @@ class FlippedDistillationConfig(TrainingArguments):
     teacher_batch_size: int = field(default=64, metadata={"help": "Texts a forward of the teacher."})
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # as JSON takes them
+            if isinstance(value, np.generic | os.PathLike):
+                setattr(self, name, value.item() if isinstance(value, np.generic) else os.fspath(value))
         self._resolve_precision()
         self._resolve_checkpointing()
         super().__post_init__()
@@ -265,6 +276,9 @@ class FlippedDistillationConfig(TrainingArguments):
         }.items():
             value = getattr(self, name)
             require(value in allowed, name, value, f"choose one of {list(allowed)}.")
+        for name in NUMBERS:
+            value = getattr(self, name)
+            require(value is None or is_number(value), name, value, "give one number.")
         for name in ("sup_weight", "dist_weight", "mcl_weight"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")

@@ -21,6 +21,7 @@ from ..publishing.errors import failure_of
 from ..publishing.files import CARD_FILE, uploadable
 from ..publishing.publish import PublishReport, publish
 from ..publishing.push import open_repository, refuse_local_gguf
+from ..students.lora import without_advice
 from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
 from .checkpoints import CheckpointingTrainer
 
@@ -45,7 +46,7 @@ class PublishingTrainer(CheckpointingTrainer):
             return
         folder = Path(str(output_dir or self.args.output_dir))
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with _card_kept(folder):
+        with _card_kept(folder), without_advice():
             student.save_pretrained(str(folder), state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
         self.prompt.save_pretrained(folder)

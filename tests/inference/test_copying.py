@@ -211,7 +211,9 @@ def test_datasets_map_in_processes(matcher: FlippedMatcher) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_trainers_model_is_saved_whole(way: str, student_dir: Path, teacher_dir: Path, pairs: Any, tmp_path: Path) -> None:
+def test_a_trainers_model_is_saved_whole(
+    way: str, student_dir: Path, teacher_dir: Path, pairs: Any, tmp_path: Path
+) -> None:
     """Its encoder's hooks go along, and record into an encoder of the copy's own."""
     trainer = new_trainer(settings(tmp_path, max_steps=1), str(student_dir), str(teacher_dir), pairs, None, None)
     trainer.train()
