@@ -44,8 +44,10 @@ def _refuse_table(name: str, given: Any) -> None:
         )
 
 
-def _values(given: Any) -> list[Any]:
+def _values(name: str, given: Any) -> list[Any]:
     """What an array (NumPy's, Arrow's, pandas') or an iterable holds, as Python values."""
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name} is {given!r}: give a list of {'texts' if name != 'pairs' else '(text_a, text_b)'}.")
     for convert in ("to_pylist", "tolist"):
         if hasattr(given, convert):
             found = getattr(given, convert)()
@@ -60,7 +62,7 @@ def text_list(name: str, texts: Texts) -> list[str]:
             raise TypeError(f"{name} must be a list of texts, got one str: {texts[:60]!r}. Put it into a list.")
         return [texts]
     _refuse_table(name, texts)
-    listed = _values(texts)
+    listed = _values(name, texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{position}] must be a str, got {text!r}. Convert or drop it.")
@@ -83,7 +85,7 @@ def pair_columns(pairs: Pairs | Pair) -> tuple[list[tuple[str, str]], bool]:
         if isinstance(pairs, str):
             raise TypeError(f"pairs must be pairs of texts, got one str: {pairs[:60]!r}. Give (text_a, text_b).")
         _refuse_table("pairs", pairs)
-        rows = [_values(row) if hasattr(row, "tolist") else row for row in _values(pairs)]
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in _values("pairs", pairs)]
     single = len(rows) == 2 and all(isinstance(text, str) for text in rows)
     rows = [tuple(rows)] if single else rows
     for position, row in enumerate(rows):

@@ -52,7 +52,7 @@ def without_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         for message in (
-            "Model with `tie_word_embeddings=True`",
+            "Model (has|with) `tie_word_embeddings=True`",
             "Setting `save_embedding_layers` to `True`",
             "Could not find a config file",
         ):

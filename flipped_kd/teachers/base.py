@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -32,6 +32,10 @@ class Teacher:
         self.revision = revision
         self._scratch: TemporaryDirectory | None = None
         self._fingerprint = FingerprintMemory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of; it gets a temporary folder of its own."""
+        return vars(self) | {"_scratch": None}
 
     def _cache_dir(self, cache_dir: str | Path | None) -> Path:
         if cache_dir is not None:

@@ -35,11 +35,12 @@ DIST_LOSSES = (
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
 
 
-# Settings that are real numbers, beside TrainingArguments' own.
+# Settings that are real numbers, beside TrainingArguments' own, and those that may be None.
 NUMBERS = (
-    *("sup_weight", "dist_weight", "mcl_weight", "answer_teacher_weight", "margin", "temperature"),
-    *("positive_threshold", "negative_threshold", "max_grad_value"),
+    *("sup_weight", "dist_weight", "mcl_weight", "margin", "temperature"),
+    *("positive_threshold", "negative_threshold"),
 )
+MAYBE_NUMBERS = ("answer_teacher_weight", "max_grad_value")
 
 
 def _mapping(value: Any) -> Any:
@@ -276,9 +277,10 @@ class FlippedDistillationConfig(TrainingArguments):
         }.items():
             value = getattr(self, name)
             require(value in allowed, name, value, f"choose one of {list(allowed)}.")
-        for name in NUMBERS:
+        for name in NUMBERS + MAYBE_NUMBERS:
             value = getattr(self, name)
-            require(value is None or is_number(value), name, value, "give one number.")
+            absent = value is None and name in MAYBE_NUMBERS
+            require(absent or is_number(value), name, value, "give one number.")
         for name in ("sup_weight", "dist_weight", "mcl_weight"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
@@ -307,6 +309,8 @@ class FlippedDistillationConfig(TrainingArguments):
             self.encoder_layers = ",".join(str(number) for number in numbers)
         if isinstance(self.encoder_modules, str):
             self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
+        if self.encoder_modules is not None:
+            self.encoder_modules = list(self.encoder_modules)
         if self.encoder_modules == ["all"]:
             self.encoder_modules = None
         require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")

@@ -16,7 +16,7 @@ import pytest
 
 import flipped_kd
 from flipped_kd.cli.main import VERBS, main
-from tests.cli.helpers import ROOT, adapter_with_scores, environment, pair_rows, read_rows, write_rows
+from tests.cli.helpers import ROOT, adapter_with_scores, environment, pair_rows, read_rows, start, write_rows
 
 TOKEN = "hf_" + "s" * 34
 
@@ -130,6 +130,28 @@ def test_bad_rows_and_models_are_code_2(adapter: Path, tmp_path: Path, capsys: p
         err = capsys.readouterr().err
         assert err.count("flipped-kd: error: ") == 1 and message in err and "Traceback" not in err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "base", "gguf", "check-teacher", "evaluate", "train"])
+def test_a_network_that_is_not_there_is_code_1(verb: str, adapter: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    """As --help says: the same command may succeed later. A name that is none stays code 2."""
+    good = write_rows(tmp_path / "good.ndjson", pair_rows(6))
+    files = [f"--{split}_file={good}" for split in ("train", "validation", "test")]
+    absent, pairs = "some-owner/absent", str(good)
+    arguments = {
+        "predict": ["predict", absent, pairs],
+        "base": ["predict", str(adapter), pairs, "--base-model", absent],
+        "gguf": ["predict", str(adapter), pairs, "--base-model", f"{absent}:tiny.gguf"],
+        "check-teacher": ["check-teacher", absent, pairs],
+        "evaluate": ["evaluate", str(adapter), absent],
+        "train": ["train", "--student", absent, "--teacher", str(teacher_dir), *files, f"--output_dir={tmp_path}/out"],
+    }[verb]
+    # Nothing listens there, so that the connection is refused at once.
+    lost = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    process = start(*arguments, env=environment(**lost))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1, err.decode()
+    assert err.decode().splitlines()[-1].startswith("flipped-kd: error: ")
 
 
 def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from flipped_kd import FlippedMatcher, SearchIndex
 from flipped_kd.publishing.merge import merge_adapter
+from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.adapters import MIXED_PAIRS, make_adapter, make_base
 from tests.conftest import make_pairs
 from tests.gguf_files import write_gguf
@@ -210,25 +211,57 @@ def test_datasets_map_in_processes(matcher: FlippedMatcher) -> None:
     assert table.map(score, batched=True, num_proc=2)._fingerprint == scored._fingerprint
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_trainers_model_is_saved_whole(
-    way: str, student_dir: Path, teacher_dir: Path, pairs: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    "settings_of",
+    [{}, {"precision": "bf16"}, {"activation_checkpointing": True}],
+    ids=["float32", "mixed precision", "activation checkpointing"],
+)
+def test_a_trainers_model_is_copied_whole(
+    settings_of: dict[str, Any], student_dir: Path, teacher_dir: Path, pairs: Any, tmp_path: Path
 ) -> None:
-    """Its encoder's hooks go along, and record into an encoder of the copy's own."""
-    trainer = new_trainer(settings(tmp_path, max_steps=1), str(student_dir), str(teacher_dir), pairs, None, None)
+    """With its encoder's hooks, which record into an encoder of the copy's own, and what training has put round it."""
+    args = settings(tmp_path, max_steps=1, **settings_of)
+    trainer = new_trainer(args, str(student_dir), str(teacher_dir), pairs, None, None)
     trainer.train()
-    model, encoder = WAYS[way]((trainer.model, trainer.encoder))
+    matcher = FlippedMatcher(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
+    ids, spans = torch.tensor([[5, 6, 7, 8]]), torch.ones(1, 4)
+
+    def read(model: Any, encoder: LoraEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), encoder.capture() as captured:
+            logits = model.eval()(input_ids=ids).logits
+            return logits, encoder.pool(captured, spans)
+
+    expected, scores = read(trainer.model, trainer.encoder), results(matcher)
+    for name, way in WAYS.items():
+        model, encoder = way((trainer.model, trainer.encoder))
+        assert model is not trainer.model
+        for found, wanted in zip(read(model, encoder), expected, strict=True):
+            assert torch.equal(found, wanted), name
+        assert results(way(matcher)) == scores, name
+        # Alone, the model is whole as well, and an encoder without its model says so.
+        alone = way(trainer.model)
+        with torch.no_grad():
+            assert torch.equal(alone.eval()(input_ids=ids).logits, expected[0]), name
+        loss = alone.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+        assert any(weight.grad is not None for weight in alone.parameters()), name
+        for encoder in (way(trainer.encoder), copy.copy(trainer.encoder)):
+            with pytest.raises(RuntimeError, match="not attached"), encoder.capture():
+                pass
+
+
+def test_mixed_precision_can_be_taken_off_a_copy(
+    student_dir: Path, teacher_dir: Path, pairs: Any, tmp_path: Path
+) -> None:
+    """As accelerate takes it off the trainer's own model."""
+    args = settings(tmp_path, max_steps=1, precision="bf16")
+    trainer = new_trainer(args, str(student_dir), str(teacher_dir), pairs, None, None)
+    trainer.train()
     ids = torch.tensor([[5, 6, 7, 8]])
-    spans = torch.ones(1, 4)
-    vectors = []
-    for each, reader in ((trainer.model, trainer.encoder), (model, encoder)):
-        with torch.no_grad(), reader.capture() as captured:
-            logits = each.eval()(input_ids=ids).logits
-            vectors += [reader.pool(captured, spans), logits]
-    assert torch.equal(vectors[0], vectors[2]) and torch.equal(vectors[1], vectors[3])
-    # Alone, the model is whole as well, and an encoder without its model says so.
-    assert torch.equal(WAYS[way](trainer.model).eval()(input_ids=ids).logits, vectors[1])
-    with pytest.raises(RuntimeError, match="not attached"), WAYS[way](trainer.encoder).capture():
-        pass
-    with pytest.raises(RuntimeError, match="not attached"), copy.copy(trainer.encoder).capture():
-        pass
+    twin = pickle.loads(pickle.dumps(trainer.model)).eval()
+    with torch.no_grad():
+        mixed = twin(input_ids=ids).logits
+        plain = trainer.accelerator.unwrap_model(twin, keep_fp32_wrapper=False)(input_ids=ids).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            again = twin(input_ids=ids).logits
+    assert torch.equal(again.float(), mixed) and not torch.equal(plain, mixed)
