@@ -154,7 +154,7 @@ class PairScoringTrainer(PublishingTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; what it puts round the student can be copied and pickled."""
         prepared = super()._prepare_for_training(*args, **kwargs)
-        make_picklable(self.model, self.accelerator)
+        make_picklable(cast(nn.Module, self.model), self.accelerator)
         return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:

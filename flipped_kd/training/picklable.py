@@ -48,7 +48,7 @@ def make_picklable(model: nn.Module, accelerator: Accelerator) -> None:
     """
     dtype = DTYPES.get(accelerator.mixed_precision)
     if "_original_forward" in vars(model) and dtype is not None:
-        model.forward = MixedPrecisionForward(model, accelerator.device.type, dtype)  # type: ignore[method-assign]
+        model.forward = MixedPrecisionForward(model, accelerator.device.type, dtype)
     for module in model.modules():
         for number, hook in module._forward_hooks.items():
             # Of activation checkpointing: transformers' and PEFT's have almost the same name.
