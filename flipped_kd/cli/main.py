@@ -66,8 +66,17 @@ def _main(arguments: list[str], results: TextIO | None) -> int:
         if debug:
             print(redact(traceback.format_exc()), file=sys.stderr, end="")
         _complain(_in_words(error, debug), "error: ")
-        return BAD_INPUT if isinstance(error, ValueError) else FAILED
+        return BAD_INPUT if isinstance(error, ValueError) and not _is_network_failure(error) else FAILED
     return DONE
+
+
+def _is_network_failure(error: Exception) -> bool:
+    """Whether a name could not be looked up, as against a wrong one."""
+    if "huggingface_hub" not in sys.modules:  # nothing was asked; the import would cost more than --help takes
+        return False
+    from ..utils.hub_download import is_network_failure
+
+    return is_network_failure(error)
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:

@@ -18,11 +18,15 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 from datasets.packaged_modules.cache.cache import Cache
 
+from ..utils.checks import is_whole
 from .pair_files import PairFiles, as_text, cache_of, pick_split, split_names
 from .tables import csv_separator
 from .validation import PairColumns, check_both_classes, validate_pairs
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILE_KINDS = {
+    **{".jsonl": "json", ".ndjson": "json", ".json": "json"},
+    **{".csv": "csv", ".tsv": "csv", ".parquet": "parquet"},
+}
 
 
 def load_pairs(
@@ -40,11 +44,11 @@ def load_pairs(
     """Load and check a pair set from a local file, a local folder or the Hub.
 
     Args:
-        source: A .jsonl, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or with such
-            files; or the id of a data set on the Hub (data files only: code in a data set is never run). Folders and
-            data sets of the Hub have the splits that `datasets` finds, by the names of the files or a README.md; their
-            files are read as single ones are. CSV and TSV files have a header line, are UTF-8, quote with ``"`` and
-            are read as text, so "NA" and "12" are texts.
+        source: A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or
+            with such files; or the id of a data set on the Hub (data files only: code in a data set is never run).
+            Folders and data sets of the Hub have the splits that `datasets` finds, by the names of the files or a
+            README.md; their files are read as single ones are. CSV and TSV files have a header line, are UTF-8, quote
+            with ``"`` and are read as text, so "NA" and "12" are texts.
         split: Name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
         columns: Names of the columns in the source, see `validate_pairs`.
         label_threshold: See `validate_pairs`.
@@ -61,8 +65,10 @@ def load_pairs(
     Raises:
         ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
     """
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows is {max_rows}; it must be at least 1: leave it out (None) to keep every row")
+    if max_rows is not None and not (is_whole(max_rows) and max_rows >= 1):
+        raise ValueError(
+            f"max_rows is {max_rows!r}; it must be a whole number from 1: leave it out (None) to keep every row"
+        )
     columns = PairColumns.of(columns)
     name = Path(source).name if split is None else f"{Path(source).name} ({split})"
     path = Path(source).expanduser()

@@ -30,6 +30,7 @@ def validate_stream(
             is read: the error names row, value and remedy.
     """
     names = PairColumns.of(columns)
+    dataset = dataset.with_format(None)  # Python's values, not a framework's
     if dataset.column_names is not None:
         check_columns(dataset.column_names, names, name)
 

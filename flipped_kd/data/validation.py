@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
+from ..utils.checks import is_number
+
 logger = logging.getLogger(__name__)
 
 PAIR_FEATURES = Features({"text_a": Value("string"), "text_b": Value("string"), "label": Value("int64")})
@@ -83,7 +85,7 @@ def validate_pairs(
             f"{name} is a {type(dataset).__name__}, not a datasets.Dataset: "
             "choose one split of a DatasetDict, make lists into one by Dataset.from_list"
         )
-    if label_threshold is not None and not math.isfinite(label_threshold):
+    if label_threshold is not None and not (is_number(label_threshold) and math.isfinite(label_threshold)):
         raise ValueError(
             f"label_threshold is {label_threshold}; it must be a finite number: choose one among the scores"
         )

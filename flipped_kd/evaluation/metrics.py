@@ -17,6 +17,7 @@ from datasets import Features, List, Value
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
+from ..utils.checks import is_number
 from .ranking import ranking_metrics
 
 
@@ -80,8 +81,8 @@ def precision_threshold(scores: ArrayLike, labels: ArrayLike, precision: float) 
         ValueError: as `best_f1_threshold`; no threshold has that precision (the best there is is named), or it is out
             of range.
     """
-    if not 0 < precision <= 1:
-        raise ValueError(f"precision={precision} must lie in (0, 1]")
+    if not is_number(precision) or not 0 < precision <= 1:
+        raise ValueError(f"precision={precision!r} must lie in (0, 1]")
     scores, last, true_positives = _cuts(scores, labels)
     reached = true_positives / (last + 1)
     allowed = np.flatnonzero(reached >= precision)
@@ -117,8 +118,8 @@ def _threshold_at(scores: np.ndarray, cut: int) -> float:
 
 
 def _at_threshold(scores: np.ndarray, labels: np.ndarray, threshold: float, suffix: str) -> dict[str, float]:
-    if not math.isfinite(threshold):
-        raise ValueError(f"the threshold is {threshold}; it must be finite, on the scale of the scores")
+    if not (is_number(threshold) and math.isfinite(threshold)):
+        raise ValueError(f"the threshold is {threshold!r}; it must be finite, on the scale of the scores")
     predicted = (scores >= threshold).astype(np.int64)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0.0)
     accuracy = accuracy_score(labels, predicted)

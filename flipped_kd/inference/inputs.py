@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 from torch import Tensor
 
+from ..utils.checks import is_whole
+
 T = TypeVar("T", bound=Hashable)
 Pair: TypeAlias = Sequence[str]
 Pairs: TypeAlias = Iterable[Pair] | datasets.Dataset
@@ -23,19 +25,34 @@ def unique(values: Sequence[T]) -> tuple[list[T], list[int]]:
     return list(places), order
 
 
-def check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number from 1.")
+def checked_count(name: str, value: int, least: int = 1) -> int:
+    """`value` as Python's int; ValueError unless it is a whole number from `least`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number from {least}.")
+    return int(value)
 
 
 def _refuse_table(name: str, given: Any) -> None:
     """A table iterates over the names of its columns, which are texts as well."""
+    if isinstance(given, datasets.DatasetDict):
+        raise TypeError(f"{name} is a DatasetDict: give one of its splits {sorted(given)}.")
     if isinstance(given, Mapping) or hasattr(given, "columns"):
         kind = type(given).__name__
         raise TypeError(
             f"{name} is a {kind}, a table: give its rows, as df[['text_a', 'text_b']].values of a DataFrame (of texts "
             "df['text'].tolist()), or datasets.Dataset.from_dict of columns text_a and text_b."
         )
+
+
+def _values(name: str, given: Any) -> list[Any]:
+    """What an array (NumPy's, Arrow's, pandas') or an iterable holds, as Python values."""
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name} is {given!r}: give a list of {'texts' if name != 'pairs' else '(text_a, text_b)'}.")
+    for convert in ("to_pylist", "tolist"):
+        if hasattr(given, convert):
+            found = getattr(given, convert)()
+            return found if isinstance(found, list) else [found]
+    return list(given)
 
 
 def text_list(name: str, texts: Texts) -> list[str]:
@@ -45,7 +62,7 @@ def text_list(name: str, texts: Texts) -> list[str]:
             raise TypeError(f"{name} must be a list of texts, got one str: {texts[:60]!r}. Put it into a list.")
         return [texts]
     _refuse_table(name, texts)
-    listed = list(texts)
+    listed = _values(name, texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(f"{name}[{position}] must be a str, got {text!r}. Convert or drop it.")
@@ -61,10 +78,14 @@ def pair_columns(pairs: Pairs | Pair) -> tuple[list[tuple[str, str]], bool]:
                 f"the data set has no column {sorted(missing)}, only {pairs.column_names}: rename_column its texts to "
                 "text_a and text_b."
             )
+        if pairs.format["type"] != "custom":  # a transform belongs to the values, a format does not
+            pairs = pairs.with_format(None)
         rows: list[Any] = list(zip(pairs["text_a"], pairs["text_b"], strict=True))
     else:
+        if isinstance(pairs, str):
+            raise TypeError(f"pairs must be pairs of texts, got one str: {pairs[:60]!r}. Give (text_a, text_b).")
         _refuse_table("pairs", pairs)
-        rows = pairs.tolist() if isinstance(pairs, np.ndarray) else list(pairs)
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in _values("pairs", pairs)]
     single = len(rows) == 2 and all(isinstance(text, str) for text in rows)
     rows = [tuple(rows)] if single else rows
     for position, row in enumerate(rows):

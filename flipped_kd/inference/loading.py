@@ -18,7 +18,7 @@ from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt
 from ..students.base_weights import check_same_base
 from ..students.gguf import GgufBase, check_same_file, is_gguf
 from ..students.loading import load_student, load_tokenizer
-from ..students.lora import without_deprecations
+from ..students.lora import without_advice
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE, LoraEncoder
 from ..students.probing import unwrapped
 from ..students.vocabulary import check_vocabulary
@@ -225,7 +225,7 @@ def _load_adapted(
         f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
     )
     try:
-        with without_deprecations():
+        with without_advice():
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             saved = set(file.keys())

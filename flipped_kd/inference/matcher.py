@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..evaluation.match_score import ScoreKind
 from ..utils.hub_download import Access
-from .inputs import check_count, text_list, unique
+from .inputs import checked_count, text_list, unique
 from .loading import default_device, load_matcher, local_folder, resolved_dtype
 from .model_runner import Bar
 from .prefix_cache import CachedPrefix
@@ -74,7 +74,7 @@ class FlippedMatcher(PairScorer):
             ValueError: no such folder or repository, or no access to it; contract files missing, broken or of a newer
                 release; an adapter that does not fit the base; an unknown dtype.
         """
-        place = torch.device(device or default_device())
+        place = torch.device(default_device() if device is None else device)
         precision = resolved_dtype(dtype, place)
         access = Access(token, cache_dir, trust_remote_code)
         folder = local_folder(
@@ -120,9 +120,9 @@ class FlippedMatcher(PairScorer):
             ValueError: a score that this model has no match score for, or a count below 1.
         """
         kind = self._kind(score)
-        check_count("batch_size", batch_size)
+        batch_size = checked_count("batch_size", batch_size)
         if top_k is not None:
-            check_count("top_k", top_k)
+            top_k = checked_count("top_k", top_k)
         documents = text_list("documents", documents)
         if not isinstance(query, str):
             raise TypeError(f"query must be one str, got {query!r}. Call rank once for each.")
@@ -206,8 +206,9 @@ class FlippedMatcher(PairScorer):
             ValueError: 0 < rerank < top_k, a score that this model has no match score for, or an index of another
                 encoder.
         """
-        check_count("top_k", top_k)
-        if isinstance(rerank, bool) or not isinstance(rerank, int) or (rerank and rerank < top_k):
+        top_k = checked_count("top_k", top_k)
+        rerank = checked_count("rerank", rerank, 0)
+        if 0 < rerank < top_k:
             raise ValueError(
                 f"rerank={rerank!r} must be 0 or at least top_k={top_k}: probabilities and cosines do not mix in one "
                 "list. Give a larger rerank or a smaller top_k."

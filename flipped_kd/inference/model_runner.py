@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..students.answer_head import accepts_logits_to_keep, answer_rows, position
 from ..students.probing import FLOAT32_TOLERANCE, can_be_stopped, input_device, same_logits, unwrapped
 from ..utils.angles import wide
 from ..utils.token_batches import token_batches, token_budget
+from .copying import FreshLock
 from .last_feed_forward import LastFeedForward, input_layers
 from .prefix_cache import CachedPrefix, continues, read_prefix
 
@@ -77,12 +77,15 @@ class ModelRunner:
         prompt: gives the answers' ids and the rows by which the model is tried at first use.
         encoder: reads texts; attached to `model`.
         pad_id: id to pad with.
+        lock: held while the model is read.
     """
 
-    def __init__(self, model: nn.Module, prompt: PairPrompt, encoder: TextReader, pad_id: int) -> None:
+    def __init__(
+        self, model: nn.Module, prompt: PairPrompt, encoder: TextReader, pad_id: int, lock: FreshLock | None = None
+    ) -> None:
         self.model, self.prompt, self.encoder, self.pad_id = model, prompt, encoder, pad_id
         self.keeps_logits = accepts_logits_to_keep(model)
-        self._lock = threading.RLock()
+        self._lock = lock or FreshLock()
         self._told_of_cut = False
 
     def answers(

@@ -21,8 +21,9 @@ from ..prompts.pair_prompt import PairPrompt
 from ..students.loading import padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device
-from ..utils.checks import check_choice
-from .inputs import Embeddings, Pair, Pairs, Texts, check_count, pair_columns, text_list, unique
+from ..utils.checks import check_choice, is_number
+from .copying import Copied, FreshLock
+from .inputs import Embeddings, Pair, Pairs, Texts, checked_count, pair_columns, text_list, unique
 from .model_runner import WINDOW, ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,10 @@ logger = logging.getLogger(__name__)
 PART = 16_384
 
 
-class PairScorer:
+class PairScorer(Copied):
     """Scores pairs of texts and encodes texts with one model. See `FlippedMatcher`, which adds searching and ranking.
+
+    It can be copied and pickled, with its model; see `Copied`.
 
     Attributes:
         source: what the model was loaded from; "" if it was not.
@@ -51,7 +54,8 @@ class PairScorer:
         self.encoder = encoder
         self.match_score = match_score
         self.source = ""
-        self._reader = ModelRunner(model, prompt, encoder, padding_id(tokenizer))
+        self._lock = FreshLock()
+        self._reader = ModelRunner(model, prompt, encoder, padding_id(tokenizer), self._lock)
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +86,7 @@ class PairScorer:
         """
         if kind is not None:
             check_choice("kind", kind, KINDS)
-        check_count("batch_size", batch_size)
+        batch_size = checked_count("batch_size", batch_size)
         if isinstance(pairs, datasets.Dataset) and len(pairs) > PART:
             found = np.empty((2, len(pairs)))
             for rows_of, part in _parts(pairs):
@@ -162,17 +166,18 @@ class PairScorer:
             ValueError: as `predict`; a threshold that is no probability; "tuned" without a match score.
         """
         kind = self._kind(score)
-        if threshold == "tuned":
+        tuned = isinstance(threshold, str) and threshold == "tuned"
+        if tuned:
             if self.match_score is None:
                 raise ValueError(
                     f"threshold='tuned': no threshold was chosen for {self.source or 'this matcher'!r}, which has no "
                     "match score: give a probability, or fit one (flipped-kd calibrate)."
                 )
-        elif isinstance(threshold, str) or not 0 <= threshold <= 1:
+        elif not is_number(threshold) or not 0 <= threshold <= 1:  # type: ignore[operator]
             raise ValueError(f"threshold={threshold!r}: give 'tuned' or a probability in [0, 1].")
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         answer, similarity = self.scores(pairs, **options, kind=kind)  # type: ignore[arg-type]
-        if threshold != "tuned":
+        if not tuned:
             return np.asarray(self._probability(answer, similarity, kind) >= threshold)
         assert self.match_score is not None
         return self.match_score.matches(answer, similarity, kind)
@@ -239,7 +244,7 @@ class PairScorer:
         Raises:
             TypeError: a text is no str.
         """
-        check_count("batch_size", batch_size)
+        batch_size = checked_count("batch_size", batch_size)
         distinct, order = unique(text_list("texts", texts))
         vectors = self._vectors(distinct, batch_size, show_progress_bar)[order]
         result = vectors[0] if isinstance(texts, str) else vectors

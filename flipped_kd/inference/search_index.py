@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,6 +43,8 @@ class SearchIndex:
         encoder: dict[str, Any],
         ids: Sequence[int] | Sequence[str] | None = None,
     ) -> None:
+        if isinstance(texts, str) or isinstance(ids, str):
+            raise TypeError("texts and ids must be lists, got one str: put it into a list.")
         if ids is not None and len(ids) != len(texts):
             raise ValueError(f"{len(texts)} texts need as many ids, got {len(ids)}.")
         if embeddings.ndim != 2 or len(texts) != len(embeddings):
@@ -49,12 +52,22 @@ class SearchIndex:
                 f"{len(texts)} texts need vectors of shape ({len(texts)}, D), got {tuple(embeddings.shape)}."
             )
         self.texts = list(texts)
-        self.ids = None if ids is None else list(ids)
+        # NumPy's numbers cannot be written as JSON.
+        self.ids = None if ids is None else [name.item() if isinstance(name, np.generic) else name for name in ids]
         self.embeddings = embeddings
         self.encoder = encoder
         # Matchers whose encoder is known to give these vectors.
         self.known_to: WeakSet[Any] = WeakSet()
         self._placed = embeddings
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: neither matchers, nor vectors on a device that its reader may lack."""
+        return {name: value for name, value in vars(self).items() if name not in ("known_to", "_placed")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is known to no matcher: each tries it anew."""
+        vars(self).update(state)
+        self.known_to, self._placed = WeakSet(), self.embeddings
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.atomic import write_atomically
+from ..utils.checks import is_whole
 from .chat_families import INSTRUCTIONS, first_answers, preset_forms, render_chat_template, resolve_answers
 from .pair_tokens import PairTokens
 from .prompt_form import PromptForm
@@ -111,7 +112,7 @@ class PairPrompt:
         for name, value in (("prefix", prefix), ("middle", middle), ("suffix", suffix)):
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be a str, got {value!r}.")
-        if isinstance(max_length, bool) or not isinstance(max_length, int):
+        if not is_whole(max_length):
             raise TypeError(f"max_length must be an int (tokens), got {max_length!r}.")
         if isinstance(answers, str) or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
             raise TypeError(f"answers must be two strings (no, yes), got {answers!r}.")
@@ -123,7 +124,7 @@ class PairPrompt:
 
         self.prefix, self.middle, self.suffix = prefix, middle, suffix
         self.answers = (answers[0], answers[1])
-        self.max_length = max_length
+        self.max_length = int(max_length)
         self.wrap_a, self.wrap_b = (wrap_a[0], wrap_a[1]), (wrap_b[0], wrap_b[1])
         # Middle and suffix are read after the prefix, where they stand: a tokenizer may treat a string's start apart.
         self.prefix_ids = token_ids(whole, prefix)

@@ -19,8 +19,10 @@ from ..prompts.pair_prompt import PROMPT_FILE
 from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
 from ..students.gguf import GgufBase
+from ..students.lora import without_advice
 from ..students.lora_encoder import LoraEncoder
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.checks import is_number
 from ..utils.hub_download import Access
 from .card import write_card
 from .files import CARD_FILE
@@ -82,7 +84,8 @@ def combine_adapters(
     loaded.encoder.detach()
     for folder in folders[1:]:
         check_same_base(folder, loaded.model, base)
-    model = _combined(cast(PeftModel, loaded.model), folders, weights, method, options)
+    with without_advice():
+        model = _combined(cast(PeftModel, loaded.model), folders, weights, method, options)
     model.peft_config["default"].base_model_name_or_path = base
     model.peft_config["default"].revision = revision
     adapted = {module.name: module for module in adapted_modules(model)}
@@ -93,7 +96,8 @@ def combine_adapters(
             method,
         )
     with whole_or_absent(target) as partial:
-        model.save_pretrained(str(partial), selected_adapters=["default"])
+        with without_advice():
+            model.save_pretrained(str(partial), selected_adapters=["default"])
         (partial / CARD_FILE).unlink(missing_ok=True)  # PEFT's, which names a local base
         loaded.tokenizer.save_pretrained(partial)
         loaded.prompt.save_pretrained(partial)
@@ -150,7 +154,7 @@ def _checked_weights(adapters: Sequence[Any], weights: Sequence[float] | None) -
         raise ValueError(f"adapters={adapters!r}: give a list of two or more folders or Hub names.")
     if weights is None:
         return [1 / len(adapters)] * len(adapters)
-    if len(weights) != len(adapters) or not all(math.isfinite(weight) for weight in weights):
+    if len(weights) != len(adapters) or not all(is_number(weight) and math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights={list(weights)}: give one finite number for each of the {len(adapters)} adapters.")
     return [float(weight) for weight in weights]
 

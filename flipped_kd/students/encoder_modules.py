@@ -15,6 +15,7 @@ from peft.tuners.lora.variants import BlockDiagonalLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..utils.checks import is_whole
 from .probing import ROWS, TOKENS, calls, is_sharded, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
                 f"encoder_layers={layers!r} is none of 'all', 'last:N', 'first:N' (N from 1 to {len(present)}, "
                 "or a share such as 50%) and '3,4'."
             ) from None
+    elif is_whole(layers):
+        layers = [int(layers)]  # type: ignore[call-overload]
     wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
     if not wanted or not wanted <= set(present):
         raise ValueError(

@@ -42,10 +42,21 @@ def default_lora(
 
 
 @contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Inside, PEFT asks a model by a name that transformers 5.23 deprecates, which no user could mend."""
+def without_advice() -> Iterator[None]:
+    """Inside, PEFT does not warn of what no user need mend.
+
+    - Asking a model by a name that transformers 5.23 deprecates is PEFT's own doing.
+    - Adapted embeddings are saved whole, as they must be; where they are tied, the merge unties them.
+    - A base without a configuration beside it is a GGUF file; no vocabulary is changed here.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        for message in (
+            "Model (has|with) `tie_word_embeddings=True`",
+            "Setting `save_embedding_layers` to `True`",
+            "Could not find a config file",
+        ):
+            warnings.filterwarnings("ignore", message, UserWarning)
         yield
 
 
@@ -70,7 +81,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     if all_linear and not config.target_parameters:
         config = _text_layers(model, config, linear)
     try:
-        with without_deprecations():
+        with without_advice():
             adapted: Any = get_peft_model(
                 model, config, revision=getattr(model, "hub_commit", None) or config.revision
             )

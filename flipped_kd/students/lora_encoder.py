@@ -18,6 +18,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..utils.angles import wide
@@ -45,9 +46,9 @@ class LoraEncoder:
     - `sum`: z(t) = L2(sum of u_k(t)): r numbers; all A map into one space, so they need one rank r.
     - `concat`: z(t) = L2(concat of L2(u_k(t))): sum of r_k numbers.
 
-    The hooks belong to the model that `attach` was given. A deepcopy of that model carries copies of them, which still
-    record into this encoder; to encode with the copy, attach a new `LoraEncoder(encoder.modules,
-    encoder.adapter_name, encoder.pooling)` to it and capture with that one.
+    The hooks belong to the model that `attach` was given. A copy or pickle of that model takes them along, with a copy
+    of this encoder, into which they record. Model and encoder copied as one (in a matcher, or in one tuple) stay
+    together; to encode with a model copied alone, attach a `copy.copy(encoder)` to it.
 
     Args:
         modules: the encoder set K, in the order of concatenation.
@@ -75,7 +76,15 @@ class LoraEncoder:
         self.adapter_name = adapter_name
         self._captured: dict[str, Tensor] | None = None
         self._stops = False
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __copy__(self) -> LoraEncoder:
+        """The same definition, attached to nothing: hooks record into one encoder only."""
+        return LoraEncoder(self.modules, self.adapter_name, self.pooling)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: nothing of a forward pass that is going on."""
+        return vars(self) | {"_captured": None, "_stops": False}
 
     @classmethod
     def from_model(
@@ -125,7 +134,7 @@ class LoraEncoder:
         """
         matrices = self._matrices(model)
         self.detach()
-        self._handles = [matrix.register_forward_hook(self._hook(name)) for name, matrix in matrices.items()]
+        self._handles = [matrix.register_forward_hook(_OutputHook(self, name)) for name, matrix in matrices.items()]
 
     def save_matrices(self, model: PeftModel, folder: str | os.PathLike[str]) -> None:
         """Write the A matrices of the encoder set for `attach_merged`, which finds none in a merged model.
@@ -175,7 +184,7 @@ class LoraEncoder:
                     f"{path} holds {held} for {module.name!r}, which {takes}; the encoder was saved with rank "
                     f"{module.rank}. Take model, {ENCODER_FILE} and {MATRICES_FILE} from one and the same merge."
                 )
-            readers.append((linear, self._merged_hook(module.name, matrix)))
+            readers.append((linear, _InputHook(self, module.name, matrix)))
         self.detach()
         self._handles = [linear.register_forward_hook(reader) for linear, reader in readers]
 
@@ -204,29 +213,11 @@ class LoraEncoder:
             handle.remove()
         self._handles = []
 
-    def _hook(self, name: str) -> Any:
-        def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded. Nor
-            # is DoRA's other call of A, over an identity matrix for the norm of the weights.
-            if self._captured is not None and output.ndim == 3:
-                self._captured[name] = output
-                self._stop_if_read()
-
-        return record
-
-    def _merged_hook(self, name: str, matrix: Tensor) -> Any:
-        def record(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Any) -> None:
-            nonlocal matrix
-            if self._captured is None:
-                return
-            (x,) = inputs
-            if matrix.device != x.device:  # at first, and after the model was moved
-                matrix = matrix.to(x.device)
-            # As PEFT's LoRA layer does: the input is cast to A's precision.
-            self._captured[name] = nn.functional.linear(x.to(matrix.dtype), matrix)
-            self._stop_if_read()
-
-        return record
+    def _record(self, name: str, output: Tensor) -> None:
+        assert self._captured is not None
+        self._captured[name] = output
+        if self._stops and len(self._captured) == len(self.modules):
+            raise AllRead
 
     @contextmanager
     def capture(self, stop: bool = False) -> Iterator[dict[str, Tensor]]:
@@ -236,7 +227,8 @@ class LoraEncoder:
             stop: end the context as soon as all are recorded, in the middle of that forward pass: what lies above the
                 encoder's last module is not computed. For a model that can be left so (`probing.can_be_stopped`).
         """
-        if not self._handles:
+        # An encoder copied without its model has hooks on nothing.
+        if not any(handle.hooks_dict_ref() is not None for handle in self._handles):
             raise RuntimeError("the encoder is not attached to a model: call attach(model) first.")
         outer = self._captured, self._stops
         self._captured, self._stops = {}, stop
@@ -247,10 +239,6 @@ class LoraEncoder:
                 raise
         finally:
             self._captured, self._stops = outer
-
-    def _stop_if_read(self) -> None:
-        if self._stops and self._captured is not None and len(self._captured) == len(self.modules):
-            raise AllRead
 
     def pool(self, captured: dict[str, Tensor], spans: Tensor, rows: Tensor | None = None) -> Tensor:
         """Represent one text for each of `spans`.
@@ -274,7 +262,7 @@ class LoraEncoder:
             if module.name not in captured:
                 raise RuntimeError(
                     f"A of {module.name!r} did not run in this forward pass: is the adapter disabled, merged, or not "
-                    "the active one?"
+                    "the active one, or the model a copy of the one that this encoder is attached to?"
                 )
             output = captured[module.name]
             if torch.is_grad_enabled() and not output.requires_grad:
@@ -339,6 +327,38 @@ class LoraEncoder:
         raise ValueError(
             f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
         )
+
+
+# Hooks are objects of the module's level, not closures, so that a model with hooks can be copied and pickled.
+
+
+class _OutputHook:
+    """On an A matrix: records what it gives."""
+
+    def __init__(self, encoder: LoraEncoder, name: str) -> None:
+        self.encoder, self.name = encoder, name
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        # Recomputation under activation checkpointing fires the hook again, outside capture(): not recorded. Nor
+        # is DoRA's other call of A, over an identity matrix for the norm of the weights.
+        if self.encoder._captured is not None and output.ndim == 3:
+            self.encoder._record(self.name, output)
+
+
+class _InputHook:
+    """On a layer of a merged model: applies the saved A to what the layer is given, and records that."""
+
+    def __init__(self, encoder: LoraEncoder, name: str, matrix: Tensor) -> None:
+        self.encoder, self.name, self.matrix = encoder, name, matrix
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], _output: Any) -> None:
+        if self.encoder._captured is None:
+            return
+        (x,) = inputs
+        if self.matrix.device != x.device:  # at first, and after the model was moved
+            self.matrix = self.matrix.to(x.device)
+        # As PEFT's LoRA layer does: the input is cast to A's precision.
+        self.encoder._record(self.name, nn.functional.linear(x.to(self.matrix.dtype), self.matrix))
 
 
 def _read_matrices(path: Path) -> dict[str, Tensor]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..utils.checks import is_whole
 from .fingerprint import FingerprintMemory
 from .items import TextItems
 
@@ -32,6 +33,10 @@ class Teacher:
         self._scratch: TemporaryDirectory | None = None
         self._fingerprint = FingerprintMemory()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of; it gets a temporary folder of its own."""
+        return vars(self) | {"_scratch": None}
+
     def _cache_dir(self, cache_dir: str | Path | None) -> Path:
         if cache_dir is not None:
             return Path(cache_dir)
@@ -49,5 +54,5 @@ def check_unit(items: TextItems, wanted: str, method: str) -> None:
 
 
 def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+    if not is_whole(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number from 1.")

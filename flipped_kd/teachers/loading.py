@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .files import KIND_REMEDY, KIND_RULE, check_files, model_class_of, name_of_
 
 
 def load_teacher(
-    teacher: str | Path | SentenceTransformer | CrossEncoder,
+    teacher: str | os.PathLike[str] | SentenceTransformer | CrossEncoder,
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
@@ -42,6 +43,8 @@ def load_teacher(
         ValueError: if the model cannot be found, is of no usable kind, has only pickled weights or broken ones, has
             several labels, or gives no vector; also for a revision of something that is not on the Hub.
     """
+    if isinstance(teacher, os.PathLike):
+        teacher = Path(teacher)
     if revision is not None and (not isinstance(teacher, str) or Path(teacher).is_dir()):
         raise ValueError(
             f"revision={revision!r} can only be given with a Hub id, not with {_shown(teacher)}: leave it out."

@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import SchedulerType, TrainingArguments
 
-from ..utils.checks import require, require_integer
+from ..utils.checks import is_number, require, require_integer
 from ..utils.devices import has_bfloat16
 
 # Names of `losses.build.OBJECTIVES`, which is not imported here: settings are read without the losses.
@@ -36,6 +37,14 @@ LOWER_IS_BETTER = ("loss", "loss_sup", "loss_dist", "loss_mcl", "dropped_positiv
 
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
+
+
+# Settings that are real numbers, beside TrainingArguments' own, and those that may be None.
+NUMBERS = (
+    *("sup_weight", "dist_weight", "mcl_weight", "margin", "temperature"),
+    *("positive_threshold", "negative_threshold"),
+)
+MAYBE_NUMBERS = ("answer_teacher_weight", "max_grad_value")
 
 
 def _mapping(value: Any) -> Any:
@@ -213,6 +222,9 @@ class FlippedDistillationConfig(TrainingArguments):
     teacher_batch_size: int = field(default=64, metadata={"help": "Texts a forward of the teacher."})
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # as JSON takes them
+            if isinstance(value, np.generic | os.PathLike):
+                setattr(self, name, value.item() if isinstance(value, np.generic) else os.fspath(value))
         self._resolve_precision()
         self._resolve_checkpointing()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -275,6 +287,10 @@ class FlippedDistillationConfig(TrainingArguments):
         }.items():
             value = getattr(self, name)
             require(value in allowed, name, value, f"choose one of {list(allowed)}.")
+        for name in NUMBERS + MAYBE_NUMBERS:
+            value = getattr(self, name)
+            absent = value is None and name in MAYBE_NUMBERS
+            require(absent or is_number(value), name, value, "give one number.")
         for name in ("sup_weight", "dist_weight", "mcl_weight"):
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "a loss weight is a finite number >= 0.")
@@ -303,6 +319,8 @@ class FlippedDistillationConfig(TrainingArguments):
             self.encoder_layers = ",".join(str(number) for number in numbers)
         if isinstance(self.encoder_modules, str):
             self.encoder_modules = [name.strip() for name in self.encoder_modules.split(",")]
+        if self.encoder_modules is not None:
+            self.encoder_modules = list(self.encoder_modules)
         if self.encoder_modules == ["all"]:
             self.encoder_modules = None
         require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")

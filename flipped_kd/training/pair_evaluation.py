@@ -20,6 +20,7 @@ from ..evaluation.match_score import MatchScore, ScoreKind
 from ..evaluation.metrics import PairMatching
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
+from .picklable import make_picklable
 from .processes import ready_to_evaluate
 from .saving import PublishingTrainer
 
@@ -152,6 +153,12 @@ class PairScoringTrainer(PublishingTrainer):
         )
         self.scored_step = self.state.global_step
         return self.match_score
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; what it puts round the student can be copied and pickled."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        make_picklable(cast(nn.Module, self.model), self.accelerator)
+        return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, then fit the match score on the evaluation set, if there is one.

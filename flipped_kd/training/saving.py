@@ -23,6 +23,7 @@ from ..publishing.publish import PublishReport, publish
 from ..publishing.push import open_repository, refuse_local_gguf
 from ..students.base_weights import BASE_FILE, BaseWeights
 from ..students.gguf import GGUF_FILE
+from ..students.lora import without_advice
 from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
 from .checkpoints import CheckpointingTrainer
 
@@ -49,7 +50,7 @@ class PublishingTrainer(CheckpointingTrainer):
             return
         folder = Path(str(output_dir or self.args.output_dir))
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with _card_kept(folder):
+        with _card_kept(folder), without_advice():
             student.save_pretrained(str(folder), state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
         self.prompt.save_pretrained(folder)

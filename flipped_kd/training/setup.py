@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationMethod
@@ -36,10 +36,14 @@ from .packing import find_layout
 logger = logging.getLogger(__name__)
 
 
-def check_args(args: FlippedDistillationConfig) -> None:
-    """Refuse settings of another trainer, and one process over several GPUs."""
+def check_args(args: FlippedDistillationConfig, peft_config: Any = None, prompt: Any = None) -> None:
+    """Refuse settings of another kind or of another trainer, and one process over several GPUs."""
     if not isinstance(args, FlippedDistillationConfig):
         raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
+    for name, given, kind in (("peft_config", peft_config, PeftConfig), ("prompt", prompt, PairPrompt)):
+        if given is not None and not isinstance(given, kind):
+            made = "peft.LoraConfig" if kind is PeftConfig else "PairPrompt"
+            raise ValueError(f"{name} is a {type(given).__name__}: give a {made}, or None for the default.")
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
@@ -84,7 +88,7 @@ def prepare_student(
         raise ValueError(
             f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
         )
-    return add_adapter(model, peft_config or default_lora())
+    return add_adapter(model, default_lora() if peft_config is None else peft_config)
 
 
 def check_tokens(student: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt) -> None:

@@ -7,6 +7,7 @@ One file, though long: the order of a step is read in one place; what stands alo
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -118,8 +119,14 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel | PeftModel,
-        teacher: str | SentenceTransformer | CrossEncoder | BiEncoderTeacher | CrossEncoderTeacher | None = None,
+        model: str | os.PathLike[str] | PreTrainedModel | PeftModel,
+        teacher: str
+        | os.PathLike[str]
+        | SentenceTransformer
+        | CrossEncoder
+        | BiEncoderTeacher
+        | CrossEncoderTeacher
+        | None = None,
         args: FlippedDistillationConfig | None = None,
         train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: PairDatasets = None,
@@ -133,8 +140,9 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
-        args = args or FlippedDistillationConfig()
-        check_args(args)
+        args = FlippedDistillationConfig() if args is None else args
+        check_args(args, peft_config, prompt)
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if args.device.type == "cpu":
             use_cpu_threads(args.cpu_threads)
         if args.batch_eval_metrics and compute_metrics is None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
+
+
+def is_whole(value: object) -> bool:
+    """Whether `value` is a whole number, Python's or NumPy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is one real number, Python's or NumPy's; True and False are none, nor is an array of one."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
@@ -17,6 +28,8 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
 
 def check_range(name: str, value: float, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise ValueError unless `value` is finite and lies in [low, high], or (low, high] with `open_low`."""
+    if not is_number(value):
+        raise ValueError(f"{name}={value!r} is no number: give one.")
     above = low < value if open_low else low <= value
     if not (math.isfinite(value) and above and value <= high):
         left = "(" if open_low else "["
@@ -39,5 +52,4 @@ def require(condition: bool, name: str, value: Any, rule: str) -> None:
 
 def require_integer(name: str, value: Any, least: int, why: str) -> None:
     """Raise ValueError, with the reason, unless a setting is an integer of at least `least`."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    require(is_integer and value >= least, name, value, f"give an integer of at least {least}; {why}")
+    require(is_whole(value) and value >= least, name, value, f"give an integer of at least {least}; {why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -42,6 +43,41 @@ class Access:
     def without_token(self, text: str) -> str:
         """`text` with the token, should it stand there, made unreadable."""
         return redact(text, self.token if isinstance(self.token, str) else None)
+
+
+def is_network_failure(error: BaseException) -> bool:
+    """Whether an error comes from a network that is not there, or a server that cannot answer now.
+
+    Its causes are looked at, too. An access that was refused, a name that does not exist, and HF_HUB_OFFLINE=1 are
+    none: trying again would not help.
+    """
+    for cause in causes(error):
+        status = status_of(cause)
+        if status is not None:
+            return status >= 500 or status in (408, 429)
+        if isinstance(cause, OfflineModeIsEnabled):
+            return False
+        # httpx, which huggingface_hub brings along, has a TransportError for all that happens below HTTP.
+        transport = any(kind.__name__ == "TransportError" for kind in type(cause).__mro__)
+        if transport or isinstance(cause, ConnectionError | TimeoutError):
+            return True
+    return False
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the latest first."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        yield cause
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that an error is about."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
 
 
 def fetch(name: str | os.PathLike[str], revision: str | None, access: Access, patterns: Sequence[str]) -> Path:

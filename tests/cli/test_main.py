@@ -11,12 +11,15 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import flipped_kd
 from flipped_kd.cli.main import VERBS, main
 from tests.cli.helpers import ROOT, adapter_with_scores, environment, pair_rows, read_rows, write_rows
+from tests.hub.fixtures import connected
 
 TOKEN = "hf_" + "s" * 34
 
@@ -130,6 +133,29 @@ def test_bad_rows_and_models_are_code_2(adapter: Path, tmp_path: Path, capsys: p
         err = capsys.readouterr().err
         assert err.count("flipped-kd: error: ") == 1 and message in err and "Traceback" not in err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "base", "gguf", "check-teacher", "train"])
+def test_a_network_that_is_not_there_is_code_1(
+    verb: str, adapter: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As --help says: the same command may succeed later. A name that is none stays code 2."""
+    good = str(write_rows(tmp_path / "good.ndjson", pair_rows(6)))
+    files = [f"--{split}_file={good}" for split in ("train", "validation", "test")]
+    absent = "some-owner/absent"
+    arguments = {
+        "predict": ["predict", absent, good],
+        "base": ["predict", adapter, good, "--base-model", absent],
+        "gguf": ["predict", adapter, good, "--base-model", f"{absent}:tiny.gguf"],
+        "check-teacher": ["check-teacher", absent, good],
+        "train": ["train", "--student", absent, "--teacher", teacher_dir, *files, f"--output_dir={tmp_path}/out"],
+    }[verb]
+    # Nothing listens at this port.
+    nobody: Any = SimpleNamespace(endpoint="http://127.0.0.1:9", variables=lambda home, token: {})
+    with connected(nobody, tmp_path / "home"):
+        assert run(*arguments) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith("flipped-kd: error: ")
+        assert run("predict", "./absent/model", good) == 2
 
 
 def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def write_lines(path: Path, lines: list) -> Path:
 def write(kind: str, folder: Path) -> Path:
     """Write `ROWS` as a user of each format would."""
     dataset, path = Dataset.from_list(ROWS), folder / f"pairs.{kind}"
-    if kind == "jsonl":
+    if kind in ("jsonl", "ndjson"):
         write_lines(path, ROWS)
     elif kind == "json":
         path.write_text(json.dumps(ROWS, indent=1))
@@ -68,7 +68,7 @@ def write(kind: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "folder"])
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet", "folder"])
 def test_every_format_gives_the_same_pairs(kind, tmp_path):
     assert rows_of(load_pairs(write(kind, tmp_path))) == ROWS
 
@@ -577,8 +577,12 @@ def test_max_rows_is_a_seeded_subset_in_order(tmp_path):
     assert subset == rows_of(load_pairs(path, max_rows=50, seed=3))
     assert subset != rows_of(load_pairs(path, max_rows=50, seed=4))
     assert rows_of(load_pairs(path, max_rows=500)) == rows
-    with pytest.raises(ValueError, match="max_rows is 0"):
-        load_pairs(path, max_rows=0)
+    assert subset == rows_of(load_pairs(path, max_rows=np.int64(50), seed=np.int64(3)))
+    for wrong in (0, 2.5, True, "3"):
+        with pytest.raises(ValueError, match=f"max_rows is {wrong!r}; it must be a whole number from 1"):
+            load_pairs(path, max_rows=wrong)
+    with pytest.raises(ValueError, match=r"label_threshold is \[0.5\]; it must be a finite number"):
+        load_pairs(path, label_threshold=[0.5])
     with pytest.raises(ValueError, match="max_rows=1, seed=0 has a single class"):
         load_pairs(path, max_rows=1)
 

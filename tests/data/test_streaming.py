@@ -34,6 +34,12 @@ def test_rows_of_a_stream_are_those_of_the_checked_set(pairs: datasets.Dataset) 
     assert [row["row"] for row in found] == list(range(len(pairs)))
 
 
+@pytest.mark.parametrize("kind", ["arrow", "numpy", "torch"])
+def test_the_format_of_a_stream_does_not_matter(kind: str, pairs: datasets.Dataset) -> None:
+    stream = pairs.to_iterable_dataset()
+    assert list(validate_stream(stream.with_format(kind))) == list(validate_stream(stream))
+
+
 def test_columns_are_mapped_and_others_dropped() -> None:
     rows = [{"q1": "a", "q2": "b", "same": "1", "id": 7}, {"q1": "c", "q2": "d", "same": False, "id": 8}]
     names = {"text_a": "q1", "text_b": "q2", "label": "same"}

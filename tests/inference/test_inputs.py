@@ -9,13 +9,16 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 from scipy.special import expit
 
-from flipped_kd import FlippedMatcher
+from flipped_kd import FlippedMatcher, SearchIndex
 from tests.adapters import MIXED_PAIRS, make_adapter, make_base
 
 TABLE = pd.DataFrame({"text_a": ["a"], "text_b": ["b"]})
+SET = datasets.Dataset.from_dict({"text_a": ["a"], "text_b": ["b"]})
 DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
 
 
@@ -35,11 +38,46 @@ def test_forms_of_pairs(matcher: FlippedMatcher) -> None:
     expected = matcher.predict(MIXED_PAIRS)
     texts_a, texts_b = zip(*MIXED_PAIRS, strict=True)
     dataset = datasets.Dataset.from_dict({"text_a": texts_a, "text_b": texts_b, "label": [0] * len(texts_a)})
-    for form in (dataset, [list(pair) for pair in MIXED_PAIRS], np.array(MIXED_PAIRS), iter(MIXED_PAIRS)):
+    forms: list[Any] = [dataset, [list(pair) for pair in MIXED_PAIRS], np.array(MIXED_PAIRS), iter(MIXED_PAIRS)]
+    forms += [dataset.with_format(kind) for kind in ("arrow", "numpy", "pandas", "torch")]
+    forms += [dataset.with_format("torch", columns=["label"]), [np.array(pair) for pair in MIXED_PAIRS]]
+    forms += [[pd.Series(pair) for pair in MIXED_PAIRS], np.array(MIXED_PAIRS, dtype=object)]
+    for form in forms:
         np.testing.assert_array_equal(matcher.predict(form), expected)
     for pair in (MIXED_PAIRS[1], list(MIXED_PAIRS[1]), np.array(MIXED_PAIRS[1])):
         close(matcher.predict(pair), expected[1])
     assert np.ndim(matcher.predict(MIXED_PAIRS[1])) == 0
+
+
+def test_a_transform_of_a_data_set_is_applied(matcher: FlippedMatcher) -> None:
+    dataset = datasets.Dataset.from_dict({"text_a": ["CASH"], "text_b": ["REFUND"]})
+    lower = dataset.with_transform(lambda rows: {name: [text.lower() for text in rows[name]] for name in rows})
+    close(matcher.predict(lower), matcher.predict([("cash", "refund")]))
+
+
+def test_forms_of_texts(matcher: FlippedMatcher) -> None:
+    texts = ["cash", "refund"]
+    expected = matcher.encode(texts)
+    dataset = datasets.Dataset.from_dict({"text": texts})
+    columns: list[Any] = [dataset.with_format(kind)["text"] for kind in (None, "arrow", "numpy", "torch")]
+    for form in (*columns, np.array(texts), pd.Series(texts), pa.array(texts), (text for text in texts)):
+        np.testing.assert_array_equal(matcher.encode(form), expected)
+    assert matcher.rank("cash", np.array(texts), top_k=1)[0]["corpus_id"] in (0, 1)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(matcher: FlippedMatcher, tmp_path: Path) -> None:
+    one, two = np.int64(1), np.uint8(2)
+    pairs: Any = MIXED_PAIRS[:2]
+    close(matcher.predict(pairs, batch_size=one), matcher.predict(pairs, batch_size=1))
+    assert matcher.encode(["a"], batch_size=two).shape == matcher.encode(["a"]).shape
+    assert matcher.rank("a", DOCUMENTS, top_k=one) == matcher.rank("a", DOCUMENTS, top_k=1)
+    found = matcher.search("a", DOCUMENTS, top_k=one, rerank=two)  # type: ignore[arg-type]
+    assert found == matcher.search("a", DOCUMENTS, top_k=1, rerank=2)
+    half: Any = np.float32(0.5)
+    np.testing.assert_array_equal(matcher.matches(pairs, threshold=half), matcher.matches(pairs, threshold=0.5))
+    made = matcher.index(DOCUMENTS[:2])
+    SearchIndex(made.texts, made.embeddings, made.encoder, np.array([3, 4])).save(tmp_path / "index")
+    assert SearchIndex.load(tmp_path / "index").ids == [3, 4]
 
 
 def test_nothing_in_nothing_out(matcher: FlippedMatcher) -> None:
@@ -55,6 +93,26 @@ def test_nothing_in_nothing_out(matcher: FlippedMatcher) -> None:
         (lambda m: m.predict([("a", None)]), TypeError, r"pairs\[0\] must hold two str, got None"),
         (lambda m: m.predict([("a", "b"), ("a", "b", "c")]), ValueError, r"pairs\[1\] is no pair"),
         (lambda m: m.predict(["a", "b", "c"]), ValueError, r"pairs\[0\] is no pair of texts: 'a'"),
+        (lambda m: m.predict("你好"), TypeError, "pairs must be pairs of texts, got one str: '你好'"),
+        (lambda m: m.scores("ab"), TypeError, "got one str"),
+        (lambda m: m.matches("ab"), TypeError, "got one str"),
+        (lambda m: m.predict(np.array("ab")), ValueError, r"pairs\[0\] is no pair of texts"),
+        (lambda m: m.predict(None), TypeError, "pairs is None: give a list"),
+        (lambda m: m.encode(None), TypeError, "texts is None: give a list"),
+        (
+            lambda m: m.predict(datasets.DatasetDict(test=datasets.Dataset.from_dict({}))),
+            TypeError,
+            "its splits.*test",
+        ),
+        (lambda m: m.matches([("a", "b")], threshold=[0.5]), ValueError, r"threshold=\[0.5\]: give 'tuned' or a prob"),
+        (lambda m: m.matches([("a", "b")], threshold=np.array([0.5])), ValueError, "give 'tuned' or a prob"),
+        (lambda m: m.matches([("a", "b")], threshold=None), ValueError, "threshold=None: give 'tuned'"),
+        (lambda m: m.matches([("a", "b")], threshold=True), ValueError, "threshold=True: give 'tuned'"),
+        (lambda m: m.encode(["a"], batch_size=True), ValueError, "batch_size=True"),
+        (lambda m: m.encode(["a"], batch_size="2"), ValueError, "batch_size='2'"),
+        (lambda m: m.rank("a", ["b"], top_k=np.float64(1)), ValueError, "top_k=.*whole number"),
+        (lambda m: m.search("a", ["b"], rerank=-1), ValueError, "rerank=-1 must be a whole number from 0"),
+        (lambda m: SearchIndex("ab", torch.zeros(2, 3), {}), TypeError, "got one str"),
         (lambda m: m.predict(datasets.Dataset.from_dict({"question": ["a"]})), ValueError, "rename_column"),
         (
             lambda m: m.predict({"text_a": ["a"], "text_b": ["b"]}),

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -192,6 +193,15 @@ def test_text_alone_is_the_beginning_of_every_pair(text_a: str, text_b: str, roo
 @cache
 def cached_prompt(kind: str, max_length: int) -> PairPrompt:
     return PairPrompt.from_preset(make_tokenizer(kind), max_length=max_length)
+
+
+def test_max_length_may_be_numpy_s(tmp_path: Path) -> None:
+    prompt = PairPrompt.from_preset(make_tokenizer("bytes"), max_length=np.int64(64))  # type: ignore[arg-type]
+    prompt.save_pretrained(tmp_path)
+    assert PairPrompt.from_pretrained(tmp_path, make_tokenizer("bytes")).max_length == 64
+    for wrong in (64.0, True, "64"):
+        with pytest.raises(TypeError, match="max_length must be an int"):
+            PairPrompt.from_preset(make_tokenizer("bytes"), max_length=wrong)  # type: ignore[arg-type]
 
 
 def test_max_length_too_small_names_both_numbers() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     Qwen2ForCausalLM,
 )
 
+from flipped_kd import FlippedMatcher
 from flipped_kd.students.lora import add_adapter, default_lora
+from tests.adapters import make_base
+from tests.invariants.training import new_trainer, settings
 
 
 def test_the_default_adapter_is_on_every_linear_layer_but_the_head(student: Qwen2ForCausalLM) -> None:
@@ -21,6 +27,21 @@ def test_the_default_adapter_is_on_every_linear_layer_but_the_head(student: Qwen
     assert not any("lm_head" in name for name in adapted)
     up_proj: Any = model.get_base_model().get_submodule("model.layers.0.mlp.up_proj")
     assert up_proj.scaling == {"default": 3.0}
+
+
+def test_tied_embeddings_make_no_warnings(tokenizer: Any, teacher_dir: Path, pairs: Any, tmp_path: Path) -> None:
+    """Nor does saving them whole: whoever adapts the head has chosen it, and the merge unties it by itself."""
+    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj", "lm_head"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="peft")
+        trainer = new_trainer(
+            settings(tmp_path / "run", max_steps=1), str(base), str(teacher_dir), pairs, None, None, peft_config=config
+        )
+        trainer.train()
+        trainer.save_model(str(tmp_path / "adapter"))
+        matcher = FlippedMatcher.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert "lm_head" in str(matcher.model.peft_config["default"].target_modules)  # type: ignore[union-attr]
 
 
 def test_targets_may_be_named_with_commas(student: Qwen2ForCausalLM) -> None:

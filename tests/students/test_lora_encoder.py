@@ -274,8 +274,8 @@ def test_a_deepcopy_needs_an_encoder_of_its_own(model: PeftModel, ids: Tensor) -
 
 
 def test_attaching_to_another_model_lets_go_of_the_first(model: PeftModel, ids: Tensor) -> None:
-    encoder = LoraEncoder.from_model(model)
-    encoder.attach(copy.deepcopy(model))
+    encoder, twin = LoraEncoder.from_model(model), copy.deepcopy(model)
+    encoder.attach(twin)
     with torch.no_grad(), encoder.capture() as captured:
         model(input_ids=ids)
     assert not captured

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import operator
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,13 @@ def test_a_real_teacher_agrees_with_its_domain(tmp_path: Path) -> None:
     scores = table.similarity(text_keys(first), text_keys(second))
     calibration = PlattCalibration.fit(scores, labels)
     assert calibration.scale > 0 and agreement_report(scores, labels, calibration)["roc_auc"] > 0.75
+
+
+def test_a_copy_has_a_temporary_folder_of_its_own(teacher_dir: Path) -> None:
+    """The original takes its own away when it goes."""
+    teacher = load_teacher(teacher_dir)
+    teacher.embed(["cash"], cache_dir=None, show_progress=False)
+    twin = pickle.loads(pickle.dumps(teacher))
+    twin.embed(["cash"], cache_dir=None, show_progress=False)
+    assert twin._scratch is not None and teacher._scratch is not None
+    assert twin._scratch.name != teacher._scratch.name

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,12 @@ INDEPENDENT = {"representation": "independent"}
         ({"positive_threshold": 1.1}, r"positive_threshold=1.1: .*probability in \[0, 1\]"),
         ({"negative_threshold": -0.1}, "negative_threshold=-0.1: "),
         ({"representation": "joint", "contrast": "infonce"}, "contrast='infonce': .*'joint'.*use contrast='pairwise'"),
+        ({"margin": [0.06]}, r"margin=\[0.06\]: give one number"),
+        ({"temperature": "0.1"}, "temperature='0.1': give one number"),
+        ({"positive_threshold": None}, "positive_threshold=None: give one number"),
+        ({"answer_teacher_weight": [0.5]}, "answer_teacher_weight=.*give one number"),
+        ({"max_grad_value": True}, "max_grad_value=True: give one number"),
+        ({"max_length": True}, "max_length=True: give an integer"),
         ({"max_length": 15}, "max_length=15: give an integer of at least 16"),
         ({"max_length": 64.5}, "max_length=64.5: give an integer"),
         ({"teacher_batch_size": 0}, "teacher_batch_size=0: give an integer of at least 1"),
@@ -126,8 +133,21 @@ def test_encoder_layers_may_be_numbers(make: Any, given: Any, expected: str) -> 
     assert make(encoder_layers=given).encoder_layers == expected
 
 
-def test_encoder_modules_may_be_one_string(make: Any) -> None:
+def test_encoder_modules_may_be_one_string_or_any_sequence(make: Any) -> None:
     assert make(encoder_modules="q_proj, mlp.down_proj").encoder_modules == ["q_proj", "mlp.down_proj"]
+    assert make(encoder_modules=np.array(["q_proj"])).encoder_modules == ["q_proj"]
+    assert make(encoder_modules=("all",)).encoder_modules is None
+
+
+def test_numpy_s_numbers_and_paths_become_python_s(make: Any, tmp_path: Path) -> None:
+    """So that the settings can be written as JSON, as checkpoints and reports do."""
+    given = {"max_length": np.int64(64), "mini_batch_size": np.int32(2), "margin": np.float32(0.5), "seed": np.int8(3)}
+    given |= {"per_device_train_batch_size": np.int64(8), "encoder_layers": np.int64(1)}
+    config = make(**given, teacher_cache_dir=tmp_path)
+    written = json.loads(config.to_json_string())
+    assert written["teacher_cache_dir"] == str(tmp_path) and written["encoder_layers"] == "1"
+    for name in ("max_length", "mini_batch_size", "margin", "seed", "per_device_train_batch_size"):
+        assert written[name] == given[name] and type(getattr(config, name)) in (int, float)
 
 
 @pytest.mark.parametrize(

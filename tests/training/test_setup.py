@@ -1,7 +1,8 @@
-"""What "auto" loads weights in, by device and precision (GPUs are told of, not had); vocabularies that do not fit."""
+"""What a trainer is given, what "auto" loads weights in (GPUs are told of, not had), vocabularies that do not fit."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,34 @@ from flipped_kd.inference.loading import resolved_dtype
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.training import setup as trainer_setup
+from flipped_kd.training.trainer import FlippedDistillationTrainer
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
 from tests.invariants.training import lora, settings
 
 GPU = torch.device("cuda")
+
+
+def test_student_and_teacher_may_be_paths(build: Any, student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    trainer = build(model=student_dir, teacher=teacher_dir, processing_class=None, max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(student_dir)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"peft_config": {}}, "peft_config is a dict: give a peft.LoraConfig, or None"),
+        ({"peft_config": {"r": 8}}, "peft_config is a dict: give a peft.LoraConfig, or None"),
+        ({"prompt": "zh"}, "prompt is a str: give a PairPrompt, or None"),
+        ({"args": {}}, "args is a dict: give a FlippedDistillationConfig"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(given: Any, message: str, student_dir: Path, pairs: Any) -> None:
+    """Also empty ones, which would pass for none."""
+    with pytest.raises(ValueError, match=message):
+        FlippedDistillationTrainer(str(student_dir), None, train_dataset=pairs, **given)
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "emulated"])
