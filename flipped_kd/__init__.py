@@ -22,6 +22,7 @@ _MODULES = {
     "students.lora_encoder": ("LoraEncoder",),
     "inference.matcher": ("FlippedMatcher",),
     "inference.search_index": ("SearchIndex",),
+    "teachers.base": ("Teacher",),
     "teachers.loading": ("load_teacher",),
     "teachers.calibration": ("PlattCalibration",),
     "publishing.errors": ("PublishError",),
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .publishing.merge import merge_adapter as merge_adapter
     from .publishing.push import push_folder as push_folder
     from .students.lora_encoder import LoraEncoder as LoraEncoder
+    from .teachers.base import Teacher as Teacher
     from .teachers.calibration import PlattCalibration as PlattCalibration
     from .teachers.loading import load_teacher as load_teacher
     from .training.collator import TeacherScoringCollator as TeacherScoringCollator

@@ -31,7 +31,6 @@ from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import default_lora
-from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
 from flipped_kd.teachers.calibration import PlattCalibration
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.pair_scores import teacher_scores
@@ -90,7 +89,7 @@ class CrossEncoderPeer:
         teacher = load_teacher(
             data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
         )
-        if not isinstance(teacher, BiEncoderTeacher):
+        if not teacher.has_vectors:
             raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
         of_teacher = teacher_split_scores(teacher, splits, config)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     run_recipe(
         sys.argv[1:] if argv is None else argv,
-        defaults={"output_dir": "outputs/fin", "learning_rate": 2e-4, "save_strategy": "epoch", "save_total_limit": 1},
+        output_dir="outputs/fin",
         mini_config=HERE / "configs" / "fin_mini.yaml",
         mini_data=MINI_DATA,
         build_teacher=build_mini_teacher,

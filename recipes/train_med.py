@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     run_recipe(
         sys.argv[1:] if argv is None else argv,
-        defaults={"output_dir": "outputs/med", "learning_rate": 2e-4, "save_strategy": "epoch", "save_total_limit": 1},
+        output_dir="outputs/med",
         mini_config=HERE / "configs" / "med_mini.yaml",
         mini_data=HERE / "data" / "med_mini",
         build_teacher=build_mini_teacher,

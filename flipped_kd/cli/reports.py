@@ -18,6 +18,7 @@ from ..data.validation import PairColumns
 from ..evaluation.match_score import MatchScore, ScoreKind
 from ..evaluation.metrics import matching_metrics
 from ..utils.atomic import write_atomically
+from ..utils.markdown import table
 from .models import ANSWER_ONLY
 
 
@@ -55,7 +56,7 @@ def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:
 def metrics_table(report: Mapping[str, Any]) -> str:
     """The metrics as a Markdown table, those at the chosen threshold where there is one."""
     heads = ("F1", "precision", "recall", "accuracy", "AUC", "average precision")
-    lines = [f"| score | threshold | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    rows = []
     for kind, metrics in report["scores"].items():
         for end, chosen in (("_tuned", "validation"), ("", "natural")):
             if f"f1{end}" not in metrics:
@@ -63,20 +64,21 @@ def metrics_table(report: Mapping[str, Any]) -> str:
             values = [metrics[f"{name}{end}"] for name in ("f1", "precision", "recall", "accuracy")]
             values += [metrics["roc_auc"], metrics["average_precision"]]
             default = ", default" if kind == report["default_score"] else ""
-            cells = " | ".join("-" if math.isnan(value) else f"{value:.4f}" for value in values)
-            lines.append(f"| {kind}{default} | {metrics[f'threshold{end}']:.4f} ({chosen}) | {cells} |")
-    return f"{report['pairs']} pairs, {report['positive_share']:.1%} of them matches\n\n" + "\n".join(lines)
+            cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
+            rows.append([f"{kind}{default}", f"{metrics[f'threshold{end}']:.4f} ({chosen})", *cells])
+    size = f"{report['pairs']} pairs, {report['positive_share']:.1%} of them matches"
+    return f"{size}\n\n{table(['score', 'threshold', *heads], rows)}"
 
 
-def show_report(options: Namespace, report: Mapping[str, Any], table: str) -> None:
+def show_report(options: Namespace, report: Mapping[str, Any], shown: str) -> None:
     """The table on the screen; the report as JSON in the file asked for, or on the screen instead of the table."""
     if options.output == STANDARD:  # in ASCII, which every encoding of a screen has
         print(json.dumps(_finite(report), indent=2), file=options.stdout, flush=True)
     elif options.output is None:
-        print(table, file=options.stdout, flush=True)
+        print(shown, file=options.stdout, flush=True)
     else:
         write_atomically(Path(options.output), json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n")
-        print(table, file=options.screen)
+        print(shown, file=options.screen)
 
 
 def _finite(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.atomic import write_atomically
+from ..utils.markdown import table
 from .match_score import fit_log_odds
 from .metrics import best_f1_threshold, matching_metrics
 from .run_files import REPORT_FILE, REPORT_TABLE_FILE
@@ -146,21 +147,29 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     """The systems and their paired differences as two Markdown tables; mean ± sample standard deviation over seeds."""
     several = len(report["seeds"]) > 1
     heads = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
-    lines = ["| system | " + " | ".join(heads.values()) + " |", "|---|" + "---|" * len(heads)]
-    for name, values in report["systems"].items():
-        cells = [_cell(values, metric, several) for metric in heads]
-        lines.append(f"| {SYSTEMS.get(name, name)} | " + " | ".join(cells) + " |")
-    lines += ["", "| paired difference | ΔF1 | ΔAUC | seeds with ΔAUC > 0 |", "|---|---|---|---|"]
+    parts = [table(["system", *heads.values()], _system_rows(report["systems"], heads, several))]
+    rows = []
     for name, values in report["differences"].items():
         first, second = name.split(" - ")
         wins = sum(value > 0 for value in values["by_seed"]["auc"])
         cells = [_cell(values, metric, several, sign="+") for metric in ("f1", "auc")]
         title = f"{SYSTEMS.get(first, first)} − {SYSTEMS.get(second, second)}"
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {wins} of {len(report['seeds'])} |")
-    return "\n".join([*lines, *_retrieval_lines(report, several), *_warning_lines(report)])
+        rows.append([title, *cells, f"{wins} of {len(report['seeds'])}"])
+    parts.append(table(["paired difference", "ΔF1", "ΔAUC", "seeds with ΔAUC > 0"], rows))
+    if "retrieval" in report:  # how all questions of an FAQ are ranked for the test queries
+        titles = ["all questions ranked for each query", *RETRIEVAL.values()]
+        parts.append(table(titles, _system_rows(report["retrieval"], RETRIEVAL, several)))
+    return "\n\n".join([*parts, *_warnings(report)])
 
 
-def _warning_lines(report: Mapping[str, Any]) -> list[str]:
+def _system_rows(systems: Mapping[str, Any], metrics: Iterable[str], several: bool) -> list[list[str]]:
+    return [
+        [SYSTEMS.get(name, name), *(_cell(values, metric, several) for metric in metrics)]
+        for name, values in systems.items()
+    ]
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
     """Says so where the baseline is none, so that a difference from it is not taken for more than it is."""
     systems = report["systems"]
     if not {"llm", "llm_sft"} <= set(systems):
@@ -169,23 +178,10 @@ def _warning_lines(report: Mapping[str, Any]) -> list[str]:
     if plain > bare + LEARNED:
         return []
     return [
-        "",
         f"Plain fine-tuning has not learned the task: the AUC of its answer, {plain:.3f}, is no more than {LEARNED} "
         f"above that of the LLM before training, {bare:.3f}. It may need more pairs, more steps or another learning "
         "rate.",
     ]
-
-
-def _retrieval_lines(report: Mapping[str, Any], several: bool) -> list[str]:
-    """How all questions of an FAQ are ranked for the test queries; nothing of other data."""
-    if "retrieval" not in report:
-        return []
-    lines = ["", "| all questions ranked for each query | " + " | ".join(RETRIEVAL.values()) + " |"]
-    lines.append("|---|" + "---|" * len(RETRIEVAL))
-    for name, values in report["retrieval"].items():
-        cells = [_cell(values, metric, several) for metric in RETRIEVAL]
-        lines.append(f"| {SYSTEMS.get(name, name)} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def _cell(values: Mapping[str, Any], metric: str, several: bool, sign: str = "") -> str:

@@ -14,6 +14,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from ..utils.atomic import write_atomically
+from ..utils.json_files import AGAIN, read_versioned
 from .metrics import best_f1_threshold, precision_threshold
 
 logger = logging.getLogger(__name__)
@@ -182,14 +183,9 @@ class MatchScore:
             raise ValueError(
                 f"{path.parent} holds no {SCORE_FILE}: train with an eval_dataset, or fit one with MatchScore.fit."
             )
+        saved = read_versioned(path, FORMAT_VERSION, AGAIN)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            version = int(saved["format_version"])
-            if version <= FORMAT_VERSION:
-                kinds = {kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}
-                return cls(kinds, saved["default"], saved.get("min_precision"))
+            kinds = {kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}
+            return cls(kinds, saved["default"], saved.get("min_precision"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no saved MatchScore ({error!r}): save or download it again.") from error
-        raise ValueError(
-            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-        )
+            raise ValueError(f"{path} is no saved MatchScore ({error!r}): {AGAIN}.") from error

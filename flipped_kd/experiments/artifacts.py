@@ -27,8 +27,7 @@ from ..evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE
 from ..inference.scorer import PairScorer
 from ..students.encoder_modules import lora_layers
 from ..students.probing import is_sharded
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..training.config import FlippedDistillationConfig
 from ..training.trainer import FlippedDistillationTrainer
 from ..utils.atomic import write_atomically
@@ -139,7 +138,7 @@ def write_artifacts(folder: Path, before: Snapshot | None, after: Snapshot | Non
 def keep_seed(
     folder: Path,
     splits: Any,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+    teacher: Teacher,
     of_teacher: SplitScores,
     students: Mapping[str, tuple[SplitScores, SplitScores]],
     config: FlippedDistillationConfig,
@@ -170,7 +169,7 @@ def keep_seed(
         "pair_labels": sample.labels,
         "groups": sample.groups,
     }
-    if isinstance(teacher, BiEncoderTeacher):
+    if teacher.has_vectors:
         cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
         table = teacher.embed(list(sample.texts), **cache, show_progress=False)
         arrays["vectors"] = table.vectors(text_keys(sample.texts))

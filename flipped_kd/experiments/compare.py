@@ -28,8 +28,7 @@ from ..publishing.card import write_card
 from ..publishing.publish import publish
 from ..publishing.push import open_repository, refuse_local_gguf
 from ..students.gguf import gguf_path, is_gguf
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
 from ..teachers.suitability import check_scores, check_table, warnings_of
 from ..training.config import PLAIN, FlippedDistillationConfig
@@ -107,9 +106,7 @@ def _compare(
     teacher = load_teacher(
         data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
     )
-    if config.encoder_start == "teacher" and not (
-        isinstance(teacher, BiEncoderTeacher) and teacher.dim >= student.lora_r
-    ):
+    if config.encoder_start == "teacher" and not (teacher.has_vectors and teacher.dim >= student.lora_r):
         raise ValueError(
             f"encoder_start='teacher' wants a teacher with vectors of at least lora_r={student.lora_r} numbers, which "
             f"{teacher.id!r} has not: use encoder_start='random', a smaller lora_r, or another teacher."
@@ -178,7 +175,7 @@ class Comparison:
     student: StudentArguments
     data: DataArguments
     config: FlippedDistillationConfig
-    teacher: BiEncoderTeacher | CrossEncoderTeacher
+    teacher: Teacher
     out: Path
     check: dict[str, Any] = field(default_factory=dict)
     judged: list[dict[str, Any]] = field(default_factory=list)

@@ -12,8 +12,7 @@ from ..data.faq import Faq, read_faq
 from ..data.keys import text_keys
 from ..evaluation.ranking import rank_questions, rank_scores
 from ..inference.scorer import PairScorer
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..training.config import FlippedDistillationConfig
 from .arguments import DataArguments
 
@@ -55,10 +54,10 @@ def answer_retrieval(
 
 
 def teacher_retrieval(
-    teacher: BiEncoderTeacher | CrossEncoderTeacher, data: DataArguments, config: FlippedDistillationConfig
+    teacher: Teacher, data: DataArguments, config: FlippedDistillationConfig
 ) -> dict[str, float] | None:
     """The same of a teacher's vectors; None of a cross-encoder, which has none."""
-    if data.questions_file is None or isinstance(teacher, CrossEncoderTeacher):
+    if data.questions_file is None or not teacher.has_vectors:
         return None
 
     def encode(texts: Sequence[str]) -> np.ndarray:

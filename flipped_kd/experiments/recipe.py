@@ -16,7 +16,7 @@ from ..utils.devices import cpu_has_bfloat16, use_cpu_threads
 from ..utils.screen import unfailing_screen
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
-from .parsing import parse_settings
+from .parsing import TRAIN_DEFAULTS, parse_settings
 from .single_run import say
 from .splits import SPLITS, load_split
 
@@ -47,7 +47,7 @@ class DemoModels:
 def run_recipe(
     argv: Sequence[str],
     *,
-    defaults: dict[str, Any],
+    output_dir: str,
     mini_config: Path,
     mini_data: Path,
     build_teacher: Callable[..., Path],
@@ -58,7 +58,7 @@ def run_recipe(
 
     Args:
         argv: flags.
-        defaults: the recipe's defaults by field name, for data and models of the user's own.
+        output_dir: where it writes, unless told otherwise.
         mini_config: YAML of the embedded setting, used where neither data nor --config is given.
         mini_data: folder of its train, validation and test.jsonl; of an FAQ also questions.jsonl.
         build_teacher: (training pairs, folder, seed=) -> folder of the trained mini teacher.
@@ -67,6 +67,7 @@ def run_recipe(
     """
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
     found = None
+    defaults = {**TRAIN_DEFAULTS, "output_dir": output_dir}
     student, data, config = parse_settings(classes, argv, defaults)
     if not any((data.train_file, data.validation_file, data.test_file, data.dataset_name)):
         if not any(flag.startswith("--config") for flag in argv):

@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 
 from ..data.keys import dataset_keys
 from ..evaluation.run_files import RUN_FILE
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..training.checkpoint_files import checkpoints_in
 from ..training.config import FlippedDistillationConfig
 from ..utils.atomic import write_atomically
@@ -39,7 +38,7 @@ def run_fingerprint(
     data: DataArguments,
     config: FlippedDistillationConfig,
     splits: Splits,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+    teacher: Teacher,
 ) -> str:
     """Names everything a run's result depends on: settings, pairs, teacher and student."""
     settings = run_settings(student, data, config)

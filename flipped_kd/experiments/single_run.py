@@ -18,8 +18,7 @@ from ..inference.scorer import PairScorer
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora import default_lora
 from ..students.probing import is_sharded
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..teachers.pair_scores import teacher_scores
 from ..training.config import FlippedDistillationConfig
 from ..training.resume import random_states_kept
@@ -57,7 +56,7 @@ def train_once(
     data: DataArguments,
     config: FlippedDistillationConfig,
     splits: Splits,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+    teacher: Teacher,
     keep_in: Path | None = None,
     on_bare_answers: Callable[[SplitScores], None] | None = None,
     looks_before: bool = True,
@@ -132,7 +131,7 @@ def _new_trainer(
     data: DataArguments,
     config: FlippedDistillationConfig,
     splits: Splits,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher,
+    teacher: Teacher,
 ) -> FlippedDistillationTrainer:
     automatic = weights_dtype(config.device, config.precision)
     model = load_student(
@@ -199,9 +198,7 @@ def _similarities(trainer: FlippedDistillationTrainer, splits: Splits) -> SplitS
     return SplitScores(*found)
 
 
-def teacher_split_scores(
-    teacher: BiEncoderTeacher | CrossEncoderTeacher, splits: Splits, config: FlippedDistillationConfig
-) -> SplitScores:
+def teacher_split_scores(teacher: Teacher, splits: Splits, config: FlippedDistillationConfig) -> SplitScores:
     """The teacher's T of the validation and test pairs, cached."""
     cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
     scored = []

@@ -25,6 +25,7 @@ from ..students.vocabulary import check_vocabulary
 from ..utils.checks import check_choice
 from ..utils.devices import weights_dtype
 from ..utils.hub_download import Access, fetch
+from ..utils.json_files import AGAIN
 from ..utils.weight_files import check_weight_files
 
 logger = logging.getLogger(__name__)
@@ -113,9 +114,7 @@ def load_matcher(
     try:
         prompt = PairPrompt.from_pretrained(folder, tokenizer)
     except TypeError as error:
-        raise ValueError(
-            f"{folder / PROMPT_FILE} is no saved PairPrompt ({error}): save or download it again."
-        ) from error
+        raise ValueError(f"{folder / PROMPT_FILE} is no saved PairPrompt ({error}): {AGAIN}.") from error
     model: PreTrainedModel | PeftModel
     if is_adapter(folder):
         model = _load_adapted(folder, base_model, dtype, access)
@@ -185,9 +184,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no adapter configuration of PEFT ({error}): save or download it again."
-        ) from error
+        raise ValueError(f"{path} is no adapter configuration of PEFT ({error}): {AGAIN}.") from error
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"{path} describes a {config.peft_type} adapter: the matcher reads LoRA adapters only.")
     return config
@@ -230,7 +227,7 @@ def _load_adapted(
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             saved = set(file.keys())
     except SafetensorError as error:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}): save or download it again.") from error
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}): {AGAIN}.") from error
     except (RuntimeError, ValueError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if "mismatch" in line), str(error))
         raise ValueError(f"{misfit}: {first.strip()}") from error

@@ -20,9 +20,8 @@ from tqdm.auto import tqdm
 
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
 from ..prompts.pair_tokens import PairTokens, pad_batch
-from ..students.answer_head import accepts_logits_to_keep, answer_rows, position_logits
+from ..students.answer_head import accepts_logits_to_keep, answer_rows, log_odds, position_logits
 from ..students.probing import FLOAT32_TOLERANCE, can_be_stopped, input_device, same_logits, unwrapped
-from ..utils.angles import wide
 from ..utils.token_batches import token_batches, token_budget
 from .copying import FreshLock
 from .last_feed_forward import LastFeedForward, input_layers
@@ -146,7 +145,9 @@ class ModelRunner:
         with self._reading(rows, answers=True) as feed_forward:
             for chosen, inputs, last, _ in self._batches(rows, batch_size, bar):
                 feed_forward.positions = last
-                odds.append(self._log_odds(position_logits(self.model, inputs, last, self.keeps_logits)))
+                odds.append(
+                    log_odds(position_logits(self.model, inputs, last, self.keeps_logits), self.prompt.answer_ids)
+                )
                 order += chosen
             result = np.empty(len(order))
             if order:
@@ -291,7 +292,3 @@ class ModelRunner:
             return LastFeedForward([])
         # Left out or not, the products are the same: half precision is no excuse, and hides a layer that mixes.
         return feed_forward if same_logits(found, wanted, FLOAT32_TOLERANCE) else LastFeedForward([])
-
-    def _log_odds(self, logits: Tensor) -> Tensor:
-        no_id, yes_id = (0, 1) if logits.shape[-1] == 2 else self.prompt.answer_ids
-        return wide(logits[:, yes_id]) - wide(logits[:, no_id])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.json_files import read_versioned
 
 INDEX_FILE = "search_index.json"
 TEXTS_FILE = "texts.jsonl"
@@ -109,21 +110,15 @@ class SearchIndex:
         place = Path(folder)
         if not (place / INDEX_FILE).is_file():
             raise ValueError(f"{place} holds no {INDEX_FILE}: give a folder that SearchIndex.save has written.")
+        header = read_versioned(place / INDEX_FILE, FORMAT_VERSION, "make the index again")
         try:
-            header = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))
-            version, count, encoder = int(header["format_version"]), header["count"], header["encoder"]
-            if version <= FORMAT_VERSION:
-                with (place / TEXTS_FILE).open(encoding="utf-8") as file:
-                    rows = [json.loads(line) for line in file]
-                ids = [row["id"] for row in rows] if rows and "id" in rows[0] else None
-                texts = [row["text"] for row in rows]
-                index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], encoder, ids)
-                if len(index) != count:
-                    raise ValueError(f"{count} texts expected, {len(index)} found")
-                return index
+            with (place / TEXTS_FILE).open(encoding="utf-8") as file:
+                rows = [json.loads(line) for line in file]
+            ids = [row["id"] for row in rows] if rows and "id" in rows[0] else None
+            texts = [row["text"] for row in rows]
+            index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], header["encoder"], ids)
+            if len(index) != header["count"]:
+                raise ValueError(f"{header['count']} texts expected, {len(index)} found")
+            return index
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(f"the index in {place} is broken ({error}): make it again.") from error
-        raise ValueError(
-            f"{place / INDEX_FILE} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade "
-            "flipped_kd."
-        )

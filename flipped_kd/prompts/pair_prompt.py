@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..utils.atomic import write_atomically
 from ..utils.checks import is_whole
+from ..utils.json_files import read_versioned
 from .chat_families import INSTRUCTIONS, first_answers, preset_forms, render_chat_template, resolve_answers
 from .pair_tokens import PairTokens
 from .prompt_form import PromptForm
@@ -427,16 +428,7 @@ def _ids_after(whole: Tokenizer, context: str, wrap: tuple[str, str], text: str)
 
 def read_prompt_file(path: Path) -> dict[str, Any]:
     """Read and check the outer form of pair_prompt.json."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        version = stored["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a saved PairPrompt ({error}). Save the prompt again.") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r}; this flipped_kd reads up to version {FORMAT_VERSION}. "
-            "Upgrade flipped_kd."
-        )
+    stored = read_versioned(path, FORMAT_VERSION, "save the prompt again")
     missing = [name for name in SETTINGS + RESOLVED_IDS if name not in stored]
     if missing:
         raise ValueError(f"{path} lacks {missing}. Save the prompt again with PairPrompt.save_pretrained.")

@@ -19,7 +19,7 @@ from ..losses.build import build_loss
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.gguf import GgufBase, is_gguf
 from ..students.lora_encoder import LoraEncoder
-from ..utils.json_files import read_json_object
+from ..utils.json_files import check_version, read_json_object
 from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_paths
 from .files import MERGE_FILE
 
@@ -207,11 +207,7 @@ def _report(
     missing = [key for key in ("format_version", "seconds", *REPORT_KEYS) if key not in report]
     if missing:
         raise ValueError(f"{where} lacks {missing}: give the report.json that a comparison has written.")
-    if report["format_version"] > REPORT_VERSION:
-        raise ValueError(
-            f"{where} has format_version {report['format_version']}, this release reads up to {REPORT_VERSION}: "
-            "upgrade flipped_kd."
-        )
+    check_version(report["format_version"], REPORT_VERSION, where)
     return cast(dict[str, Any], without_paths(report))
 
 

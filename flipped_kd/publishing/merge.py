@@ -26,6 +26,7 @@ from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.json_files import read_versioned
 from .card import write_card
 from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
 from .files import MERGE_FILE, contents_digest
@@ -86,16 +87,12 @@ class MergeReport:
             ValueError: it is absent, broken or from a newer release.
         """
         path = Path(folder) / MERGE_FILE
+        content = read_versioned(path, MERGE_VERSION, "merge again")
+        del content["format_version"]
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.pop("format_version")
-            if version <= MERGE_VERSION:
-                return cls(folder=Path(folder), **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no report of merge_adapter ({error!r}): merge again.") from error
-        raise ValueError(
-            f"{path} has format_version {version}, this release reads up to {MERGE_VERSION}: upgrade flipped_kd."
-        )
+            return cls(folder=Path(folder), **content)
+        except TypeError as error:
+            raise ValueError(f"{path} is no report of merge_adapter ({error}): merge again.") from error
 
 
 def merge_adapter(

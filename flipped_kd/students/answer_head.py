@@ -52,6 +52,17 @@ def packed_logits(model: nn.Module, inputs: dict[str, Any], batch: Mapping[str, 
     return model(**inputs, use_cache=False).logits[batch["pair_row"], batch["answer_position"]]
 
 
+def log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
+    """logit(yes) - logit(no) (B,) in at least float32, from the logits (B, V) at the answer position.
+
+    Args:
+        logits: of the whole vocabulary; or (B, 2) of the two answers alone, as `answer_rows` gives them.
+        answer_ids: token ids of no and yes.
+    """
+    no_id, yes_id = (0, 1) if logits.shape[-1] == 2 else answer_ids
+    return wide(logits[:, yes_id]) - wide(logits[:, no_id])
+
+
 def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
     """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
 

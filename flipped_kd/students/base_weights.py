@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.atomic import write_atomically
-from ..utils.json_files import read_json_object
+from ..utils.json_files import AGAIN, read_versioned
 from .probing import is_sharded, unwrapped
 
 BASE_FILE = "base_weights.json"
@@ -64,19 +64,14 @@ class BaseWeights:
         path = Path(folder) / BASE_FILE
         if not path.is_file():
             return None
-        content = read_json_object(path)
-        version = content.get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-            )
+        content = read_versioned(path, FORMAT_VERSION)
         try:
             found = {
                 str(name): ([int(size) for size in entry["shape"]], [float(value) for value in entry["values"]])
                 for name, entry in content["tensors"].items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is no record of a base ({error!r}): save or download it again.") from error
+            raise ValueError(f"{path} is no record of a base ({error!r}): {AGAIN}.") from error
         return cls(found)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

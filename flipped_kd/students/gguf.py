@@ -19,7 +19,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..utils.atomic import write_atomically
-from ..utils.json_files import read_json_object
+from ..utils.json_files import AGAIN, read_versioned
 from ..utils.redaction import redact
 
 GGUF_FILE = "gguf_base.json"
@@ -62,16 +62,12 @@ class GgufBase:
         path = Path(folder) / GGUF_FILE
         if not path.is_file():
             return None
-        content = read_json_object(path)
-        version = content.pop("format_version", None)
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-            )
+        content = read_versioned(path, FORMAT_VERSION)
+        del content["format_version"]
         try:
             return cls(**content)
         except TypeError as error:
-            raise ValueError(f"{path} is no record of a GGUF base ({error}): save or download it again.") from error
+            raise ValueError(f"{path} is no record of a GGUF base ({error}): {AGAIN}.") from error
 
 
 def is_gguf(name: object) -> bool:

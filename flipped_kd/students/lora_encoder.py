@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from ..utils.angles import wide
 from ..utils.atomic import replacing, write_atomically
 from ..utils.checks import check_choice
+from ..utils.json_files import AGAIN, read_versioned
 from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
 ENCODER_FILE = "lora_encoder.json"
@@ -316,17 +317,12 @@ class LoraEncoder:
         path = Path(folder) / ENCODER_FILE
         if not path.is_file():
             raise ValueError(f"{path.parent} holds no {ENCODER_FILE}: it was not saved by FlippedDistillationTrainer.")
+        saved = read_versioned(path, FORMAT_VERSION, AGAIN)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            version = int(saved["format_version"])
-            if version <= FORMAT_VERSION:
-                modules = [EncoderModule(**module) for module in saved["modules"]]
-                return cls(modules, saved["adapter_name"], saved.get("encoder_pooling", "concat"))
+            modules = [EncoderModule(**module) for module in saved["modules"]]
+            return cls(modules, saved["adapter_name"], saved.get("encoder_pooling", "concat"))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no saved LoraEncoder ({error!r}): save or download it again.") from error
-        raise ValueError(
-            f"{path} has format_version {version}, this release reads up to {FORMAT_VERSION}: upgrade flipped_kd."
-        )
+            raise ValueError(f"{path} is no saved LoraEncoder ({error!r}): {AGAIN}.") from error
 
 
 # Hooks are objects of the module's level, not closures, so that a model with hooks can be copied and pickled.
@@ -370,4 +366,4 @@ def _read_matrices(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): save or download it again.") from error
+        raise ValueError(f"{path} cannot be read ({error}): {AGAIN}.") from error

@@ -6,10 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from ..utils.hub_download import Access, fetch
 from ..utils.weight_files import check_weight_files
 
 # What is fetched from the Hub: no pickle is ever downloaded.
@@ -46,16 +45,10 @@ def resolve_model(teacher: str | Path, revision: str | None, trust_remote_code: 
         raise ValueError(
             f"Teacher {str(teacher)!r} is neither an existing folder nor a Hub id (organisation/name). Check the path."
         )
-    patterns = SAFE_PATTERNS + (["*.py"] if trust_remote_code else [])
     # sentence-transformers' own models are commonly named without their organisation.
     name = teacher if "/" in teacher else f"sentence-transformers/{teacher}"
-    try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"Teacher {teacher!r} (revision {revision or 'default'}) is no local folder and could not be fetched from "
-            f"the Hub as {name!r}: {error}. Check the name and the connection, or give a local folder."
-        ) from error
+    access = Access(trust_remote_code=trust_remote_code)
+    snapshot = fetch(name, revision, access, SAFE_PATTERNS, subfolders=True)
     return name, snapshot.name, snapshot
 
 

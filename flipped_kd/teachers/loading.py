@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from .base import Teacher
 from .bi_encoder import BiEncoderTeacher
 from .cross_encoder import CrossEncoderTeacher
 from .files import KIND_REMEDY, KIND_RULE, check_files, model_class_of, name_of_model, resolve_model
 
 
 def load_teacher(
-    teacher: str | os.PathLike[str] | SentenceTransformer | CrossEncoder,
+    teacher: str | os.PathLike[str] | SentenceTransformer | CrossEncoder | Teacher,
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
-) -> BiEncoderTeacher | CrossEncoderTeacher:
+) -> Teacher:
     """Load a teacher in float32 and evaluation mode, and find out what kind it is.
 
     A folder's kind is read from its files, as sentence-transformers does: `config_sentence_transformers.json` names
@@ -30,7 +31,7 @@ def load_teacher(
 
     Args:
         teacher: a folder, a Hub id ("organisation/name"), or a loaded model, which is put in evaluation mode and keeps
-            its dtype.
+            its dtype; or a `Teacher` of your own, which is returned as it is.
         revision: branch, tag or commit for a Hub id.
         device: where to run; by default sentence-transformers' choice, or where a loaded model is.
         trust_remote_code: run Python code from the model's repository. Only for repositories you trust.
@@ -49,6 +50,8 @@ def load_teacher(
         raise ValueError(
             f"revision={revision!r} can only be given with a Hub id, not with {_shown(teacher)}: leave it out."
         )
+    if isinstance(teacher, Teacher):
+        return teacher
     if isinstance(teacher, SentenceTransformer | CrossEncoder):
         name, found_revision = name_of_model(teacher), None
         model = teacher if device is None else teacher.to(device)

@@ -8,24 +8,16 @@ import datasets
 import numpy as np
 
 from ..data.keys import dataset_keys
-from .bi_encoder import BiEncoderTeacher
-from .cross_encoder import CrossEncoderTeacher
-from .items import DatasetPairs, DatasetTexts
+from .base import Teacher
 
 
-def teacher_scores(
-    teacher: BiEncoderTeacher | CrossEncoderTeacher, pairs: datasets.Dataset, **cache: Any
-) -> np.ndarray:
+def teacher_scores(teacher: Teacher, pairs: datasets.Dataset, **cache: Any) -> np.ndarray:
     """The teacher's T of each pair, (n,) float64.
 
     Args:
         teacher: the teacher.
         pairs: columns text_a, text_b.
-        **cache: options of `BiEncoderTeacher.embed`: cache_dir, batch_size, show_progress.
+        **cache: options of `Teacher.embed`: cache_dir, batch_size, show_progress.
     """
-    table = (
-        teacher.score(DatasetPairs([pairs]), **cache)
-        if isinstance(teacher, CrossEncoderTeacher)
-        else teacher.embed(DatasetTexts([pairs]), **cache)
-    )
+    table = teacher.score_datasets([pairs], **cache)
     return table.similarity(*dataset_keys(pairs)).astype(np.float64)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -122,7 +122,9 @@ class VectorTable:
 
 
 class TeacherEmbeddings(VectorTable):
-    """A bi-encoder teacher's L2-normalised vectors by text key; see `VectorTable` for pickling and memory."""
+    """A teacher's L2-normalised vectors by text key; see `VectorTable` for pickling and memory."""
+
+    has_vectors = True
 
     def similarity(self, keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
         """Cosines T of paired texts, in chunks, so that a million pairs stay in bounded memory.
@@ -147,7 +149,9 @@ class TeacherEmbeddings(VectorTable):
 
 
 class TeacherPairScores(VectorTable):
-    """A cross-encoder teacher's match probabilities by ordered pair of text keys; see `VectorTable`."""
+    """A teacher's match probabilities by ordered pair of text keys; see `VectorTable`."""
+
+    has_vectors = False
 
     def probability(self, keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
         """The model's match probability P of each pair: float32 (n,) in [0, 1]. Raises as `similarity` does."""
@@ -176,3 +180,6 @@ def _paired(keys_a: np.ndarray, keys_b: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"keys_a and keys_b must be two rows of equal length, got shapes {keys_a.shape} and {keys_b.shape}."
         )
     return keys_a, keys_b
+
+
+TeacherScores: TypeAlias = TeacherEmbeddings | TeacherPairScores

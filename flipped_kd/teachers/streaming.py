@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .bi_encoder import BiEncoderTeacher
+from .base import Teacher
 from .cache import TeacherCache, scoring_order
-from .cross_encoder import CrossEncoderTeacher
 from .score_table import VectorTable
 
 
@@ -35,9 +34,7 @@ class StreamedScores:
         OSError: the folder cannot be written.
     """
 
-    def __init__(
-        self, teacher: BiEncoderTeacher | CrossEncoderTeacher, cache_dir: str | Path, batch_size: int
-    ) -> None:
+    def __init__(self, teacher: Teacher, cache_dir: str | Path, batch_size: int) -> None:
         self.teacher = teacher
         self.batch_size = batch_size
         self.cache = TeacherCache(Path(cache_dir), teacher.identity)
@@ -55,14 +52,14 @@ class StreamedScores:
         """Scores of one batch's items, each distinct one computed once.
 
         Args:
-            keys: int64 (n,), of the texts, or of the ordered pairs for a cross-encoder.
+            keys: int64 (n,), of the texts; of the ordered pairs for a teacher without vectors.
             items: the n texts or pairs themselves.
 
         Returns:
             float32 (n, dim): unit vectors, or match probabilities with dim 1.
 
         Raises:
-            ValueError: as `BiEncoderTeacher.embed`.
+            ValueError: as `Teacher.embed`.
             OSError: the buffer is full and the folder cannot be written; what was there stays whole.
         """
         result = np.empty((len(keys), self.cache.identity.dim), dtype=np.float32)
@@ -99,8 +96,7 @@ class StreamedScores:
         lengths = np.array([sum(map(len, _texts(items[place]))) for place in first.tolist()])
         first = first[scoring_order(keys[first], lengths)]
         chosen = [items[place] for place in first.tolist()]
-        run = self.teacher.encode if isinstance(self.teacher, BiEncoderTeacher) else self.teacher.predict
-        self._values.append(run(chosen, self.batch_size))
+        self._values.append(self.teacher.compute(chosen, self.batch_size))
         self._keys.append(keys[first])
 
     def flush(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.metrics import best_f1_threshold, matching_metrics
+from ..utils.markdown import table
 from .calibration import DROPPED_SHARE_LIMIT, PlattCalibration, agreement_report
 
 CHECK_VERSION = 1
@@ -148,19 +149,23 @@ def _about_student(teacher: float, student: float) -> str:
 def check_table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     agreement, matching, curve = report["agreement"], report["matching"], report["threshold_curve"]
-    lines = [
-        "| | AUC | average precision | F1, threshold of validation | F1, probability .5 |",
-        "|---|---|---|---|---|",
-    ]
     systems = [("teacher", matching), ("LLM, not trained", report.get("student"))]
-    for name, found in systems:
-        if found is not None:
-            values = [found[key] for key in ("roc_auc", "average_precision", "f1_tuned", "f1")]
-            lines.append(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
-    lines += ["", "| tau | positives dropped (P < tau) | negatives dropped (P >= tau) |", "|---|---|---|"]
-    for row in curve:
-        shares = (row["dropped_positive_share"], row["dropped_negative_share"])
-        lines.append(f"| {row['threshold']} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+    metrics = table(
+        ["", "AUC", "average precision", "F1, threshold of validation", "F1, probability .5"],
+        [
+            [name, *(f"{found[key]:.4f}" for key in ("roc_auc", "average_precision", "f1_tuned", "f1"))]
+            for name, found in systems
+            if found is not None
+        ],
+    )
+    dropped = table(
+        ["tau", "positives dropped (P < tau)", "negatives dropped (P >= tau)"],
+        [
+            [row["threshold"], f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
+            for row in curve
+        ],
+    )
     size = f"{agreement['n']} pairs, {agreement['positive_share']:.1%} of them matches"
     error = f"calibration error {agreement['expected_calibration_error']:.3f}"
-    return "\n".join([f"{size}; {error}", "", *lines, "", *(f"- {words}" for words in report["advice"])])
+    advice = "\n".join(f"- {words}" for words in report["advice"])
+    return "\n\n".join([f"{size}; {error}", metrics, dropped, advice])

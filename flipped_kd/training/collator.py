@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.keys import text_keys
 from ..prompts.pair_prompt import PairPrompt
 from ..prompts.pair_tokens import PairTokens, pad_batch
-from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores
+from ..teachers.score_table import TeacherScores
 from .packing import RowLayout, shared_rows
 
 
@@ -56,7 +56,7 @@ class TeacherScoringCollator:
 
     prompt: PairPrompt
     pad_token_id: int
-    teacher_scores: TeacherEmbeddings | TeacherPairScores | None = None
+    teacher_scores: TeacherScores | None = None
     encode_alone: bool = True
     matrix: bool = True
     padding_side: Literal["right", "left"] = "right"
@@ -107,7 +107,7 @@ class TeacherScoringCollator:
         return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
 
     def _check_teacher(self) -> None:
-        if self.matrix and isinstance(self.teacher_scores, TeacherPairScores):
+        if self.matrix and self.teacher_scores is not None and not self.teacher_scores.has_vectors:
             raise ValueError(
                 "a cross-encoder teacher scores given pairs only: matrix=True needs the vectors of a bi-encoder "
                 "teacher; use matrix=False."
@@ -133,7 +133,7 @@ class TeacherScoringCollator:
         scores = self.teacher_scores
         if scores is None:
             return {}
-        if not self.matrix or isinstance(scores, TeacherPairScores):
+        if not self.matrix or not scores.has_vectors:
             return {"teacher_similarity": torch.from_numpy(scores.similarity(keys_a, keys_b))}
         vectors = {"teacher_a": scores.vectors(keys_a), "teacher_b": scores.vectors(keys_b)}
         return keys | {name: torch.from_numpy(value) for name, value in vectors.items()}

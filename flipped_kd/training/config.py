@@ -15,21 +15,9 @@ import numpy as np
 import torch
 from transformers import SchedulerType, TrainingArguments
 
+from ..losses.build import OBJECTIVES
 from ..utils.checks import is_number, require, require_integer
 from ..utils.devices import has_bfloat16
-
-# Names of `losses.build.OBJECTIVES`, which is not imported here: settings are read without the losses.
-DIST_LOSSES = (
-    "mse",
-    "kl",
-    "margin_mse",
-    "pairwise_logistic",
-    "plackett_luce",
-    "sinkhorn",
-    "cosent",
-    "angle",
-    "pearson",
-)
 
 # Metrics of an evaluation that are better the lower they are, by their endings. transformers knows "loss" alone, and
 # would keep the worst checkpoint by loss_dist.
@@ -280,7 +268,7 @@ class FlippedDistillationConfig(TrainingArguments):
             "encoder_pooling": ("sum", "concat"),
             "encoder_start": ("auto", "teacher", "random"),
             "contrast_filter": ("assumed", "all"),
-            "dist_loss": DIST_LOSSES,
+            "dist_loss": tuple(OBJECTIVES),
             "positive_margin": ("teacher", "constant", "none"),
             "negative_margin": ("teacher", "constant", "none"),
             "score": ("answer", "similarity", "both"),

@@ -30,7 +30,7 @@ from ..students.encoder_inputs import EncoderInputs
 from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
 from ..students.ridge import PENALTIES, fit_start, scaled_to
-from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.base import Teacher
 from ..utils.atomic import replacing
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def start_encoder(
     model: PeftModel,
     encoder: LoraEncoder,
     prompt: PairPrompt,
-    teacher: BiEncoderTeacher,
+    teacher: Teacher,
     texts: Sequence[str],
     *,
     pad_id: int,
@@ -153,7 +153,7 @@ def _fit(
     encoder: LoraEncoder,
     inputs: EncoderInputs,
     prompt: PairPrompt,
-    teacher: BiEncoderTeacher,
+    teacher: Teacher,
     texts: list[str],
     rank: int,
     pad_id: int,
@@ -191,7 +191,7 @@ def start_matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
     return {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
 
 
-def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: BiEncoderTeacher) -> str | None:
+def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: Teacher) -> str | None:
     """Why this encoder cannot start from this teacher, whatever the texts; None if it can."""
     ranks = sorted({module.rank for module in encoder.modules})
     if len(ranks) > 1:
@@ -212,9 +212,7 @@ def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: BiEncoderTe
     return None
 
 
-def _key(
-    model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: BiEncoderTeacher, texts: list[str]
-) -> str:
+def _key(model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: Teacher, texts: list[str]) -> str:
     """Names all that decides a start: base weights and their dtype, prompt, encoder, teacher and texts."""
     parts = [START_VERSION, encoder.to_dict(), prompt.to_dict(), teacher.fingerprint, PENALTIES]
     digest = hashlib.sha256(json.dumps(parts).encode())

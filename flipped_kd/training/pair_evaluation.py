@@ -183,9 +183,3 @@ def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
     ranked = metric.compute(predictions=similarity, references=prediction.label_ids, threshold=None)
     return result | {f"similarity_{name}": ranked[name] for name in ("roc_auc", "average_precision")}
-
-
-def log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
-    """logit(yes) - logit(no) (B,) in float32, from the logits (B, V) at the answer position."""
-    no_id, yes_id = answer_ids
-    return logits[:, yes_id].float() - logits[:, no_id].float()

@@ -24,8 +24,7 @@ from ..students.lora import add_adapter, default_lora, keep_input_precision
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device, is_sharded
 from ..students.vocabulary import check_not_resized, check_vocabulary
-from ..teachers.bi_encoder import BiEncoderTeacher
-from ..teachers.cross_encoder import CrossEncoderTeacher
+from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
 from ..utils.devices import use_cpu_threads, weights_dtype
 from .collator import TeacherScoringCollator
@@ -108,20 +107,20 @@ def speed_up_student(student: PeftModel, device: torch.device) -> None:
         speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
 
 
-def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> BiEncoderTeacher | CrossEncoderTeacher | None:
+def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
     """The teacher, or None where no loss needs one."""
     if not args.distils:
         return None
     if teacher is None:
         asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
         raise ValueError(f"a teacher is needed for {asking}: give one, or set each to 0 for plain fine-tuning.")
-    prepared = teacher if isinstance(teacher, BiEncoderTeacher | CrossEncoderTeacher) else load_teacher(teacher)
-    if isinstance(prepared, CrossEncoderTeacher):
-        if args.contrast != "pairwise":
-            raise ValueError(
-                f"contrast={args.contrast!r} compares every two texts of a batch, which the cross-encoder teacher "
-                f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
-            )
+    prepared = load_teacher(teacher)
+    if not prepared.has_vectors and args.contrast != "pairwise":
+        shown = prepared.kind.replace("_", "-")
+        raise ValueError(
+            f"contrast={args.contrast!r} compares every two texts of a batch, which the {shown} teacher "
+            f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
+        )
     return prepared
 
 
@@ -129,7 +128,7 @@ def starts_from_teacher(
     args: FlippedDistillationConfig,
     student: PeftModel,
     encoder: LoraEncoder,
-    teacher: BiEncoderTeacher | CrossEncoderTeacher | None,
+    teacher: Teacher | None,
     continued: bool,
     peft_config: LoraConfig | None,
     texts_known: bool,
@@ -161,14 +160,14 @@ def starts_from_teacher(
     if initialised is not True:
         logger.info("A starts as init_lora_weights=%r says, not from the teacher", initialised)
         return False
-    if isinstance(teacher, CrossEncoderTeacher):
-        why: str | None = f"the cross-encoder teacher {teacher.id!r} has no vectors of texts"
+    assert teacher is not None, "one distils from a teacher"
+    if not teacher.has_vectors:
+        why: str | None = f"the {teacher.kind.replace('_', '-')} teacher {teacher.id!r} has no vectors of texts"
     elif is_sharded(student):
         why = "no whole weight of the student is here (sharded when it was loaded)"
     elif not texts_known:
         why = "there are no texts before training (a stream): give unlabelled_texts"
     else:
-        assert isinstance(teacher, BiEncoderTeacher)
         why = why_not_started(student, encoder, teacher)
     if why is None:
         return True

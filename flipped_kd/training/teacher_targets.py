@@ -14,11 +14,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ..data.keys import KnownMatches, dataset_keys
-from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.base import Teacher
 from ..teachers.calibration import DROPPED_SHARE_LIMIT, PlattCalibration, agreement_report
-from ..teachers.cross_encoder import CrossEncoderTeacher
-from ..teachers.items import DatasetPairs, DatasetTexts
-from ..teachers.score_table import TeacherEmbeddings, TeacherPairScores, ordered_pair_keys
+from ..teachers.score_table import TeacherScores, ordered_pair_keys
 from ..teachers.streaming import StreamedScores
 from ..utils.angles import cosine_matrix, paired_cosines
 from .config import FlippedDistillationConfig
@@ -64,7 +62,7 @@ class TeacherSignal:
 
     def __init__(
         self,
-        teacher: BiEncoderTeacher | CrossEncoderTeacher,
+        teacher: Teacher,
         args: FlippedDistillationConfig,
         matrix: bool,
         known_matches: KnownMatches | None,
@@ -73,7 +71,7 @@ class TeacherSignal:
         self.args = args
         self.matrix = matrix
         self.known_matches = known_matches
-        self.scores: TeacherEmbeddings | TeacherPairScores | None = None
+        self.scores: TeacherScores | None = None
         self.calibration: PlattCalibration | None = None
         self.report: dict[str, float | int] = {}
         self._stream: StreamedScores | None = None
@@ -85,7 +83,7 @@ class TeacherSignal:
 
     # ---- Data sets ----
 
-    def score(self, parts: Sequence[datasets.Dataset]) -> TeacherEmbeddings | TeacherPairScores:
+    def score(self, parts: Sequence[datasets.Dataset]) -> TeacherScores:
         """Put every text (pair) of `parts` into the teacher's cache; the main process first, the others then read."""
         options: dict[str, Any] = {
             "cache_dir": self.cache_dir,
@@ -93,10 +91,7 @@ class TeacherSignal:
             "show_progress": not self.args.disable_tqdm and self.args.process_index == 0,
         }
         with self.args.main_process_first(local=False, desc="scoring with the teacher"):
-            if isinstance(self.teacher, CrossEncoderTeacher):
-                self.scores = self.teacher.score(DatasetPairs(parts), **options)
-            else:
-                self.scores = self.teacher.embed(DatasetTexts(parts), **options)
+            self.scores = self.teacher.score_datasets(parts, **options)
         return self.scores
 
     def similarity(self, dataset: datasets.Dataset) -> np.ndarray:
@@ -169,7 +164,7 @@ class TeacherSignal:
         texts_a, texts_b = batch.pop("texts_a"), batch.pop("texts_b")
         device = batch["keys_a"].device
         keys_a, keys_b = batch["keys_a"].cpu().numpy(), batch["keys_b"].cpu().numpy()
-        if isinstance(self.teacher, CrossEncoderTeacher):
+        if not self.teacher.has_vectors:
             keys, pairs = ordered_pair_keys(keys_a, keys_b), list(zip(texts_a, texts_b, strict=True))
             probability = torch.from_numpy(self.stream.look_up(keys, pairs)[:, 0])
             batch["teacher_similarity"] = (2 * probability - 1).to(device)

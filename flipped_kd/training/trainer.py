@@ -34,13 +34,12 @@ from ..data.validation import PairColumns, validate_pairs
 from ..losses.build import build_loss
 from ..losses.flipped import SimilarityTerms, own_pairs
 from ..prompts.pair_prompt import PairPrompt
-from ..students.answer_head import accepts_logits_to_keep, keep_head_precision
+from ..students.answer_head import accepts_logits_to_keep, keep_head_precision, log_odds
 from ..students.base_weights import BaseWeights
 from ..students.loading import load_tokenizer, padding_id
 from ..students.lora_encoder import LoraEncoder
-from ..teachers.bi_encoder import BiEncoderTeacher
+from ..teachers.base import Teacher
 from ..teachers.calibration import PlattCalibration
-from ..teachers.cross_encoder import CrossEncoderTeacher
 from ..utils.angles import paired_cosines
 from ..utils.devices import use_cpu_threads
 from .clipping import ValueClippingTrainer, resolve_clipping
@@ -49,7 +48,7 @@ from .config import FlippedDistillationConfig
 from .encoder_start import EncoderStart, start_encoder
 from .gradient_cache import Part, cached_backward
 from .loss_log import LossLog
-from .pair_evaluation import PairDatasets, PairScoringTrainer, log_odds, pair_metrics
+from .pair_evaluation import PairDatasets, PairScoringTrainer, pair_metrics
 from .pair_forward import PairForward, PairVectors
 from .processes import check_distributed
 from .progress import PairProgress
@@ -84,8 +83,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     Args:
         model: the student: a Hub name, a folder or a GGUF file, a causal language model, or a PeftModel with a
             trainable LoRA adapter named "default".
-        teacher: a Hub name or folder, a SentenceTransformer or a CrossEncoder. None where no weight asks for one
-            (plain fine-tuning).
+        teacher: a Hub name or folder, a SentenceTransformer, a CrossEncoder, or a `Teacher` of your own. None
+            where no weight asks for one (plain fine-tuning).
         args: settings.
         train_dataset: pairs with text_a, text_b, label. A stream (`datasets.IterableDataset`) needs max_steps and an
             eval_dataset; the teacher scores its texts as they come, and of known matches only a batch's own are known.
@@ -120,13 +119,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     def __init__(
         self,
         model: str | os.PathLike[str] | PreTrainedModel | PeftModel,
-        teacher: str
-        | os.PathLike[str]
-        | SentenceTransformer
-        | CrossEncoder
-        | BiEncoderTeacher
-        | CrossEncoderTeacher
-        | None = None,
+        teacher: str | os.PathLike[str] | SentenceTransformer | CrossEncoder | Teacher | None = None,
         args: FlippedDistillationConfig | None = None,
         train_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: PairDatasets = None,
@@ -182,7 +175,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         check_without_steps(args, starts or continued)
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
-        matrix = args.representation != "joint" and not isinstance(self.teacher, CrossEncoderTeacher)
+        matrix = args.representation != "joint" and (self.teacher is None or self.teacher.has_vectors)
         streamed = isinstance(train_dataset, datasets.IterableDataset)
         if streamed:
             check_streamed(args, eval_dataset is not None and self.teacher is not None)
@@ -264,7 +257,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         """Start A from the teacher, the main process first; the others then read what it has kept."""
         if not wanted:
             return None
-        assert self.signal is not None and isinstance(self.teacher, BiEncoderTeacher)
+        assert self.signal is not None and self.teacher is not None
         texts = list(unlabelled_texts)
         if isinstance(self.train_dataset, datasets.Dataset):
             texts += [*self.train_dataset["text_a"], *self.train_dataset["text_b"]]

@@ -80,8 +80,26 @@ def status_of(error: BaseException) -> int | None:
     return status
 
 
-def fetch(name: str | os.PathLike[str], revision: str | None, access: Access, patterns: Sequence[str]) -> Path:
-    """The local folder of a repository's files that match, at one commit (the folder's name)."""
+def fetch(
+    name: str | os.PathLike[str],
+    revision: str | None,
+    access: Access,
+    patterns: Sequence[str],
+    subfolders: bool = False,
+) -> Path:
+    """The local folder of a repository's files that match, at one commit (the folder's name).
+
+    Args:
+        name: owner/name on the Hub.
+        revision: branch, tag or commit; None for the default branch.
+        access: how the Hub is asked.
+        patterns: of the files, as in `fnmatch`.
+        subfolders: those in folders too, which are commonly checkpoints and other formats.
+
+    Raises:
+        ValueError: it is no name of the Hub, or the files cannot be had; the message says what the user can do.
+        OSError: the disk's own.
+    """
     shown = f"{str(name)!r}" + (f" (revision {revision!r})" if revision else "")
     try:
         validate_repo_id(str(name))
@@ -96,7 +114,7 @@ def fetch(name: str | os.PathLike[str], revision: str | None, access: Access, pa
                 token=access.token,
                 cache_dir=None if access.cache_dir is None else Path(access.cache_dir),
                 allow_patterns=allowed,
-                ignore_patterns=SUBFOLDERS,
+                ignore_patterns=None if subfolders else SUBFOLDERS,
             )
         )
     except (HfHubHTTPError, HTTPError, OSError) as error:

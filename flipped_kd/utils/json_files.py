@@ -1,4 +1,7 @@
-"""Small JSON files of settings and results, read with errors that name the file and the remedy."""
+"""Small JSON files of settings and results, read with errors that name the file and the remedy.
+
+Each of our files says its `format_version`: a whole number that grows where an older release would misread the file.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+AGAIN = "save or download it again"
 
-def read_json_object(path: Path, remedy: str = "write or download it again") -> dict[str, Any]:
+
+def read_json_object(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
@@ -26,3 +31,39 @@ def read_json_object(path: Path, remedy: str = "write or download it again") -> 
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: {remedy}.")
     return content
+
+
+def read_versioned(path: Path, supported: int, remedy: str = AGAIN) -> dict[str, Any]:
+    """The JSON object in one of our files, which a release as old as this one understands.
+
+    Args:
+        path: of the file.
+        supported: the newest format version that is understood.
+        remedy: as for `read_json_object`.
+
+    Raises:
+        ValueError: as `read_json_object` and `check_version`.
+    """
+    content = read_json_object(path, remedy)
+    check_version(content.get("format_version"), supported, path, remedy)
+    return content
+
+
+def check_version(version: object, supported: int, where: object, remedy: str = AGAIN) -> None:
+    """Refuse what a newer release has written, and what names no version.
+
+    Args:
+        version: what stands under "format_version".
+        supported: the newest that is understood.
+        where: what it was found in, for the message.
+        remedy: as for `read_json_object`.
+
+    Raises:
+        ValueError: it is no whole number from 1, or newer.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{where} has format_version {version!r}, no whole number from 1: {remedy}.")
+    if version > supported:
+        raise ValueError(
+            f"{where} has format_version {version}, this release reads up to {supported}: upgrade flipped_kd."
+        )

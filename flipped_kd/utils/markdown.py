@@ -1,8 +1,9 @@
-"""Text as code in Markdown, whatever it holds."""
+"""Markdown: text as code, whatever it holds, and tables."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 
 def code(text: object) -> str:
@@ -23,3 +24,25 @@ def fenced(text: str, language: str = "") -> str:
 def _longest_run(text: str) -> int:
     """Length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)
+
+
+def table(heads: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; cells stand as they are, so that whatever a user has named goes through `code` first.
+
+    Args:
+        heads: one for each column.
+        rows: each with as many cells.
+
+    Raises:
+        ValueError: a row has another number of cells.
+    """
+    lines = [_line(heads), "|" + "---|" * len(heads)]
+    for row in rows:
+        if len(row) != len(heads):
+            raise ValueError(f"{len(row)} cells under {len(heads)} heads: {list(row)}.")
+        lines.append(_line(row))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "|" + "|".join(f" {cell} " if str(cell) else " " for cell in cells) + "|"

@@ -154,7 +154,7 @@ def test_a_saved_score_gives_the_same_probabilities(tmp_path: Path) -> None:
         ({"format_version": 1}, "no saved MatchScore.*log_odds"),
         ({"format_version": 1, "default": "both", "log_odds": {"both": {"answer": 1}}}, "no saved MatchScore"),
         ({"format_version": 1, "default": "both", "log_odds": {}}, "no saved MatchScore.*'both' is not one of"),
-        ("cut", "no saved MatchScore"),
+        ("cut", "no valid JSON.*save or download it again"),
         (None, f"holds no {SCORE_FILE}.*eval_dataset"),
     ],
 )

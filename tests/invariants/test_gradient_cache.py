@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from flipped_kd.losses.build import OBJECTIVES
 from flipped_kd.students import attention
-from flipped_kd.training.config import DIST_LOSSES
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import (
     PLAIN,
@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "thresholds": {"positive_threshold": 0.5, "negative_threshold": 0.5},
     "joint": {"representation": "joint"},
     "lists": {"representation": "independent", "contrast": "infonce", "dist_loss": "kl"},
-    **{name: {"dist_loss": name, "mcl_weight": 0.0} for name in DIST_LOSSES},
+    **{name: {"dist_loss": name, "mcl_weight": 0.0} for name in OBJECTIVES},
     "no_answer_loss": {"sup_weight": 0.0},
     "taught_answer": {"answer_teacher_weight": 0.4},
     "taught_answer_joint": {"answer_teacher_weight": 1.0, "representation": "joint"},

@@ -252,8 +252,8 @@ def test_broken_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"format_version": 3}, "format version 3; this flipped_kd reads up to version 2"),
-        ({"format_version": None}, "format version None"),
+        ({"format_version": 3}, "format_version 3, this release reads up to 2: upgrade"),
+        ({"format_version": None}, "format_version None"),
         ({"answer_ids": [1, 2]}, r"answer_ids=\[1, 2\], but this tokenizer gives"),
         ({"middle_ids": [1]}, r"middle_ids=\[1\], but this tokenizer gives"),
     ],
@@ -269,8 +269,8 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=PROMPT_FILE):
         PairPrompt.from_pretrained(tmp_path, make_tokenizer("bytes"))
     for content, message in (
-        ("{", "not a saved PairPrompt"),
-        ("[]", "not a saved"),
+        ("{", "no valid JSON.*save the prompt again"),
+        ("[]", "not a JSON object"),
         ('{"format_version": 1}', "lacks"),
     ):
         (tmp_path / PROMPT_FILE).write_text(content, encoding="utf-8")

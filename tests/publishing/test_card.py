@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from flipped_kd.evaluation.comparison import markdown_table
 from flipped_kd.evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
-from flipped_kd.losses.build import build_loss, build_objective
+from flipped_kd.losses.build import OBJECTIVES, build_loss, build_objective
 from flipped_kd.publishing.card import render_card, write_card
 from flipped_kd.publishing.card_data import card_data
 from flipped_kd.publishing.push import check_card
-from flipped_kd.training.config import DIST_LOSSES, FlippedDistillationConfig
+from flipped_kd.training.config import FlippedDistillationConfig
 from tests.json_files import change
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def test_an_answer_taught_by_the_teacher_too_is_said(card_folder: Path) -> None:
     assert said in render_card(card_data(card_folder, report=report))
 
 
-@pytest.mark.parametrize("name", DIST_LOSSES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_named_and_cited(name: str, card_folder: Path) -> None:
     """A card that fails would end a run after its training."""
     report = report_of(card_folder)

@@ -143,7 +143,7 @@ def ran(tmp_path: Path, found: tuple[str, str] | None, flags: list[str], **build
     config.write_text("teacher: mini\nmax_train_pairs: 24\nmax_validation_pairs: 20\nmax_test_pairs: 30\n", "utf-8")
     run_recipe(
         ["--output_dir", str(tmp_path / "out"), *QUICK, *flags],
-        defaults={"learning_rate": 2e-4},
+        output_dir="outputs/unused",
         mini_config=ROOT / "recipes" / "configs" / "fin_mini.yaml",
         mini_data=DATA,
         demo=DemoModels(config, fetched, teacher, lambda folder: calls.append(("show", folder))),

@@ -64,7 +64,7 @@ def test_a_hub_id_gives_name_and_commit(
         teacher = load_teacher(name, revision=revision)
         assert (teacher.id, teacher.revision) == ("sentence-transformers/tiny", commit)
     assert load_teacher(repository / "snapshots" / commit).id == "sentence-transformers/tiny"
-    with pytest.raises(ValueError, match="'some/absent'.*could not be fetched.*local folder"):
+    with pytest.raises(ValueError, match="'some/absent'.*could not be had from the Hub.*give a folder"):
         load_teacher("some/absent")
 
 

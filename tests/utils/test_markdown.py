@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipped_kd.utils.markdown import code, fenced
+from flipped_kd.utils.markdown import code, fenced, table
 
 TICKS = st.text(alphabet="`a|\n ", max_size=12)
 
@@ -28,3 +29,14 @@ def test_inline_code_holds_its_text(text: str) -> None:
     assert len(ticks[0]) not in map(len, re.findall("`+", inside))
     assert inside.strip().replace("\\|", "|") == text.replace("\n", " ").strip()
     assert not re.search(r"(?<!\\)\|", shown)  # would end a table's cell
+
+
+def test_a_table_has_a_line_for_each_row_and_no_other_shape() -> None:
+    assert table(["", "F1"], [["teacher", 0.5], ["llm", ""]]).splitlines() == [
+        "| | F1 |",
+        "|---|---|",
+        "| teacher | 0.5 |",
+        "| llm | |",
+    ]
+    with pytest.raises(ValueError, match=r"1 cells under 2 heads: \['a'\]"):
+        table(["x", "y"], [["a"]])

@@ -10,17 +10,11 @@ from accelerate import PartialState
 
 from ...experiments.arguments import DataArguments, StudentArguments
 from ...experiments.compare import run_comparison
-from ...experiments.parsing import parse_settings
+from ...experiments.parsing import TRAIN_DEFAULTS, parse_settings
 from ...training.config import FlippedDistillationConfig
 from ..arguments import PROG, UsageError
 
-# Those of the recipes for data and models of the user's own.
-TRAIN_DEFAULTS = {
-    "output_dir": "outputs/train",
-    "learning_rate": 2e-4,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-}
+DEFAULTS = {**TRAIN_DEFAULTS, "output_dir": "outputs/train"}
 TRAIN_HELP = f"""\
 Train plainly and flipped with the same budget, compare teacher, LLM and both on test pairs.
 
@@ -42,7 +36,7 @@ def train(options: Namespace) -> None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            student, data, config = parse_settings(classes, options.settings, TRAIN_DEFAULTS, prog=f"{PROG} train")
+            student, data, config = parse_settings(classes, options.settings, DEFAULTS, prog=f"{PROG} train")
     except SystemExit as stop:
         if stop.code == 0:
             raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from ...utils.markdown import table
 from .plan import Group
 
 Row = Mapping[str, Any]
@@ -133,52 +134,48 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     if not runs:
         return ""
     metrics = (("f1", "F1"), ("auc", "AUC"))
-    heads = " | ".join(f"{name} {title}" for name in sets for _, title in metrics)
+    heads = [f"{name} {title}" for name in sets for _, title in metrics]
     seeds = {name: len(next(iter(by_set[name].values()))) for name in sets}
-    rule = "|---" * (2 * len(sets) + 1) + "|"
 
-    def means(title: str, pick: Callable[[str], Sequence[Row]], of: str) -> str:
-        return (
-            f"| {title} | " + " | ".join(mean_cell(pick(name), of, m, 3) for name in sets for m, _ in metrics) + " |"
-        )
+    def means(title: str, run: str, of: str) -> list[str]:
+        return [title, *(mean_cell(found[name, run], of, metric, 3) for name in sets for metric, _ in metrics)]
 
-    def gains(title: str, other: str, systems: tuple[str, str]) -> str:
+    def gains(title: str, other: str, systems: tuple[str, str]) -> list[str]:
         cells = [
             compare(found[name, group.reference], found[name, other], systems, metric)
             for name in sets
             for metric, _ in metrics
         ]
-        return f"| {title} | " + " | ".join("" if cell is None else cell.short() for cell in cells) + " |"
+        return [title, *("" if cell is None else cell.short() for cell in cells)]
 
-    lines = [f"| {system} | {heads} |", rule]
-    lines.append("| seeds | " + " | ".join(str(seeds[name]) for name in sets for _ in metrics) + " |")
-    lines.append(means("teacher", lambda name: found[name, runs[0]], "teacher"))
-    lines += [means(run, lambda name, run=run: found[name, run], system) for run in runs]  # type: ignore[misc]
-    if group.reference not in runs:
-        return "\n".join(lines)
-    lines += ["", f"| {group.reference} minus | {heads} |", rule]
-    lines += [gains(run, run, (system, system)) for run in runs if run != group.reference]
-    lines.append(gains("its teacher", group.reference, (system, "teacher")))
-    if "plain" in runs and group.reference != "plain":
-        lines.append(gains("plain: answer + teacher", "plain", (system, "answer_plus_teacher")))
-    return "\n".join(lines)
+    rows_of_means = [
+        ["seeds", *(str(seeds[name]) for name in sets for _ in metrics)],
+        means("teacher", runs[0], "teacher"),
+        *(means(run, run, system) for run in runs),
+    ]
+    tables = [table([system, *heads], rows_of_means)]
+    if group.reference in runs:
+        rows_of_gains = [gains(run, run, (system, system)) for run in runs if run != group.reference]
+        rows_of_gains.append(gains("its teacher", group.reference, (system, "teacher")))
+        if "plain" in runs and group.reference != "plain":
+            rows_of_gains.append(gains("plain: answer + teacher", "plain", (system, "answer_plus_teacher")))
+        tables.append(table([f"{group.reference} minus", *heads], rows_of_gains))
+    return "\n\n".join(tables)
 
 
 def means_table(found: Mapping[str, Sequence[Row]]) -> str:
     """Mean ± sample standard deviation of each run, the teacher first."""
-    heads = " | ".join(title for _, _, title in COLUMNS)
-    lines = [f"| run | seeds | matches, others dropped | {heads} |", "|---" * 8 + "|"]
+    heads = ["run", "seeds", "matches, others dropped", *(title for _, _, title in COLUMNS)]
     first = next(iter(found.values()))
-    lines.append(f"| teacher | | | | | | {mean_cell(first, 'teacher', 'f1')} | {mean_cell(first, 'teacher', 'auc')} |")
+    of_teacher = [mean_cell(first, "teacher", metric) for metric in ("f1", "auc")]
+    lines: list[list[object]] = [["teacher", *[""] * 5, *of_teacher]]
     bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
     if bare is not None:
-        lines.append(
-            f"| LLM, not trained | | | {mean_cell(bare, 'llm', 'f1')} | {mean_cell(bare, 'llm', 'auc')} | | | |"
-        )
+        lines.append(["LLM, not trained", "", "", *(mean_cell(bare, "llm", m) for m in ("f1", "auc")), *[""] * 3])
     for run, rows in found.items():
         cells = [mean_cell(rows, system, metric) for system, metric, _ in COLUMNS]
-        lines.append(f"| {run} | {len(rows)} | {_dropped(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([run, len(rows), _dropped(rows), *cells])
+    return table(heads, lines)
 
 
 def _dropped(rows: Sequence[Row]) -> str:
@@ -195,21 +192,17 @@ def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str
     mine = found.get(reference)
     if mine is None:
         return ""
-    heads = " | ".join(f"Δ{'F1' if metric == 'f1' else 'AUC'} {system}" for system, metric in COMPARED)
-    lines = [f"| {reference} minus | {heads} |", "|---" * (len(COMPARED) + 1) + "|"]
-    for run, rows in found.items():
-        if run == reference:
-            continue
-        cells = [compare(mine, rows, (system, system), metric) for system, metric in COMPARED]
-        lines.append(f"| {run} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-    for system, title in (("teacher", "its teacher"), ("answer_plus_teacher", "its answer + teacher")):
-        cells = [compare(mine, mine, (own, system), metric) for own, metric in COMPARED]
-        lines.append(f"| {title} | " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-    plain = found.get("plain")
-    if plain is not None and reference != "plain":
-        cells = [compare(mine, plain, (own, "answer_plus_teacher"), metric) for own, metric in COMPARED]
-        lines.append("| plain: answer + teacher | " + " | ".join("" if c is None else str(c) for c in cells) + " |")
-    return "\n".join(lines)
+    heads = [f"Δ{'F1' if metric == 'f1' else 'AUC'} {system}" for system, metric in COMPARED]
+
+    def gains(title: str, rows: Sequence[Row], other: str | None = None) -> list[str]:
+        cells = [compare(mine, rows, (system, other or system), metric) for system, metric in COMPARED]
+        return [title, *("" if cell is None else str(cell) for cell in cells)]
+
+    lines = [gains(run, rows) for run, rows in found.items() if run != reference]
+    lines += [gains("its teacher", mine, "teacher"), gains("its answer + teacher", mine, "answer_plus_teacher")]
+    if "plain" in found and reference != "plain":
+        lines.append(gains("plain: answer + teacher", found["plain"], "answer_plus_teacher"))
+    return table([f"{reference} minus", *heads], lines)
 
 
 def mean_cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:

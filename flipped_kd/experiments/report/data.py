@@ -13,7 +13,7 @@ import numpy as np
 from ...evaluation.comparison import REPORT_KEYS, REPORT_VERSION, SplitScores
 from ...evaluation.mistakes import STUDENTS, Judged, judge_systems
 from ...evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE, REPORT_FILE, SCORES_FILE
-from ...utils.json_files import read_json_object
+from ...utils.json_files import check_version, read_json_object
 from ...utils.provenance import without_paths
 from .sweeps import read_sweep_rows
 
@@ -86,11 +86,7 @@ def _read_report(path: Path) -> dict[str, Any]:
     missing = [key for key in REPORT_KEYS if key not in report]
     if missing:
         raise ValueError(f"{path} lacks {missing}: give the output folder of a finished recipe.")
-    if report.get("format_version", 1) > REPORT_VERSION:
-        raise ValueError(
-            f"{path} has format_version {report['format_version']}, this release reads up to {REPORT_VERSION}: "
-            "upgrade flipped_kd."
-        )
+    check_version(report.get("format_version", 1), REPORT_VERSION, path)
     return dict(without_paths(report))
 
 

@@ -28,6 +28,7 @@ from .plots import (
 )
 from .space import draw_space, draw_spread, spread_of
 
+ANEW = "Runs save this when they are made: train once more with another --output_dir."
 HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
 SHORT = {"llm_sft": "plain", "llm_flipped": "flipped"}
 
@@ -133,7 +134,7 @@ def updates(data: ReportData, draw: Draw) -> Section:
     section = Section("updates", "What moved: A, B and the weights")
     modules, norms = mean_norms(data.seeds)
     if not modules:
-        section.missing.append(f"The norms of the updates are not in this folder. {_anew(data)}")
+        section.missing.append(f"The norms of the updates are not in this folder. {ANEW}")
         return section
     section.words.append(
         "A is read as the encoder, B as the decoder: L_dist and L_MCL compare outputs of A, L_sup reads the answer."
@@ -162,7 +163,7 @@ def representations(data: ReportData, draw: Draw) -> Section:
     section = Section("space", "Representations before and after training")
     by_seed = [spread for spread in map(spread_of, data.seeds) if len(spread) > 1]
     if not by_seed:
-        section.missing.append(f"The vectors of test texts are not in this folder. {_anew(data)}")
+        section.missing.append(f"The vectors of test texts are not in this folder. {ANEW}")
         return section
     means = {
         title: (
@@ -198,7 +199,7 @@ def training(data: ReportData, draw: Draw) -> Section:
     section = Section("training", "Training")
     section.plots = [*draw(draw_losses(data.report)), *draw(draw_dropped(data.report))]
     if not section.plots:
-        section.missing.append(f"The runs logged no loss terms: --logging_steps 10 gives them. {_anew(data)}")
+        section.missing.append(f"The runs logged no loss terms: --logging_steps 10 gives them. {ANEW}")
     return section
 
 
@@ -238,10 +239,6 @@ def mistakes(data: ReportData, draw: Draw) -> Section:
 def _again(data: ReportData) -> str:
     command = data.report.get("command") or "that of the recipe"
     return f"The same command given again ({command}; finished runs are not repeated)"
-
-
-def _anew(data: ReportData) -> str:
-    return "Runs save this when they are made: train once more with another --output_dir."
 
 
 def _number(values: Mapping[str, Any], metric: str, several: bool, sign: str = "") -> str:
