@@ -74,7 +74,7 @@ def test_tables_of_finished_rows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe.main(["--quick", "--tables", "--rows", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path)])
-    assert "| full | 2 |  | 0.5000 ± 0.0000 |" in capsys.readouterr().out
+    assert "| full | 2 | | 0.5000 ± 0.0000 |" in capsys.readouterr().out
     assert "| full | 2 |" in (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["runs_1_fin_mini.png"]
     rows[0]["resolved"]["margin"] = 0.5

@@ -45,7 +45,8 @@ def test_a_peer_makes_a_row_of_a_trained_student(
     monkeypatch.setattr(CrossEncoderTrainer, "training_step", watched)
     job = replace(job, settings={**job.settings, "num_train_epochs": 6})
     row = run_job(job, tmp_path / "out", PEERS[name])
-    assert {"teacher", "answer", "answer_plus_teacher"} == row["metrics"].keys()
+    assert {"teacher", "answer", "answer_plus_teacher", "validation_auc"} == row["metrics"].keys()
+    assert {"teacher", "answer"} == row["metrics"]["validation_auc"].keys()
     assert all(np.isfinite(list(metrics.values())).all() for metrics in row["metrics"].values())
     half = len(losses) // 2
     assert half >= 2 and np.mean(losses[half:]) < np.mean(losses[:half])
@@ -58,7 +59,7 @@ def test_untrained_it_scores_as_our_student(job: Job, tmp_path: Path, monkeypatc
     monkeypatch.setattr(peers, "_train", lambda *arguments: None)
     theirs = run_job(job, tmp_path / "theirs", PEERS["cross_encoder_bce"])
     plain = {"dist_weight": 0.0, "mcl_weight": 0.0, "max_steps": 1}
-    ours = run_job(Job("tiny", "plain", 3, {**job.settings, **plain}, plain), tmp_path / "ours")
+    ours = run_job(Job("tiny", "plain", 3, {**job.settings, **plain}, plain, looks_before=True), tmp_path / "ours")
     assert theirs["metrics"]["answer"] == pytest.approx(ours["metrics"]["llm"], abs=1e-5)
     assert theirs["metrics"]["teacher"] == pytest.approx(ours["metrics"]["teacher"])
 

@@ -16,7 +16,8 @@ def packed(values: np.ndarray) -> str:
     Raises:
         ValueError: a value is not finite, or too large for half precision (65,504).
     """
-    half = np.asarray(values, np.float64).astype("<f2")
+    with np.errstate(over="ignore"):  # told below
+        half = np.asarray(values, np.float64).astype("<f2")
     if not np.isfinite(half).all():
         raise ValueError("a score is not finite or beyond half precision (65,504): it cannot be kept in a row.")
     return base64.b64encode(half.tobytes()).decode("ascii")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import yaml
 from scipy import stats
 
 from flipped_kd.experiments.ablation import run as ablation
+from flipped_kd.experiments.ablation.pair_scores import unpacked_splits
 from flipped_kd.experiments.ablation.plan import Group, Plan, read_plan, settings_of
 from flipped_kd.experiments.ablation.rows import append_row, read_rows
-from flipped_kd.experiments.ablation.run import pending, run_plan
+from flipped_kd.experiments.ablation.run import judge_run, pending, run_plan
 from flipped_kd.experiments.ablation.tables import (
     Difference,
     compare,
@@ -172,10 +174,21 @@ def test_runs_side_by_side_and_goes_on(
     by_name = {row["name"]: row for row in rows}
     assert {"teacher", "answer", "similarity", "both", "answer_plus_teacher"} <= by_name["full"]["metrics"].keys()
     assert "llm" in by_name["plain"]["metrics"] and "llm" not in by_name["full"]["metrics"]
+    # Of single pairs a row keeps enough to compute its metrics again, and others.
+    for row in rows:
+        kept = unpacked_splits(row["scores"])
+        labels = kept["label"].validation, kept["label"].test
+        again = judge_run(kept["answer"], kept["similarity"], kept["teacher"], *labels)
+        for system in ("teacher", "answer", "similarity"):
+            assert again[system]["auc"] == pytest.approx(row["metrics"][system]["auc"], abs=0.02)
+        assert again["validation_auc"]["answer"] == pytest.approx(row["metrics"]["validation_auc"]["answer"], abs=0.02)
+        assert row["made"]["device"] == "CPU" and row["metrics"]["run"]["steps"] > 0
     assert by_name["plain"]["settings"] == PLAIN
     assert by_name["plain"]["metrics"]["teacher"] == by_name["full"]["metrics"]["teacher"]
     # The same run in this process gives the same numbers; a finished one is not made again.
-    again = ablation.run_job(plan.jobs[1], tmp_path / "again")
+    later = replace(plan.jobs[1], looks_before=False)  # as the jobs of further seeds
+    again = ablation.run_job(later, tmp_path / "again")
+    assert set(again["scores"]) == {"answer", "similarity"} and "start" not in again["metrics"]
     assert again["metrics"]["both"] == pytest.approx(by_name["full"]["metrics"]["both"], abs=1e-5)
     monkeypatch.setattr(ablation, "_outcomes", lambda jobs, *rest: iter(()))
     good = Plan(plan.output_dir, tuple(job for job in plan.jobs if job.name != "bad"), plan.groups)
