@@ -71,7 +71,7 @@ def recipe(folder: Path) -> None:
     unused: Any = None  # models are named
     run_recipe(
         [part for pair in (*files, *flags) for part in pair] + list(on_cpu),
-        defaults={},
+        output_dir="unused",
         mini_config=unused,
         mini_data=unused,
         build_teacher=unused,

@@ -99,7 +99,7 @@ def test_broken_indexes(matcher: FlippedMatcher, tmp_path: Path) -> None:
         (INDEX_FILE, json.dumps(header | {"count": 3})),
     ):
         broken(name, content)
-        with pytest.raises(ValueError, match=r"index in .* is broken.*make it again"):
+        with pytest.raises(ValueError, match=r"index.* is (broken|no valid JSON).*make (it|the index) again"):
             SearchIndex.load(folder)
     broken(INDEX_FILE, json.dumps(header | {"format_version": 2}))
     with pytest.raises(ValueError, match="upgrade flipped_kd"):
