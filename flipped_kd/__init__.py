@@ -17,7 +17,7 @@ _MODULES = {
     "losses.similarity": ("SimilarityDistillationLoss",),
     "losses.contrastive": ("MarginAwareContrastiveLoss",),
     "losses.dual_threshold": ("DualThreshold",),
-    "evaluation.metrics": ("PairMatching", "Retrieval"),
+    "evaluation.evaluate_metrics": ("PairMatching", "Retrieval"),
     "evaluation.match_score": ("MatchScore",),
     "students.lora_encoder": ("LoraEncoder",),
     "inference.matcher": ("FlippedMatcher",),
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from .data.loading import load_pairs as load_pairs
     from .data.validation import PairColumns as PairColumns
     from .data.validation import validate_pairs as validate_pairs
+    from .evaluation.evaluate_metrics import PairMatching as PairMatching
+    from .evaluation.evaluate_metrics import Retrieval as Retrieval
     from .evaluation.match_score import MatchScore as MatchScore
-    from .evaluation.metrics import PairMatching as PairMatching
-    from .evaluation.metrics import Retrieval as Retrieval
     from .inference.matcher import FlippedMatcher as FlippedMatcher
     from .inference.search_index import SearchIndex as SearchIndex
     from .losses.answer import AnswerLoss as AnswerLoss

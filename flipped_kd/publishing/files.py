@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from ..prompts.pair_prompt import PROMPT_FILE
 from ..students.base_weights import BASE_FILE
 from ..students.gguf import GGUF_FILE
 from ..students.lora_encoder import ENCODER_FILE, MATRICES_FILE
-from ..utils.redaction import known_tokens
+from ..utils.redaction import TOKEN_BYTES, known_tokens
 from .errors import PublishError
 
 MERGE_FILE = "merge_report.json"
@@ -48,7 +47,6 @@ CROSS_ENCODER_FILES = (
 CONTRACT_FILES = (PROMPT_FILE, ENCODER_FILE, MATRICES_FILE, SCORE_FILE, MERGE_FILE, GGUF_FILE, BASE_FILE)
 DOCUMENT_FILES = (CARD_FILE, "LICENSE*", "NOTICE*", "*.png", "*.svg", "plots/*.png", "plots/*.svg")
 ALLOWED = ADAPTER_FILES + TOKENIZER_FILES + MODEL_FILES + CROSS_ENCODER_FILES + CONTRACT_FILES + DOCUMENT_FILES
-TOKEN = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 # What a reader's tools would act on if an earlier push left it behind.
 MERGED_FILES = (*MODEL_FILES, *CROSS_ENCODER_FILES, MATRICES_FILE, MERGE_FILE)
 REPLACED = {
@@ -78,7 +76,7 @@ def uploadable(folder: Path, token: str | None = None) -> list[PurePosixPath]:
     secrets = [secret.encode() for secret in known_tokens(token)]
     for path in files:
         content = b"" if path.suffix in (".safetensors", ".png", ".model") else (folder / path).read_bytes()
-        if TOKEN.search(content) or any(secret in content for secret in secrets):
+        if TOKEN_BYTES.search(content) or any(secret in content for secret in secrets):
             raise PublishError(
                 f"{folder / path} holds a token of the Hub: take it out, and revoke it if others could read it. "
                 "Nothing was uploaded."

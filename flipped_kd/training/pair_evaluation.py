@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.validation import PAIR_FEATURES, PairColumns, validate_pairs
 from ..evaluation.match_score import MatchScore, ScoreKind
-from ..evaluation.metrics import PairMatching
+from ..evaluation.metrics import matching_metrics
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
 from .picklable import make_picklable
@@ -179,7 +179,7 @@ def pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of the answer at its natural threshold; AUC and average precision of the similarity, prefixed."""
     predictions: Any = prediction.predictions
     answer, similarity = predictions
-    metric = PairMatching()
-    result = metric.compute(predictions=answer, references=prediction.label_ids, threshold=0.0)
-    ranked = metric.compute(predictions=similarity, references=prediction.label_ids, threshold=None)
+    labels: Any = prediction.label_ids
+    result = matching_metrics(answer, labels, threshold=0.0)
+    ranked = matching_metrics(similarity, labels, threshold=None)
     return result | {f"similarity_{name}": ranked[name] for name in ("roc_auc", "average_precision")}

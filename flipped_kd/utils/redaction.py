@@ -12,6 +12,8 @@ import sys
 HIDDEN = "***"
 # Shorter than any real one: in a message, rather too much is hidden than too little.
 LIKE_A_TOKEN = re.compile(r"(?:hf|api_org)_\w{16,}")
+# A real one, in a file: a push is refused for it, so a word that only begins like one must not match.
+TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Long enough not to stand in a text by chance.
 MIN_TOKEN_LENGTH = 8

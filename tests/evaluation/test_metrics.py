@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipped_kd.evaluation.metrics import (
-    PairMatching,
-    Retrieval,
-    best_f1_threshold,
-    matching_metrics,
-    precision_threshold,
-)
+from flipped_kd.evaluation.evaluate_metrics import PairMatching, Retrieval
+from flipped_kd.evaluation.metrics import best_f1_threshold, matching_metrics, precision_threshold
 from flipped_kd.evaluation.ranking import ranking_metrics
 
 # Few distinct scores, so that ties are common.
