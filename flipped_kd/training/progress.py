@@ -11,9 +11,9 @@ TERMS = {"loss_sup": "answer", "loss_dist": "teacher", "loss_mcl": "contrast"}
 
 
 class PairProgress(ProgressCallback):
-    """Transformers' bars, named, with a log line that fits: `step 25/250: loss 2.841, answer 2.310, ...`.
+    """Transformers' bars, named, with log lines that fit: `step 25/250: loss 2.841, answer 2.310, ...`.
 
-    Logs of evaluations, and of other things than losses, are shown as transformers shows them.
+    Logs of evaluations, and of other things, are shown as transformers shows them.
     """
 
     def on_train_begin(
@@ -46,12 +46,18 @@ class PairProgress(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """A line for the losses of some steps."""
-        loss = (logs or {}).get("loss")
-        if not isinstance(loss, int | float):
+        """A line for the losses of some steps, and one at the end."""
+        logs = logs or {}
+        if "loss" in logs:
+            line = loss_line(state.global_step, state.max_steps, logs)
+        elif {"train_runtime", "train_samples_per_second"} <= set(logs):
+            pairs = logs["train_samples_per_second"]
+            line = f"{state.global_step} steps in {logs['train_runtime']:.0f} s, {pairs:.2f} pairs a second"
+        else:
             super().on_log(args, state, control, logs=logs, **kwargs)
-        elif state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(loss_line(state.global_step, state.max_steps, logs or {}))
+            return
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(line)
 
 
 def loss_line(step: int, steps: int, logs: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ def test_bars_are_named_and_end_and_lines_fit(
     trainer.score_pairs(held_out)
     shown = capsys.readouterr()
     lines = [line for line in (shown.out + shown.err).replace("\r", "\n").splitlines() if line.strip()]
-    losses = [line for line in lines if "loss" in line and "train_runtime" not in line]
+    losses = [line for line in lines if "loss" in line]
+    assert any(line.startswith("4 steps in ") and line.endswith(" pairs a second") for line in lines)
     assert [line.split(":")[0] for line in losses] == ["step 2/4", "step 4/4"]
     assert all(len(line) <= 80 and "teacher" in line for line in losses)
     assert any(line.startswith("training: 100%") for line in lines)
