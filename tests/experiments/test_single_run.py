@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ def run(
     """Trains two steps in `tmp_path` / "run", a checkpoint after the first; settings and student can be changed."""
     teacher = load_teacher(str(teacher_dir))
 
-    def train(student: Path = student_dir, **changes: Any) -> training_run.RunResult:
+    def train(student: Path = student_dir, looks: dict[str, Any] | None = None, **changes: Any) -> Any:
         run_identity._files_of.cache_clear()  # of what another command would read anew
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),
@@ -44,6 +45,7 @@ def run(
             FlippedDistillationConfig(**(settings | changes)),
             Splits(pairs, held_out, held_out),
             teacher,
+            **(looks or {}),
         )
 
     return train
@@ -119,3 +121,26 @@ def test_another_student_of_the_same_name_makes_another_run(
     assert load_file(named / "model.safetensors")
     with pytest.raises(ValueError, match="finished run with other settings, data or models"):
         run(named)
+
+
+@pytest.mark.parametrize("weights", [{}, {"dist_weight": 0.0, "mcl_weight": 0.0}], ids=["flipped", "plain"])
+def test_a_run_is_the_same_whether_it_looks_before_or_not(weights: dict[str, float], run: Any, tmp_path: Path) -> None:
+    bare: list[Any] = []
+    looked = run(
+        output_dir=str(tmp_path / "looked"),
+        looks={"on_bare_answers": bare.append},
+        **weights,
+    )
+    quick = run(output_dir=str(tmp_path / "quick"), **weights)
+    blind = run(output_dir=str(tmp_path / "blind"), looks={"looks_before": False}, **weights)
+    for other in (quick, blind):
+        np.testing.assert_array_equal(other.answer.test, looked.answer.test)
+        np.testing.assert_array_equal(other.similarity.test, looked.similarity.test)
+    assert len(looked.before.test) and bare[0] is looked.before and not len(blind.before.test)
+    if weights:
+        assert looked.start is quick.start is None
+        np.testing.assert_array_equal(quick.before.test, looked.before.test)
+    else:  # by vectors alone, or beside the answers
+        assert looked.start is not None and blind.start is None
+        np.testing.assert_allclose(quick.start.test, looked.start.test, atol=1e-5)
+        np.testing.assert_allclose(quick.start.validation, looked.start.validation, atol=1e-5)
