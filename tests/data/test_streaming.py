@@ -78,9 +78,9 @@ def test_each_text_is_scored_once_and_found_again_on_disk(
 ) -> None:
     teacher = load_teacher(str(teacher_dir))
     seen: list[str] = []
-    encode = type(teacher).encode
+    compute = type(teacher).compute
     monkeypatch.setattr(
-        type(teacher), "encode", lambda self, texts, size: seen.extend(texts) or encode(self, texts, size)
+        type(teacher), "compute", lambda self, texts, size: seen.extend(texts) or compute(self, texts, size)
     )
     stream = StreamedScores(teacher, tmp_path, 8)
     texts = [*pairs["text_a"], *pairs["text_b"]]
