@@ -17,7 +17,7 @@ from flipped_kd.evaluation.comparison import markdown_table
 from flipped_kd.experiments.ablation.plan import read_plan
 from flipped_kd.experiments.ablation.rows import read_rows
 from flipped_kd.experiments.ablation.run import pending
-from flipped_kd.experiments.ablation.tables import overview
+from flipped_kd.experiments.ablation.tables import differences_table, means_table, of_set, overview
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.training.config import FlippedDistillationConfig
 
@@ -64,14 +64,26 @@ def test_the_main_table_says_what_the_committed_rows_say() -> None:
     assert len(shown) == 8 and set(shown) <= set(table.splitlines())
 
 
-def test_the_embedded_table_is_that_of_the_committed_card() -> None:
-    report = json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
-    assert markdown_table(report) in RESULTS
+def test_the_tables_on_a_real_language_model_say_what_the_committed_rows_say() -> None:
+    plan = read_plan(ROOT / "recipes" / "configs" / "ablation_smollm2.yaml")
+    (group,) = [group for group in plan.groups if "one epoch" in group.title]
+    found = of_set(read_rows(ROOT / "recipes" / "results" / "ablation_smollm2.jsonl"), group, "banking77")
+    assert len(found) == 2 and all(len(rows) >= 2 for rows in found.values())
+    assert means_table(found) in RESULTS and differences_table(found, group.reference) in RESULTS
 
 
-def test_the_committed_rows_are_shown_where_data_and_models_are_not(tmp_path: Path) -> None:
-    plan = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml", tmp_path)
-    rows = read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl")
+def test_the_embedded_tables_are_those_of_the_committed_cards() -> None:
+    cards = ROOT / "model_cards"
+    mini, demo = (json.loads((cards / name / "report.json").read_text("utf-8")) for name in ("fin_mini", "fin_demo"))
+    assert markdown_table(mini) in RESULTS
+    systems, _, _ = markdown_table(demo).partition("\n\n")
+    assert systems in RESULTS
+
+
+@pytest.mark.parametrize("name", ["ablation_main", "ablation_smollm2"])
+def test_the_committed_rows_are_shown_where_data_and_models_are_not(name: str, tmp_path: Path) -> None:
+    plan = read_plan(ROOT / "recipes" / "configs" / f"{name}.yaml", tmp_path)
+    rows = read_rows(ROOT / "recipes" / "results" / f"{name}.jsonl")
     assert len(pending(plan, rows)) == len(plan.jobs) - len(rows)
 
 
