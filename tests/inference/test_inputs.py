@@ -52,7 +52,9 @@ def test_forms_of_pairs(matcher: FlippedMatcher) -> None:
 def test_a_transform_of_a_data_set_is_applied(matcher: FlippedMatcher) -> None:
     dataset = datasets.Dataset.from_dict({"text_a": ["CASH"], "text_b": ["REFUND"]})
     lower = dataset.with_transform(lambda rows: {name: [text.lower() for text in rows[name]] for name in rows})
-    close(matcher.predict(lower), matcher.predict([("cash", "refund")]))
+    expected = matcher.predict([("cash", "refund")])
+    np.testing.assert_allclose(matcher.predict(lower), expected, atol=1e-6)
+    assert not np.allclose(matcher.predict(dataset), expected, atol=1e-6)  # untransformed it is another pair
 
 
 def test_forms_of_texts(matcher: FlippedMatcher) -> None:

@@ -122,8 +122,10 @@ def test_a_student_merged_in_memory_is_found_out_when_it_is_loaded(
 def test_the_base_as_it_is_loads_in_any_precision(build: Any, base: Path, tmp_path: Path) -> None:
     trainer = build(model=str(base), max_steps=1)
     trainer.save_model(str(tmp_path / "trained"))
-    for dtype in ("float32", "bfloat16", "float16"):
-        FlippedMatcher.from_pretrained(tmp_path / "trained", device="cpu", dtype=dtype)
+    assert (tmp_path / "trained" / BASE_FILE).is_file()  # there is a record to be compared with
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        found = FlippedMatcher.from_pretrained(tmp_path / "trained", device="cpu", dtype=str(dtype)[6:])
+        assert found.model.get_input_embeddings().weight.dtype == dtype
 
 
 def test_a_run_is_not_resumed_on_other_weights(

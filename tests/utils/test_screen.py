@@ -66,6 +66,7 @@ def test_a_process_without_streams_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stderr", None)
     with unfailing_screen():
         print("nobody sees this")
+    assert sys.stdout is None and sys.stderr is None  # as before
 
 
 def test_the_process_ends_as_its_work_did() -> None:

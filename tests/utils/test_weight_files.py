@@ -29,6 +29,8 @@ def folder(tmp_path: Path) -> Path:
 def test_whole_files_and_names_of_the_hub_pass(folder: Path) -> None:
     check_weight_files(folder)
     check_models(folder, str(folder), None, "organisation/name", folder / "absent.gguf")
+    read = [path.name for path in folder.glob("*.safetensors")]
+    assert len(read) > 1  # there were weights to look at
 
 
 @pytest.mark.parametrize("how", BREAKS)
