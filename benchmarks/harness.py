@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from flipped_kd.utils.devices import cpu_cores
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", ROOT.parent / "shared"))
 STAND_IN = SHARED / "models" / "student-minilm-causal"
@@ -152,7 +154,7 @@ def machine() -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    found: dict[str, Any] = {"processor": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    found: dict[str, Any] = {"processor": model, "cores": cpu_cores(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
 from flipped_kd.experiments.ablation.tables import group_tables
 from flipped_kd.experiments.report.figures import write_png
 from flipped_kd.utils.atomic import write_atomically
+from flipped_kd.utils.devices import cpu_cores
 from flipped_kd.utils.screen import unfailing_screen
 
 HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rows", type=Path, help=f"file of finished rows; by default {ROWS_FILE} in the output folder"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; by default one a core")
+    parser.add_argument("--workers", type=int, default=cpu_cores(), help="processes; by default one a core")
     parser.add_argument("--max_minutes", type=float, help="start no run after so many minutes")
     parser.add_argument("--tables", action="store_true", help="run nothing, show the tables of the finished rows")
     options = parser.parse_args(argv)

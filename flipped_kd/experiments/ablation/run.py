@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from ...evaluation.comparison import SplitScores, combine, judge
-from ...utils.devices import LAUNCHERS
+from ...utils.devices import LAUNCHERS, cpu_cores
 from ...utils.locking import sole_writer
 from ...utils.provenance import commit_of, device_name
 from ...utils.screen import unfailing_screen
@@ -135,7 +135,7 @@ def _outcomes(
     places = context.SimpleQueue()
     for place in range(workers):
         places.put(place)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cpu_cores() // workers)
     running: dict[Future[dict[str, Any]], Job] = {}
     with ProcessPoolExecutor(workers, context, _start_worker, (places, threads)) as pool:
         while waiting or running:
