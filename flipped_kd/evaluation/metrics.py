@@ -10,8 +10,19 @@ from sklearn.metrics import accuracy_score, average_precision_score, precision_r
 from ..utils.checks import is_number
 
 
-def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Check n scores and n labels; floating scores keep their precision, labels become int64."""
+def scores_and_labels(
+    scores: ArrayLike, labels: ArrayLike, remedy: str = "find out what made it so, there is no metric of such scores"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check n scores and n labels; floating scores keep their precision, labels become int64.
+
+    Args:
+        scores: Shape (n,), finite.
+        labels: Shape (n,), 0 or 1.
+        remedy: What to do about a score that is not finite.
+
+    Raises:
+        ValueError: If a score is not finite, a label not 0 or 1, or the shapes differ or are empty.
+    """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores and labels have shapes {scores.shape} and {labels.shape}: give one of each per pair")
@@ -22,10 +33,7 @@ def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray
     finite = np.isfinite(scores)
     if not finite.all():
         row = int(np.argmin(finite))
-        raise ValueError(
-            f"score {row} is {scores[row]}, one of {np.sum(~finite)} that are not finite: find out what made it so, "
-            "there is no metric of such scores"
-        )
+        raise ValueError(f"score {row} is {scores[row]}, one of {np.sum(~finite)} that are not finite: {remedy}")
     valid = (labels == 0) | (labels == 1)
     if not np.all(valid):
         row = int(np.argmin(valid))
@@ -87,7 +95,7 @@ def precision_threshold(scores: ArrayLike, labels: ArrayLike, precision: float) 
 
 def _cuts(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores in falling order, the last place above each possible cut, and the matches above it."""
-    scores, labels = _scores_and_labels(scores, labels)
+    scores, labels = scores_and_labels(scores, labels)
     if not labels.any():
         raise ValueError(f"none of the {len(labels)} labels is 1, so every threshold has F1 0: add positive pairs")
     order = np.argsort(-scores, kind="stable")
@@ -137,7 +145,7 @@ def matching_metrics(
     Raises:
         ValueError: If a score or threshold is not finite, a label is not 0 or 1, or the shapes differ or are empty.
     """
-    scores, labels = _scores_and_labels(scores, labels)
+    scores, labels = scores_and_labels(scores, labels)
     scores = scores.astype(np.float64)  # so that a threshold means the same for scores of every precision
     results: dict[str, float] = {}
     if threshold is not None:

@@ -11,6 +11,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
+from ..evaluation.metrics import scores_and_labels
+
 # Penalty on the slope, as a share of the mean loss: slope^2 / (2 * SLOPE_SCALE). At a slope of 20, usual for cosines,
 # it costs 2e-4 nats; on separable data, where the unpenalised slope is infinite, it stops the slope at a few hundred
 # at most.
@@ -196,21 +198,5 @@ def _balanced_calibration_error(probabilities: np.ndarray, positive: np.ndarray,
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    if scores.ndim != 1 or scores.shape != labels.shape or len(scores) == 0:
-        raise ValueError(
-            f"Teacher scores and labels must be two non-empty rows of equal length, got shapes {scores.shape} and "
-            f"{labels.shape}."
-        )
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise ValueError(
-            f"Teacher score {scores[bad[0]]} at position {bad[0]} is not finite ({len(bad)} such scores). The "
-            "teacher's weights or its cache are damaged: check the teacher on this pair and score anew."
-        )
-    wrong = np.flatnonzero(~np.isin(labels, (0, 1)))
-    if len(wrong):
-        raise ValueError(
-            f"Label {labels[wrong[0]]!r} at position {wrong[0]} is not 0 or 1. Map the labels to 0 and 1 first."
-        )
-    return scores, labels.astype(np.int64)
+    damaged = "the teacher's weights or its cache are damaged, check the teacher on this pair and score anew"
+    return scores_and_labels(np.asarray(scores, dtype=np.float64), labels, damaged)
