@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from flipped_kd.cli.main import main
+from flipped_kd.data.table_jobs import TableJob
 from flipped_kd.evaluation.match_score import KINDS, LogOdds, MatchScore
 from tests.adapters import make_adapter
 from tests.conftest import make_pairs
@@ -25,6 +29,35 @@ ODDS = {
     "similarity": LogOdds(0.0, 3.0, -1.0, threshold=1.5),
     "both": LogOdds(0.5, 2.0, 0.25, threshold=1.1),
 }
+
+
+NEAR: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
+
+
+def run(*arguments: object) -> int:
+    """The exit code of a command."""
+    return main([str(argument) for argument in arguments])
+
+
+def quietly(*arguments: object) -> int:
+    """The exit code of a command without progress."""
+    return run(*arguments, "--quiet")
+
+
+def tuples(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["text_a"], row["text_b"]) for row in rows]
+
+
+def failing_at(number: int) -> Callable[..., None]:
+    """A `TableJob._write` to which the disk says no at part `number`."""
+    write = TableJob._write
+
+    def failing(self: TableJob, chunk: Any, result: pa.Table) -> None:
+        if chunk.number == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(self, chunk, result)
+
+    return failing
 
 
 def adapter_with_scores(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase) -> Path:

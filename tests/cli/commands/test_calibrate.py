@@ -1,0 +1,52 @@
+"""calibrate fits on the pairs given and leaves the model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flipped_kd.data.loading import load_pairs
+from flipped_kd.evaluation.match_score import KINDS, MatchScore
+from flipped_kd.inference.matcher import FlippedMatcher
+from tests.cli.helpers import (
+    run,
+)
+
+
+def test_calibrate_fits_on_the_pairs_given_and_leaves_the_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(folder / "adapter", adapter)
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    pairs = load_pairs(folder / "pairs.jsonl")
+    scores = FlippedMatcher.from_pretrained(adapter, device="cpu").scores(pairs)
+    asked = ("calibrate", adapter, folder / "pairs.jsonl", "--quiet")
+    assert run(*asked) == 0
+    table = capsys.readouterr().out
+    expected = MatchScore.fit(*scores, np.asarray(pairs["label"]))
+    found = MatchScore.from_pretrained(adapter)
+    for kind in KINDS:
+        np.testing.assert_allclose(found.log_odds(*scores, kind), expected.log_odds(*scores, kind), atol=1e-4)
+        assert f"{found.threshold(kind):.4f} (validation)" in table
+    after = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"match_score.json"}
+    # By a precision, as the card says then, and for another default.
+    assert run(*asked, "--min-precision", 0.6, "--score", "similarity") == 0
+    matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
+    assert matcher.match_score is not None and matcher.match_score.default == "similarity"
+    said = matcher.matches(pairs)
+    assert np.asarray(pairs["label"])[said].mean() >= 0.6
+    assert run("card", adapter, "--print") == 0
+    assert "the most recall at a precision of 0.6 on the validation pairs" in capsys.readouterr().out
+    # What cannot be had changes nothing.
+    whole = (adapter / "match_score.json").read_bytes()
+    assert run("calibrate", adapter, folder / "pairs.jsonl", "--min-precision", 0) == 2
+    assert run("calibrate", "me/on-the-hub", folder / "pairs.jsonl") == 2
+    assert "download it first, or name the file by --output" in capsys.readouterr().err
+    assert (adapter / "match_score.json").read_bytes() == whole
+    assert run(*asked, "-o", tmp_path / "other.json") == 0
+    assert (adapter / "match_score.json").read_bytes() == whole != (tmp_path / "other.json").read_bytes()
