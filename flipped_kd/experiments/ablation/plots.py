@@ -78,7 +78,7 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group])
             shown = [(run, gaps) for run, gaps in lines if all(gap is not None and gap.interval for gap in gaps)]
             if not shown:
                 continue
-            figure = new_figure(9.0, 1.4 + 0.34 * len(shown))
+            figure = new_figure(9.0, 1.6 + 0.34 * len(shown))
             panels = figure.subplots(1, 2, sharey=True)
             for place, (panel, metric) in enumerate(zip(panels, RATES, strict=True)):
                 for line, (_, gaps) in enumerate(shown):
@@ -88,13 +88,13 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group])
                     panel.plot([gap.interval.low, gap.interval.high], [line, line], color=color, linewidth=2)
                     panel.plot([gap.mean], [line], "o", color=color, markersize=6, mec="w")
                 panel.axvline(0, color=BLACK, linestyle=":", linewidth=1.4)
-                panel.set_xlabel(f"{RATES[metric]} of {plain(group.reference)} minus that of the run")
+                panel.set_xlabel(f"{RATES[metric]} gained")
                 panel.grid(axis="x", color=GRID)
                 panel.set_axisbelow(True)
                 panel.locator_params(axis="x", nbins=6)
             panels[0].set_yticks(range(len(shown)), [plain(run) for run, _ in shown])
             panels[0].set_ylim(len(shown) - 0.4, -0.6)
-            title = f"{group.title}: {name}; differences with 95 % intervals over test pairs and seeds"
+            title = f"{group.title}: {name}\n{group.reference} minus each, 95 % intervals over test pairs and seeds"
             figure.suptitle(plain(title), fontsize=10)
             yield Drawing(f"differences_{number}_{file_name(name)}", figure, title)
 
