@@ -21,6 +21,11 @@ COLUMNS = (
     ("both", "f1", "F1 both"),
     ("both", "auc", "AUC both"),
 )
+# Two models at prediction time: what a student adds to its teacher, title, run and system.
+COMBINED = (
+    ("plain: answer + teacher", "plain", "answer_plus_teacher"),
+    ("full: both + teacher", "full", "both_plus_teacher"),
+)
 # Like with like: answer with answer, both with both.
 COMPARED = (("answer", "f1"), ("answer", "auc"), ("both", "f1"), ("both", "auc"))
 
@@ -163,7 +168,10 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     seeds = {name: len(next(iter(by_set[name].values()))) for name in sets}
 
     def means(title: str, run: str, of: str) -> list[str]:
-        return [title, *(mean_cell(found[name, run], of, metric, 3) for name in sets for metric, _ in metrics)]
+        return [
+            title,
+            *(mean_cell(found.get((name, run), []), of, metric, 3) for name in sets for metric, _ in metrics),
+        ]
 
     def gains(other: str, systems: tuple[str, str]) -> list[Difference | None]:
         return [
@@ -175,8 +183,11 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     rows_of_means = [
         ["seeds", *(str(seeds[name]) for name in sets for _ in metrics)],
         means("teacher", runs[0], "teacher"),
+        *([means(f"{group.reference}: before any step", group.reference, "start")] if system != "answer" else []),
         *(means(run, run, system) for run in runs),
+        *([means(title, run, of) for title, run, of in COMBINED] if system == "both" else []),
     ]
+    rows_of_means = [line for line in rows_of_means if any(line[1:])]
     tables = [table([system, *heads], rows_of_means)]
     if group.reference in runs:
         against = {run: gains(run, (system, system)) for run in runs if run != group.reference}

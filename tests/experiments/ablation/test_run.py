@@ -308,4 +308,15 @@ def test_the_overview_has_a_column_for_each_set_and_stars_what_is_significant() 
     assert lines[2] == "| seeds | 2 | 2 | 2 | 2 |"
     assert lines[5].startswith("| full | 0.700 ± 0.000 | ")
     assert lines[9].startswith("| plain | +0.100 ± 0.000 (2/2)\\* | +0.100 ± 0.000 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
+    for one in rows:
+        one["metrics"] |= {
+            "answer_plus_teacher": {"f1": 0.81, "auc": 0.82},
+            "both_plus_teacher": {"f1": 0.9, "auc": 0.91},
+        }
+    rows[4]["metrics"]["start"] = {"f1": 0.77, "auc": 0.78}  # the first seed looks before any step
+    more = overview(rows, group).splitlines()
+    assert "| full: before any step | 0.770 | 0.780 | | |" in more
+    assert "| plain: answer + teacher | 0.810 ± 0.000 | 0.820 ± 0.000 | 0.810 ± 0.000 | 0.820 ± 0.000 |" in more
+    assert "| full: both + teacher | 0.900 ± 0.000 | 0.910 ± 0.000 | 0.900 ± 0.000 | 0.910 ± 0.000 |" in more
+    assert not [line for line in overview(rows, group, "answer").splitlines() if "before any step" in line]
     assert overview([], group) == "" and "minus" not in overview(rows[:4], group)
