@@ -1,9 +1,4 @@
-"""Name texts and pairs by 64-bit keys: to look up what is known of them without holding their strings.
-
-- `text_keys`, `pair_keys`: the keys; the same on every machine and in every run.
-- `KnownMatches`: which texts of a batch are known to match.
-- `shared_texts`: texts and pairs that occur in two splits.
-"""
+"""64-bit keys of texts and pairs: what is known of them is looked up without holding their strings."""
 
 import dataclasses
 import hashlib

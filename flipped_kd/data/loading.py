@@ -1,10 +1,4 @@
-"""Load labelled text pairs from files or the Hub.
-
-A pair set is a `datasets.Dataset` with exactly the columns ``text_a``, ``text_b`` (strings that are not blank) and
-``label`` (0 or 1). What would fail later, in the middle of training, is refused here, with row, value and remedy.
-
-The rules for a pair are in `validation`, the reading of files in `pair_files`.
-"""
+"""Load labelled text pairs from files or the Hub, and refuse at once what would fail in the middle of training."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +58,14 @@ def load_pairs(
 
     Raises:
         ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
+
+    Examples:
+        >>> rows = [("my card", "where is my card", 0.9), ("my card", "a refund", 0.2)]
+        >>> named = [dict(zip(("question", "text_b", "score"), row)) for row in rows]
+        >>> _ = Dataset.from_list(named).to_csv(folder / "pairs.csv")
+        >>> names = {"text_a": "question", "label": "score"}
+        >>> load_pairs(folder / "pairs.csv", columns=names, label_threshold=0.5)["label"][:]
+        [1, 0]
     """
     if max_rows is not None and not (is_whole(max_rows) and max_rows >= 1):
         raise ValueError(

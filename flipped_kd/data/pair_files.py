@@ -1,8 +1,7 @@
 """Files of pairs read by `datasets`, which maps them into memory, but with texts that stay what they are.
 
-`datasets` finds the files of a folder or of the Hub, their splits and their configuration. What it would guess is not
-left to it: CSV is read as text, with the fields of every record counted, and JSON is read row by row with Python's own
-types wherever guesses change values. What it keeps of files of this machine is found again by their content.
+Nothing is left to its guesses: CSV is read as text, with the fields of every record counted, and JSON row by row with
+Python's own types wherever guesses change values.
 """
 
 from __future__ import annotations

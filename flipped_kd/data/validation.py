@@ -22,7 +22,20 @@ _BATCH = 10_000  # rows read at a time
 
 @dataclasses.dataclass(frozen=True)
 class PairColumns:
-    """The names a source uses for the three columns of a pair set."""
+    """The names a source uses for the three columns of a pair set.
+
+    Args:
+        text_a: Column of the first texts.
+        text_b: Column of the second texts.
+        label: Column of the labels.
+
+    Raises:
+        ValueError: If they are not three different names.
+
+    Examples:
+        >>> PairColumns(text_a="question1", text_b="question2")
+        PairColumns(text_a='question1', text_b='question2', label='label')
+    """
 
     text_a: str = "text_a"
     text_b: str = "text_b"
@@ -35,7 +48,14 @@ class PairColumns:
 
     @classmethod
     def of(cls, columns: "PairColumns | Mapping[str, str] | None") -> "PairColumns":
-        """Complete a (partial) mapping from text_a, text_b, label to the names used by a source."""
+        """Complete a mapping to the names that a source uses.
+
+        Args:
+            columns: Names by text_a, text_b and label, all or some; None takes these.
+
+        Raises:
+            ValueError: If something else is mapped, or the names are not different.
+        """
         if isinstance(columns, PairColumns):
             return columns
         names = dict(columns or {})
@@ -79,6 +99,12 @@ def validate_pairs(
         TypeError: If `dataset` is not a `datasets.Dataset`.
         ValueError: If a column is missing, a row is bad, the split is empty or has a single class. The message names
             the row (the first is row 0), the value and the remedy.
+
+    Examples:
+        >>> rows = [{"question": "my card", "text_b": "where is my card", "label": "true"}]
+        >>> rows += [{"question": "my card", "text_b": "a refund", "label": "false"}]
+        >>> validate_pairs(Dataset.from_list(rows), columns={"text_a": "question"})[1]
+        {'text_a': 'my card', 'text_b': 'a refund', 'label': 0}
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(

@@ -1,5 +1,4 @@
-"""Metrics of matching: F1, precision, recall and accuracy at given thresholds, ROC AUC, average precision; and the
-threshold to choose on validation pairs."""
+"""Metrics of matching, at given thresholds and over all of them, and the threshold to choose on validation pairs."""
 
 import math
 

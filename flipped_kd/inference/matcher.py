@@ -28,11 +28,8 @@ class FlippedMatcher(PairScorer):
     """Scores pairs of texts, encodes texts, and searches and ranks by both.
 
     Two scores of a pair: the answer's log-odds logit(yes) - logit(no) after the pair's prompt, and the cosine of the
-    two texts' vectors, each encoded alone. (In training with representation="joint" the second text was compared as
-    read after the first; here it is always alone.)
-
-    Equal texts and pairs are computed once (of a Dataset among 16,384 rows at a time); batches hold rows of like
-    length; results come in the order given. Texts over the prompt's limit are cut, with one warning.
+    two texts' vectors, each encoded alone, whatever `representation` the training had. Equal texts and pairs are
+    computed once (of a Dataset among 16,384 rows at a time). Texts over the prompt's limit are cut, with one warning.
 
     Args:
         model: the model with its adapter, or merged; put into evaluation mode.
@@ -43,6 +40,18 @@ class FlippedMatcher(PairScorer):
 
     Attributes:
         source: what `from_pretrained` was given; "" otherwise.
+
+    Examples:
+        `adapter` is the folder or Hub id of a trained adapter, or of the model merged from it.
+
+        >>> matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
+        >>> matcher.predict([("where is my card", "my card has not arrived"), ("cash", "a loan")]).shape
+        (2,)
+        >>> matcher.encode("where is my card").shape == (matcher.encoder.dimension,)
+        True
+        >>> index = matcher.index(["cancel the loan", "where is my card", "a refund"])
+        >>> [hit["corpus_id"] for hit in matcher.search("where is my card", index, top_k=1)[0]]
+        [1]
     """
 
     @classmethod
@@ -163,6 +172,9 @@ class FlippedMatcher(PairScorer):
             corpus: n texts.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
+
+        Returns:
+            Texts and vectors.
 
         Raises:
             TypeError: the corpus is one str, or a text is none.

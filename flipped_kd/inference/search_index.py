@@ -34,7 +34,14 @@ class SearchIndex:
         ids: names of the texts, numbers or str, kept beside them; `FlippedMatcher.search` gives places, not names.
 
     Raises:
+        TypeError: one str in the place of a list.
         ValueError: numbers of texts, names and vectors differ.
+
+    Examples:
+        >>> index = SearchIndex(["my card", "a refund"], torch.eye(2), encoder={}, ids=["q17", "q4"])
+        >>> index.save(folder / "index")
+        >>> SearchIndex.load(folder / "index").ids
+        ['q17', 'q4']
     """
 
     def __init__(
@@ -74,7 +81,14 @@ class SearchIndex:
         return len(self.texts)
 
     def on(self, device: torch.device) -> Tensor:
-        """The vectors on `device`; the copy there is kept for the next search."""
+        """The vectors on a device; the copy there is kept for the next search.
+
+        Args:
+            device: where to.
+
+        Returns:
+            (N, D) float32.
+        """
         self._placed = self._placed.to(device)
         return self._placed
 
@@ -103,6 +117,9 @@ class SearchIndex:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
         """Read a saved index.
+
+        Args:
+            folder: what `save` has written.
 
         Raises:
             ValueError: a file is absent or broken, the files do not belong together, or a newer release wrote them.

@@ -1,9 +1,5 @@
 """Wording of the pair prompt for the known families of tokenizers, and its form as a Jinja chat template.
 
-- `preset_forms` finds a tokenizer's own markers and writes prompts with them, the best one first.
-- `first_answers` finds answers that are one token each after them; `resolve_answers` gives their ids.
-- `render_chat_template` writes the same three segments as a template with the roles query and document.
-
 A chat model is asked as it was tuned: each text in a turn of its role, after the line break that the format has there,
 which is a token of its own as long as the text is stripped. Where a tokenizer does not keep it so, each text stands
 directly between two markers. What FOLLOWS a text must be a marker: a byte-level BPE merges "?" and a line break.

@@ -1,12 +1,5 @@
 """The prompt that puts a pair of texts before a causal language model: prefix | text_a | middle | text_b | suffix.
 
-- The five parts are tokenised apart, so the token span of each text is known exactly.
-- A text can never forge a control token: texts go through a copy of the tokenizer that does not know them.
-- text_a is cut on its own length alone, so a causal model gives it the same vector alone or in a pair.
-- The fixed parts are never cut; the answer position is always the last token.
-- The ids equal those of the whole rendered string (a probe at construction checks it), so a chat template made from
-  the same parts gives other tools the same input.
-
 One file, though long: one class, whose parts, budget, probe and saved form must agree.
 """
 
@@ -96,6 +89,16 @@ class PairPrompt:
         TypeError: The tokenizer has no tokenizers backend, or an argument has the wrong type.
         ValueError: A text would not stand between added tokens; the parts' ids are not those of the whole; an answer
             is not one token, or both are the same or unk; max_length leaves fewer than 8 tokens for the texts.
+
+    Examples:
+        `tokenizer` is the student's own, here one with ChatML's markers.
+
+        >>> prompt = PairPrompt.from_preset(tokenizer)
+        >>> (pair,) = prompt.encode_pairs(["where is my card"], ["my card has not arrived"])
+        >>> tokenizer.decode(pair.input_ids[slice(*pair.text_b)])
+        'my card has not arrived'
+        >>> prompt.answers, [tokenizer.decode([token]) for token in prompt.answer_ids]
+        (('no', 'yes'), ['no', 'yes'])
     """
 
     def __init__(
@@ -175,7 +178,7 @@ class PairPrompt:
 
         Raises:
             ValueError: Unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or
-                anything the constructor refuses.
+                anything that the constructor refuses.
         """
         known = INSTRUCTIONS | {name: words for name, (words, _) in RERANKERS.items()}
         if preset not in known:
@@ -262,7 +265,15 @@ class PairPrompt:
         return alone
 
     def render(self, text_a: str, text_b: str) -> str:
-        """Return the whole prompt as one string, uncut."""
+        """The whole prompt as one string, uncut.
+
+        Args:
+            text_a: First text.
+            text_b: Second text.
+
+        Returns:
+            What the chat template gives for the pair.
+        """
         text_a = _trimmed(text_a) if self._place_a.trim else text_a
         text_b = _trimmed(text_b) if self._place_b.trim else text_b
         return text_a.join(self._around_a) + text_b.join(self._around_b)
@@ -300,7 +311,10 @@ class PairPrompt:
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write pair_prompt.json into a folder, made if absent; the file appears whole or not at all.
+        """Write pair_prompt.json, whole or not at all.
+
+        Args:
+            folder: Where to, made if absent.
 
         Returns:
             Path of the file.

@@ -1,8 +1,7 @@
 """What the weights under an adapter are: a few values of each, kept beside the adapter and compared when it is loaded.
 
 A base's name is no proof: a student may have been merged or trained in memory, and files change. Values are compared
-as nearly as half precision keeps them, so that a base may be loaded in any of float32, bfloat16 and float16; a merge
-moves them further. Quantised weights are neither kept nor compared: they are other values of the same base.
+as nearly as half precision keeps them; quantised ones are neither kept nor compared.
 """
 
 from __future__ import annotations

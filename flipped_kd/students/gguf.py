@@ -1,8 +1,4 @@
-"""Students stored as GGUF: named, checked, read by transformers' own reader, and from then on ordinary models.
-
-Quantised weights are turned into float ones. The model is then no quantised base: LoRA, merging and saving work as
-for any other.
-"""
+"""Students stored as GGUF: named, checked, read by transformers' own reader, and from then on ordinary models."""
 
 from __future__ import annotations
 
