@@ -62,15 +62,8 @@ class PairFiles:
     ) -> PairFiles | None:
         """The CSV or JSON files that `datasets` has found for a split; None of other kinds, whose types are no guess.
 
-        Args:
-            builder: what `datasets` has found.
-            name: what messages call it.
-            split: a split or a slice.
-            place: arguments of `load_dataset` that find the same.
-            local: the files are on this machine.
-
-        Raises:
-            ValueError: there is no such split, or several and none is named.
+        `place` is the arguments of `load_dataset` that find the same. ValueError: no such split, or several and none
+        named.
         """
         config = builder.config
         found = {str(key): list(files) for key, files in (config.data_files or {}).items()}

@@ -107,17 +107,10 @@ class TableJob:
         return self._scan
 
     def begin(self, model: str) -> bool:
-        """Make the partial folder ready.
+        """Make the partial folder ready; False if an earlier run had finished all but the cleaning up.
 
-        Args:
-            model: digest of all that decides what the model computes.
-
-        Returns:
-            False if an earlier run had finished all but the cleaning up, and nothing is left to do.
-
-        Raises:
-            ValueError: as `start`, now also for another model.
-            OSError: the folder cannot be written.
+        `model` is a digest of all that decides what the model computes. Raises ValueError as `start`, now also for
+        another model, and OSError where the folder cannot be written.
         """
         self._identity["model"] = model
         if self._was_joined():

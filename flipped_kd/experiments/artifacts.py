@@ -63,14 +63,8 @@ class Snapshot:
 def take_snapshot(trainer: FlippedDistillationTrainer, test: datasets.Dataset) -> Snapshot | None:
     """What the trainer's student makes of a sample of the test pairs now, and its A and B.
 
-    Reads in evaluation mode, draws no random numbers and changes no weight.
-
-    Args:
-        trainer: holds the student.
-        test: the test pairs.
-
-    Returns:
-        None where this process is not the one that saves, or its weights are sharded.
+    Reads in evaluation mode, draws no random numbers and changes no weight. None where this process is not the one
+    that saves, or its weights are sharded.
     """
     if not trainer.args.should_save or trainer.is_fsdp_enabled or is_sharded(trainer.model):
         return None

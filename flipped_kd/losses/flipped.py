@@ -161,7 +161,7 @@ class FlippedDistillationLoss(nn.Module):
 
         With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
         as read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and
-        L_MCL are then the sum of the two: with the mean the answer learned less (docs/choices.md).
+        L_MCL are then the sum of the two (our reading): with the mean the answer learned less (docs/choices.md).
 
         Args:
             labels: (N,) gold labels 0/1.

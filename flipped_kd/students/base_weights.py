@@ -101,15 +101,9 @@ class BaseWeights:
 
 
 def check_same_base(folder: Path, model: nn.Module, name: str | os.PathLike[str]) -> None:
-    """Refuse a base whose weights are not those that the adapter in `folder` was trained on.
+    """Raise ValueError for a base whose weights are not those that the adapter in `folder` was trained on.
 
-    Args:
-        folder: of the adapter. Without a record in it, everything passes.
-        model: the base, with or without adapter.
-        name: of the base.
-
-    Raises:
-        ValueError: the message says how many weights differ, and what to do.
+    Without a record in the folder everything passes. `name` is the base's, for the message.
     """
     recorded = BaseWeights.from_pretrained(folder)
     difference = None if recorded is None else recorded.difference(BaseWeights.of(model))

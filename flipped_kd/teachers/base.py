@@ -24,7 +24,7 @@ BATCHES_PER_BLOCK = 16
 class Teacher(ABC):
     """A small expert that scores pairs of texts: T in [-1, 1], higher where they match.
 
-    With vectors, T is the cosine of any two texts of a batch. Without, it is 2 P - 1 of given pairs alone.
+    With vectors, T is the cosine of any two texts of a batch. Without, it is 2 P - 1 of given pairs (our reading).
 
     Args:
         id: Hub id or base name of a folder, never a full path.

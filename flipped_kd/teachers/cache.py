@@ -110,18 +110,7 @@ class TeacherCache:
                         path.unlink()
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> Path:
-        """Write one shard.
-
-        Args:
-            keys: int64 (n,).
-            vectors: float32 (n, dim).
-
-        Returns:
-            The shard's path.
-
-        Raises:
-            OSError: naming the folder and the remedy.
-        """
+        """Write one shard: keys int64 (n,), vectors float32 (n, dim). OSError names the folder and the remedy."""
         data = shard_bytes(keys, vectors, self.identity)
         digest = shard_digest([data])
         with _clear_write_error(self.folder):
@@ -162,16 +151,9 @@ class TeacherCache:
 
 
 def scoring_order(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Longest first, so that a batch holds items of like length; equal lengths by key.
+    """Positions, longest first, so that a batch holds items of like length; equal lengths by key.
 
     The batches, and with them the last bits of the vectors, so do not depend on the order of the texts.
-
-    Args:
-        keys: int64 (n,).
-        lengths: int (n,).
-
-    Returns:
-        int64 (n,), positions.
     """
     return np.lexsort((keys, -lengths))
 

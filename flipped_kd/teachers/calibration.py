@@ -23,9 +23,9 @@ DROPPED_SHARE_LIMIT = 0.3
 class PlattCalibration:
     """P = sigmoid(scale * T + offset), Platt's calibration with class-balanced weights.
 
-    Both classes weigh the same in the fit, so that P = .5 means "undecided" whatever the share of positives: plain
-    Platt on data with few positives gives all of them P < .5, and the dual threshold would drop them (method: arXiv
-    2507.05617; Platt 1999).
+    The thresholds .5 of arXiv 2507.05617 suppose scores for which .5 means "undecided", which raw cosines are not (our
+    reading). Both classes weigh the same in the fit, so that it means that whatever the share of positives: plain
+    Platt (1999) on data with few positives gives all of them P < .5, and the dual threshold would drop them.
 
     Args:
         scale: the slope c; positive where the teacher agrees with the labels.
