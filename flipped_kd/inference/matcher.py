@@ -45,7 +45,7 @@ class FlippedMatcher(PairScorer):
         `adapter` is the folder or Hub id of a trained adapter, or of the model merged from it.
 
         >>> matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
-        >>> matcher.predict([("where is my card", "my card has not arrived"), ("cash", "a loan")]).shape
+        >>> matcher.predict([("where is my card", "my card is lost"), ("cash", "a loan")]).shape
         (2,)
         >>> matcher.encode("where is my card").shape == (matcher.encoder.dimension,)
         True
