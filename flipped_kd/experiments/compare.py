@@ -1,5 +1,4 @@
-"""One command's work: teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds,
-into one report."""
+"""Teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds, into one report."""
 
 from __future__ import annotations
 

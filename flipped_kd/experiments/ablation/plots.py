@@ -24,14 +24,7 @@ SHOWN_SCORES = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", 
 def draw_runs(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Iterator[Drawing]:
     """F1 and AUC of a group's runs, a figure for each of its sets: dots are seeds, markers means and deviations.
 
-    A dotted line is the teacher. Sets without finished runs are left out.
-
-    Args:
-        rows: finished rows.
-        groups: which runs of which sets.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    A dotted line is the teacher. Sets without finished runs are left out. ImportError: matplotlib is not installed.
     """
     for number, group in enumerate(groups, 1):
         for name in group.sets:

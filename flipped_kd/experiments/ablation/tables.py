@@ -148,14 +148,8 @@ def group_tables(rows: Sequence[Row], group: Group) -> str:
 def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     """Markdown of a group over all its sets at once: F1 and AUC of one system, and what the reference gains.
 
-    Args:
-        rows: finished rows.
-        group: which runs of which sets.
-        system: "both", "answer" or "similarity".
-
-    Returns:
-        A table of means ± sample standard deviations, and one of paired differences, like with like (`cells`); empty
-        without rows.
+    A table of means ± sample standard deviations, and one of paired differences, like with like (`cells`);
+    empty without rows.
     """
     by_set = {name: of_set(rows, group, name) for name in group.sets}
     sets = [name for name in group.sets if by_set[name]]
