@@ -231,7 +231,7 @@ class FlippedMatcher(PairScorer):
         rerank = checked_count("rerank", rerank, 0)
         if 0 < rerank < top_k:
             raise ValueError(
-                f"rerank={rerank!r} must be 0 or at least top_k={top_k}: one list cannot mix probabilities and cosines."
+                f"rerank={rerank!r} must be 0 or at least top_k={top_k}: probabilities and cosines do not mix."
                 " Give a larger rerank or a smaller top_k."
             )
         if score is not None and not rerank:
