@@ -93,7 +93,9 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group])
 
 
 def draw_learning_curves(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Iterator[Drawing]:
-    """AUC against the number of labelled pairs, of groups whose runs differ in it: "NAME, N pairs" is a point of NAME.
+    """AUC against the number of labelled pairs, of groups whose runs differ in it.
+
+    "full, 250 pairs" is a point of the line "full", as is the run "full" itself.
 
     Args:
         rows: finished rows.
@@ -106,8 +108,8 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], groups: Sequence[Gro
         for name in group.sets:
             points: dict[str, dict[int, Sequence[Mapping[str, Any]]]] = {}
             for run, part in of_set(rows, group, name).items():
-                if pairs := re.fullmatch(r"(.*), ([\d,]+) pairs", run):
-                    points.setdefault(pairs[1], {})[int(pairs[2].replace(",", ""))] = part
+                if pairs := part[0].get("resolved", {}).get("max_train_pairs"):
+                    points.setdefault(re.sub(r", [\d,]+ pairs$", "", run), {})[pairs] = part
             if not any(len(line) > 1 for line in points.values()):
                 continue
             figure, panel = new_panel(

@@ -43,9 +43,13 @@ def test_a_difference_is_drawn_with_its_interval() -> None:
 
 
 def test_a_curve_has_a_point_for_each_number_of_pairs() -> None:
-    runs = tuple(f"{name}, {pairs} pairs" for name in ("plain", "full") for pairs in ("250", "1,000"))
-    rows = [row for run in runs for row in complete(rows_of(run, 1.0, seeds=2))]
-    group = Group("Labels", ("tiny",), (0, 1), runs, runs[-1])
+    runs = {"plain, 250 pairs": 250, "full, 250 pairs": 250, "plain": 1000, "full": 1000}
+    rows = [
+        row | {"resolved": {"max_train_pairs": pairs}}
+        for run, pairs in runs.items()
+        for row in complete(rows_of(run, 1.0, seeds=2))
+    ]
+    group = Group("Labels", ("tiny",), (0, 1), tuple(runs), "full")
     (drawing,) = draw_learning_curves(rows, [group])
     (panel,) = drawing.figure.axes
     curves = [line for line in panel.get_lines() if len(line.get_xdata()) == 2 and line.get_label().startswith("_c")]
@@ -56,7 +60,7 @@ def test_a_curve_has_a_point_for_each_number_of_pairs() -> None:
         *(f"{name}: {system}" for name in ("plain", "full") for system in ("both", "answer")),
         "teacher",
     }
-    assert not list(draw_learning_curves(rows, [Group("One", ("tiny",), (0, 1), runs[:1], runs[0])]))
+    assert not list(draw_learning_curves(rows, [Group("One", ("tiny",), (0, 1), ("full",), "full")]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(significance, "DRAWS", 10)  # curves need no bootstrap
         assert len(list(draw_learning_curves(rows, [group]))) == 1
