@@ -27,6 +27,7 @@ from flipped_kd.experiments.ablation.pair_scores import packed_splits
 from flipped_kd.experiments.ablation.plan import Job, settings_of
 from flipped_kd.experiments.ablation.run import judge_run
 from flipped_kd.experiments.arguments import StudentArguments
+from flipped_kd.experiments.compare import with_learning_rate
 from flipped_kd.experiments.single_run import teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.students.loading import load_student, load_tokenizer
@@ -53,7 +54,7 @@ class EmbeddingPeer:
         model = _as_sentence_transformer(student, config)
         matches = splits.train.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
         started = time.monotonic()
-        _train(model, matches, config, folder)
+        _train(model, matches, with_learning_rate(student, config), folder)
         seconds = time.monotonic() - started
         similarity = SplitScores(*(_cosines(model, part, config) for part in (splits.validation, splits.test)))
         metrics = judge_run(None, similarity, of_teacher, *labels)
@@ -83,7 +84,7 @@ def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillation
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate,  # type: ignore[arg-type]  # with_learning_rate has given one
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,

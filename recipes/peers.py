@@ -29,6 +29,7 @@ from flipped_kd.experiments.ablation.pair_scores import packed_splits
 from flipped_kd.experiments.ablation.plan import Job, settings_of
 from flipped_kd.experiments.ablation.run import Peer, judge_run
 from flipped_kd.experiments.arguments import StudentArguments
+from flipped_kd.experiments.compare import with_learning_rate
 from flipped_kd.experiments.single_run import teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
@@ -107,7 +108,7 @@ class CrossEncoderPeer:
         model = _as_cross_encoder(student, config)
         rows = datasets.Dataset.from_dict(self.columns(splits.train, log_odds, job.seed))
         started = time.monotonic()
-        _train(model, rows, self.loss, config, folder)
+        _train(model, rows, self.loss, with_learning_rate(student, config), folder)
         seconds = time.monotonic() - started
         answer = SplitScores(*(_scores(model, part, config) for part in (splits.validation, splits.test)))
         facts = {"training_seconds": round(seconds, 1), "steps": config.max_steps}
@@ -143,7 +144,7 @@ def _train(
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate,  # type: ignore[arg-type]  # with_learning_rate has given one
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
