@@ -24,8 +24,8 @@ DOCS_STAMP := $(VENV)/.docs-installed
 # There while an installation runs; left over, it says that one was interrupted. Outside .venv, which may be cleared.
 UNFINISHED := .venv.unfinished
 # What the site holds, laid out in build/pages as here, so that links are the same in the site and here.
-PAGES := README.md CHANGELOG.md LICENSE CITATION.cff benchmarks/NOTES.md \
-	$(wildcard docs/*.md docs/*.css docs/api/*.md $(foreach kind,md png,model_cards/*.$(kind) model_cards/*/*.$(kind) model_cards/*/*/*.$(kind)))
+PAGES := README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md LICENSE CITATION.cff benchmarks/NOTES.md \
+	$(wildcard $(foreach kind,md css svg ipynb,docs/*.$(kind)) docs/api/*.md $(foreach kind,md png,model_cards/*.$(kind) model_cards/*/*.$(kind) model_cards/*/*/*.$(kind)))
 # The folders that mypy checks: it refuses one without Python files.
 TYPED := $(sort $(dir $(wildcard flipped_kd/*.py recipes/*.py benchmarks/*.py docs/*.py)))
 
@@ -42,7 +42,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format docs bench clean distclean
+.PHONY: help install demo test lint format docs bench release clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,9 @@ docs: $(DOCS_STAMP)  ## build the documentation with the API pages, in build/sit
 
 bench: $(STAMP)  ## run the benchmarks
 	$(OFFLINE) FLIPPED_KD_STUDENT=$(STUDENT) $(VENV_PYTHON) $(BENCH) $(ARGS)
+
+release: $(STAMP)  ## build source archive and wheel in dist, and check them; uploads nothing
+	VENV_PYTHON="$(CURDIR)/$(VENV_PYTHON)" .ci/release
 
 clean:  ## remove caches and build leftovers; keep .venv and outputs
 	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
