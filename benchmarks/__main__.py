@@ -19,6 +19,7 @@ from . import (
     contrast_memory,
     cost_per_pair,
     inference,
+    large_search,
     ranks,
     retrieval,
     searching,
@@ -35,6 +36,7 @@ TABLE: dict[str, Callable[..., list[Row]]] = {
     "teacher_scoring": teacher_scoring.main,
     "inference": inference.main,
     "searching": searching.main,
+    "large_search": large_search.main,
     "startup": startup.main,
     "cost_per_pair": cost_per_pair.main,
 }
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [*TABLE, *OTHERS]
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(names)} (the first six)"
+        "names", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(names)} (the first seven)"
     )
     parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 10 minutes")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="where to write the rows")

@@ -18,8 +18,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 
 from flipped_kd import FlippedMatcher
-from flipped_kd.evaluation.match_score import ScoreKind
 from flipped_kd.evaluation.ranking import ranking_metrics
+from flipped_kd.utils.choices import ScoreKind
 
 from .harness import SHARED, missing
 

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..utils.choices import SCORE_KINDS
+
 PROG = "flipped-kd"
-SCORES = ("answer", "similarity", "both")
 TABLES = "JSON Lines (.jsonl), CSV, TSV or Parquet, by the ending of its name"
 
 
@@ -150,4 +151,4 @@ def add_labelled(parser: argparse.ArgumentParser) -> None:
 
 def add_score(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Which of the model's scores is meant."""
-    parser.add_argument("--score", choices=SCORES, help=f"{meaning} (default: what the model was saved with)")
+    parser.add_argument("--score", choices=SCORE_KINDS, help=f"{meaning} (default: what the model was saved with)")

@@ -8,11 +8,12 @@ from argparse import Namespace
 
 from accelerate import PartialState
 
-from ..evaluation.match_score import LogOdds, MatchScore, ScoreKind
+from ..evaluation.match_score import LogOdds, MatchScore
 from ..inference.loading import local_folder
 from ..inference.matcher import FlippedMatcher
 from ..publishing.files import contents_digest
 from ..teachers.fingerprint import hash_weights
+from ..utils.choices import ScoreKind
 from .arguments import UsageError
 from .runtime import shows_progress
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..prompts.reranker_forms import RERANKERS
+from ..utils.choices import INDEX_KINDS, SCORE_KINDS
 from ..utils.version import __version__
 from .arguments import (
     PROG,
-    SCORES,
     TABLES,
     Parser,
     add_columns,
@@ -99,7 +99,7 @@ def _evaluate(verbs: Any) -> None:
     )
     add_model(parser)
     parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")
-    parser.add_argument("--score", choices=SCORES, help="one score only")
+    parser.add_argument("--score", choices=SCORE_KINDS, help="one score only")
     add_report(parser, "write the metrics as JSON; -: on the screen")
     add_labelled(parser)
 
@@ -214,6 +214,12 @@ def _search(verbs: Any) -> None:
     add_score(parser, "what --rerank ranks by")
     parser.add_argument(
         "--save-index", metavar="FOLDER", help="keep the corpus with its vectors, or use those that are kept there"
+    )
+    parser.add_argument(
+        "--index-kind",
+        choices=INDEX_KINDS,
+        help="exact compares with every text; hnsw and ivf look at a part of them, by FAISS, for large corpora (auto: "
+        "exact up to 100,000 texts, else ivf where FAISS is installed)",
     )
     group = parser.add_argument_group("input")
     group.add_argument("--query-column", default="text", metavar="NAME", help="column of the queries (text)")

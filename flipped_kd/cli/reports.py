@@ -15,9 +15,10 @@ import numpy as np
 from ..data.loading import load_pairs
 from ..data.tables import STANDARD
 from ..data.validation import PairColumns
-from ..evaluation.match_score import MatchScore, ScoreKind
+from ..evaluation.match_score import MatchScore
 from ..evaluation.metrics import matching_metrics
 from ..utils.atomic import write_atomically
+from ..utils.choices import ScoreKind
 from ..utils.markdown import table
 from .models import ANSWER_ONLY
 

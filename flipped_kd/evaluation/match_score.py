@@ -7,21 +7,20 @@ import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from ..utils.atomic import write_atomically
+from ..utils.choices import SCORE_KINDS, ScoreKind
 from ..utils.json_files import AGAIN, read_versioned
 from .metrics import best_f1_threshold, precision_threshold
 
 logger = logging.getLogger(__name__)
 SCORE_FILE = "match_score.json"
 FORMAT_VERSION = 1
-ScoreKind = Literal["answer", "similarity", "both"]
-KINDS: tuple[ScoreKind, ...] = ("answer", "similarity", "both")
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class MatchScore:
             "both": (float(first), float(second), bias),
         }
         kinds: dict[ScoreKind, LogOdds] = {}
-        for kind in KINDS:
+        for kind in SCORE_KINDS:
             raw = LogOdds(*parameters[kind], threshold=0.0)
             scores = raw(answer, similarity)
             if min_precision is None:

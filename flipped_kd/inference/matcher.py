@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers.util import dot_score, semantic_search
 from tqdm.auto import tqdm
 
-from ..evaluation.match_score import ScoreKind
+from ..utils.choices import IndexKind, ScoreKind
 from ..utils.hub_download import Access
 from .inputs import checked_count, text_list, unique
 from .loading import default_device, load_matcher, local_folder, resolved_dtype
 from .model_runner import Bar
+from .nearest import ApproximateSearch, resolved_kind
 from .prefix_cache import CachedPrefix
 from .scorer import PairScorer, row_cosines
 from .search_index import SearchIndex
@@ -155,21 +155,33 @@ class FlippedMatcher(PairScorer):
         return self._probability(answer, unknown if similarity is None else similarity, kind)
 
     def index(
-        self, corpus: Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+        self,
+        corpus: Sequence[str],
+        *,
+        kind: IndexKind = "auto",
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
     ) -> SearchIndex:
         """Encode a corpus once for many searches; `SearchIndex.save` and `load` keep it.
 
         Args:
             corpus: n texts.
+            kind: "exact" compares a query with every text. "hnsw" (a graph) and "ivf" (cells) look at a part of them,
+                by FAISS: faster in large corpora, and the log says how many of the true nearest they find. "auto":
+                exact up to 100,000 texts, "ivf" above where FAISS is installed.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
 
         Raises:
             TypeError: the corpus is one str, or a text is none.
+            ImportError: "hnsw" or "ivf" without FAISS.
+            ValueError: an unknown kind.
         """
         texts = text_list("corpus", corpus)
+        kind = resolved_kind(kind, len(texts))
         vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        index = SearchIndex(texts, torch.from_numpy(vectors), self._definition())
+        approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
+        index = SearchIndex(texts, torch.from_numpy(vectors), self._definition(), approximate=approximate)
         index.known_to.add(self)
         return index
 
@@ -228,7 +240,7 @@ class FlippedMatcher(PairScorer):
             vectors = vector[None].to(self.device)
         else:
             vectors = self.encode(distinct, **options, convert_to_tensor=True)  # type: ignore[call-overload]
-        found = semantic_search(vectors, index.on(self.device), top_k=max(top_k, rerank), score_function=dot_score)
+        found = index.nearest(vectors, max(top_k, rerank))
         if rerank:
             with self._bar("queries", len(distinct), show_progress_bar) as bar:
                 found = [

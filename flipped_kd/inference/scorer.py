@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.match_score import KINDS, MatchScore, ScoreKind
+from ..evaluation.match_score import MatchScore
 from ..prompts.pair_prompt import PairPrompt
 from ..students.loading import padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device
 from ..utils.checks import check_choice, is_number
+from ..utils.choices import SCORE_KINDS, ScoreKind
 from .copying import Copied, FreshLock
 from .inputs import Embeddings, Pair, Pairs, Texts, checked_count, pair_columns, text_list, unique
 from .model_runner import WINDOW, ModelRunner
@@ -85,7 +86,7 @@ class PairScorer(Copied):
             pair both are scalars.
         """
         if kind is not None:
-            check_choice("kind", kind, KINDS)
+            check_choice("kind", kind, SCORE_KINDS)
         batch_size = checked_count("batch_size", batch_size)
         if isinstance(pairs, datasets.Dataset) and len(pairs) > PART:
             found = np.empty((2, len(pairs)))
@@ -187,7 +188,7 @@ class PairScorer(Copied):
         available = ("answer",) if self.match_score is None else tuple(self.match_score.kinds)
         if score is None:
             return "answer" if self.match_score is None else self.match_score.default
-        if score in KINDS and score not in available:
+        if score in SCORE_KINDS and score not in available:
             raise ValueError(
                 f"score={score!r} needs a match score, which {self.source or 'this matcher'!r} has not: train with an "
                 "eval_dataset, fit one by MatchScore.fit on scores(), or use score='answer'."

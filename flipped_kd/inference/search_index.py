@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +11,22 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from sentence_transformers.util import dot_score, semantic_search
 from torch import Tensor
 
 from ..utils.atomic import check_target, whole_or_absent
 from ..utils.json_files import read_versioned
+from .nearest import ApproximateSearch, has_faiss
 
 INDEX_FILE = "search_index.json"
 TEXTS_FILE = "texts.jsonl"
 EMBEDDINGS_FILE = "embeddings.safetensors"
+FAISS_FILE = "index.faiss"
 FORMAT_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 class SearchIndex:
@@ -32,6 +37,7 @@ class SearchIndex:
         embeddings: (N, D) float32 unit vectors, row i that of text i.
         encoder: definition of the encoder that made them, as plain JSON values.
         ids: names of the texts, numbers or str, kept beside them; `FlippedMatcher.search` gives places, not names.
+        approximate: an index of FAISS over the same vectors, for corpora in which comparing with all takes too long.
 
     Raises:
         ValueError: numbers of texts, names and vectors differ.
@@ -43,6 +49,7 @@ class SearchIndex:
         embeddings: Tensor,
         encoder: dict[str, Any],
         ids: Sequence[int] | Sequence[str] | None = None,
+        approximate: ApproximateSearch | None = None,
     ) -> None:
         if isinstance(texts, str) or isinstance(ids, str):
             raise TypeError("texts and ids must be lists, got one str: put it into a list.")
@@ -57,6 +64,7 @@ class SearchIndex:
         self.ids = None if ids is None else [name.item() if isinstance(name, np.generic) else name for name in ids]
         self.embeddings = embeddings
         self.encoder = encoder
+        self.approximate = approximate
         # Matchers whose encoder is known to give these vectors.
         self.known_to: WeakSet[Any] = WeakSet()
         self._placed = embeddings
@@ -73,13 +81,26 @@ class SearchIndex:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def on(self, device: torch.device) -> Tensor:
-        """The vectors on `device`; the copy there is kept for the next search."""
-        self._placed = self._placed.to(device)
-        return self._placed
+    @property
+    def kind(self) -> str:
+        """ "exact", "hnsw" or "ivf"."""
+        return "exact" if self.approximate is None else self.approximate.kind
+
+    def nearest(self, vectors: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
+        """The nearest texts of each of (M, D) unit vectors: dicts with corpus_id and score, the cosine, best first."""
+        if self.approximate is None:
+            self._placed = self._placed.to(vectors.device)  # the copy there is kept for the next search
+            return semantic_search(vectors, self._placed, top_k=top_k, score_function=dot_score)
+        found = self.approximate.search(vectors.float().cpu().numpy(), min(top_k, len(self)))
+        return [
+            [{"corpus_id": int(place), "score": float(score)} for score, place in zip(*row, strict=True) if place >= 0]
+            for row in zip(*found, strict=True)
+        ]
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write search_index.json, texts.jsonl and embeddings.safetensors; the folder appears whole or not at all.
+        """Write search_index.json, texts.jsonl, embeddings.safetensors and, if it is approximate, index.faiss.
+
+        The folder appears whole or not at all.
 
         Args:
             folder: absent or empty.
@@ -93,6 +114,8 @@ class SearchIndex:
         check_target(target, INDEX_FILE if overwrite else None)
         header = {"format_version": FORMAT_VERSION, "count": len(self), "encoder": self.encoder}
         with whole_or_absent(target, self.embeddings.nbytes) as partial:
+            if self.approximate is not None:
+                header["approximate"] = self.approximate.save(partial / FAISS_FILE)
             (partial / INDEX_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
             with (partial / TEXTS_FILE).open("w", encoding="utf-8") as file:
                 for place, text in enumerate(self.texts):
@@ -102,7 +125,9 @@ class SearchIndex:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
-        """Read a saved index.
+        """Read a saved index; without FAISS an approximate one is searched exactly.
+
+        Give folders that you trust: FAISS reads its file without many checks.
 
         Raises:
             ValueError: a file is absent or broken, the files do not belong together, or a newer release wrote them.
@@ -119,6 +144,17 @@ class SearchIndex:
             index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], header["encoder"], ids)
             if len(index) != header["count"]:
                 raise ValueError(f"{header['count']} texts expected, {len(index)} found")
+            approximate = header.get("approximate")
+            if approximate is not None and has_faiss():
+                vectors = index.embeddings.numpy()
+                index.approximate = ApproximateSearch.load(place / FAISS_FILE, approximate, vectors)
+            elif approximate is not None:
+                logger.warning(
+                    "%s is an index of FAISS, which is not installed, so each search compares with all %d texts: "
+                    "pip install 'flipped_kd[search]'.",
+                    place,
+                    len(index),
+                )
             return index
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the index in {place} is broken ({error}): make it again.") from error

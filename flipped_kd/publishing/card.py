@@ -17,9 +17,9 @@ import jinja2
 from scipy.special import expit
 
 from ..evaluation.comparison import markdown_table
-from ..evaluation.match_score import KINDS
 from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT, have_matplotlib, write_plots
 from ..utils.atomic import write_atomically
+from ..utils.choices import SCORE_KINDS
 from ..utils.markdown import code, fenced
 from .card_data import SMALL_STUDENT, CardData, card_data
 from .card_metadata import METRIC_TITLES, front_matter, kept_metadata, may_replace, signed
@@ -48,7 +48,11 @@ def render_card(data: CardData) -> str:
         probability=lambda log_odds: f"{expit(log_odds):.4f}",
     )
     environment.globals.update(
-        METRIC_TITLES=METRIC_TITLES, table=markdown_table, json=json.dumps, kinds=KINDS, small_student=SMALL_STUDENT
+        METRIC_TITLES=METRIC_TITLES,
+        table=markdown_table,
+        json=json.dumps,
+        kinds=SCORE_KINDS,
+        small_student=SMALL_STUDENT,
     )
     text = environment.get_template(CARD_TEMPLATE).render(card=data, metadata=front_matter(data))
     return signed(text)

@@ -16,8 +16,9 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.validation import PAIR_FEATURES, PairColumns, validate_pairs
-from ..evaluation.match_score import MatchScore, ScoreKind
+from ..evaluation.match_score import MatchScore
 from ..evaluation.metrics import matching_metrics
+from ..utils.choices import ScoreKind
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
 from .picklable import make_picklable

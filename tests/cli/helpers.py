@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from flipped_kd.cli.main import main
 from flipped_kd.data.table_jobs import TableJob
-from flipped_kd.evaluation.match_score import KINDS, LogOdds, MatchScore
+from flipped_kd.evaluation.match_score import LogOdds, MatchScore
+from flipped_kd.utils.choices import SCORE_KINDS
 from tests.adapters import make_adapter
 from tests.conftest import make_pairs
 
@@ -63,7 +64,7 @@ def failing_at(number: int) -> Callable[..., None]:
 def adapter_with_scores(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     """A random adapter with a match score."""
     make_adapter(folder, base, tokenizer, score=False)
-    MatchScore({kind: ODDS[kind] for kind in KINDS}, "both").save_pretrained(folder)
+    MatchScore({kind: ODDS[kind] for kind in SCORE_KINDS}, "both").save_pretrained(folder)
     return folder
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from flipped_kd.evaluation.match_score import KINDS, SCORE_FILE, LogOdds, MatchScore, fit_log_odds
+from flipped_kd.evaluation.match_score import SCORE_FILE, LogOdds, MatchScore, fit_log_odds
+from flipped_kd.utils.choices import SCORE_KINDS
 
 
 def validation(seed: int = 0, count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,7 +87,7 @@ def test_the_answer_is_taken_as_it_is_and_the_other_scores_are_fitted() -> None:
 def test_thresholds_have_the_best_f1_of_all_cuts_on_validation() -> None:
     answer, similarity, labels = validation(count=40)
     score = MatchScore.fit(answer, similarity, labels)
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         odds = score.log_odds(answer, similarity, kind)
         chosen = f1_score(labels, odds >= score.kinds[kind].threshold)
         assert chosen == pytest.approx(max(f1_score(labels, odds >= cut) for cut in odds))
@@ -107,7 +108,7 @@ def test_thresholds_have_the_precision_asked_for() -> None:
     answer, similarity, labels = validation()
     score = MatchScore.fit(answer, similarity, labels, min_precision=0.95)
     plain = MatchScore.fit(answer, similarity, labels)
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         said = score.matches(answer, similarity, kind)
         assert labels[said].mean() >= 0.95 and score.threshold(kind) > plain.threshold(kind)
         np.testing.assert_array_equal(said, score.probability(answer, similarity, kind) >= score.threshold(kind))
@@ -141,7 +142,7 @@ def test_a_saved_score_gives_the_same_probabilities(tmp_path: Path) -> None:
     loaded = MatchScore.from_pretrained(tmp_path / "new")
     assert loaded.to_dict() == score.to_dict() == json.loads((tmp_path / "new" / SCORE_FILE).read_text())
     assert loaded.default == "similarity"
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         np.testing.assert_array_equal(
             loaded.probability(answer, similarity, kind), score.probability(answer, similarity, kind)
         )

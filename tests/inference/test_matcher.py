@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from flipped_kd import FlippedMatcher
-from flipped_kd.evaluation.match_score import KINDS, MatchScore, ScoreKind
+from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.loading import load_tokenizer
+from flipped_kd.utils.choices import SCORE_KINDS, ScoreKind
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 from tests.invariants.training import new_trainer, settings
 
@@ -97,7 +98,7 @@ def test_scores_are_those_of_the_trainer(
         for found, wanted in zip(matcher.scores(held_out), expected, strict=True):
             close(found, wanted)
             assert np.ptp(wanted) > 1e-3
-        for kind in KINDS:
+        for kind in SCORE_KINDS:
             close(matcher.predict(held_out, score=kind), match_score.probability(*expected, kind))
         close(matcher.predict(held_out), matcher.predict(held_out, score=match_score.default))
 
@@ -129,7 +130,7 @@ def test_similarity_is_the_cosine_of_texts_alone(any_matcher: FlippedMatcher) ->
 def test_matches_are_the_pairs_from_the_threshold_on(any_matcher: FlippedMatcher) -> None:
     score = any_matcher.match_score
     assert score is not None
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         probability = any_matcher.predict(PAIRS, score=kind)
         said = any_matcher.matches(PAIRS, score=kind)
         assert said.dtype == bool and said.tolist() == (probability >= score.threshold(kind)).tolist()
@@ -233,7 +234,7 @@ def test_scores_that_are_no_numbers_are_an_error(tokenizer: Any, tmp_path: Path)
 def test_rank_scores_as_predict_does(any_matcher: FlippedMatcher, query: str) -> None:
     """With the cache of the query, whatever its length, in whatever batches; and so without it."""
     mixed = [*PAIRS, *((query, text) for text in DOCUMENTS)]  # nothing but the instruction is shared
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         expected = any_matcher.predict(mixed, score=kind)[len(PAIRS) :]
         for size in (32, 3):
             ranked = any_matcher.rank(query, DOCUMENTS, score=kind, batch_size=size)

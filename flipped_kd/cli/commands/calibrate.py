@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...evaluation.match_score import KINDS, SCORE_FILE, MatchScore
+from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
+from ...utils.choices import SCORE_KINDS
 from ..arguments import UsageError
 from ..models import open_matcher
 from ..outputs import check_report_file
@@ -38,7 +39,7 @@ def calibrate(options: Namespace) -> None:
     default = matcher.match_score.default if matcher.match_score is not None else "both"
     score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)
     write_atomically(target, score.to_json())
-    print(metrics_table(judged_scores(score, KINDS, answer, similarity, labels)), file=options.screen)
+    print(metrics_table(judged_scores(score, SCORE_KINDS, answer, similarity, labels)), file=options.screen)
     logger.info(
         "%s is fitted on these pairs, whose metrics flatter it: judge it on others by `flipped-kd evaluate`. "
         "`flipped-kd card` writes the thresholds into the card.",

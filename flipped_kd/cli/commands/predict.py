@@ -9,7 +9,7 @@ from accelerate import PartialState
 from scipy.special import expit
 
 from ...data.text_tables import Chunk
-from ...evaluation.match_score import KINDS
+from ...utils.choices import SCORE_KINDS
 from ..arguments import UsageError
 from ..models import ANSWER_ONLY, checked_kind, open_matcher
 from ..runtime import Work, run_table_job
@@ -19,7 +19,7 @@ def predict(options: Namespace) -> None:
     """Add match probabilities to a table of pairs."""
     names = {"score": pa.float64()}
     if options.all_scores:
-        names |= {f"score_{kind}": pa.float64() for kind in KINDS}
+        names |= {f"score_{kind}": pa.float64() for kind in SCORE_KINDS}
         names |= {"answer_log_odds": pa.float64(), "cosine": pa.float64()}
     if options.threshold is not None:
         names["match"] = pa.bool_()
@@ -34,7 +34,7 @@ def predict(options: Namespace) -> None:
                 f"--threshold tuned: {matcher.source!r} has no match_score.json, so no threshold was chosen for it: "
                 "train it with validation pairs, or give a number in [0, 1]"
             )
-        there = {name: type_ for name, type_ in names.items() if name.removeprefix("score_") not in KINDS}
+        there = {name: type_ for name, type_ in names.items() if name.removeprefix("score_") not in SCORE_KINDS}
         there |= {f"score_{each}": pa.float64() for each in scorer.kinds if options.all_scores}
         schema = pa.schema([(prefix + name, type_) for name, type_ in names.items() if name in there])
 

@@ -80,7 +80,10 @@ def search(options: Namespace) -> None:
             options,
             options.queries,
             {"--query-column": options.query_column},
-            {name: getattr(options, name) for name in ("top_k", "rerank", "score")} | {"corpus": corpus.digest},
+            {name: getattr(options, name) for name in ("top_k", "rerank", "score")}
+            | {"corpus": corpus.digest}
+            # Only where it is not as before there was a choice, so that jobs begun then go on.
+            | ({} if options.index_kind is None else {"index_kind": options.index_kind}),
             [],
             open_work,
             id_column=named_column("--query-id-column", options.query_id_column),
@@ -100,8 +103,10 @@ class _Corpus:
         self._kept: SearchIndex | None = None
         place = Path(options.corpus)
         if place.is_dir():
-            if options.id_column is not None or options.save_index is not None:
-                raise UsageError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
+            for name in ("id_column", "save_index", "index_kind"):
+                if getattr(options, name) is not None:
+                    flag = "--" + name.replace("_", "-")
+                    raise UsageError(f"{flag} is for a CORPUS file, not for a folder with an index")
             self._kept = SearchIndex.load(place)
             self.texts, self.ids = self._kept.texts, self._kept.ids or list(range(len(self._kept)))
             self.digest = columns_digest(self.texts, map(str, self.ids))
@@ -123,6 +128,11 @@ class _Corpus:
                     f"{options.save_index} holds the index of another corpus: name another folder by --save-index, or "
                     "remove this one."
                 )
+            if options.index_kind not in (None, "auto", self._kept.kind):
+                raise ValueError(
+                    f"{options.save_index} holds an index of kind {self._kept.kind}, not {options.index_kind}: name "
+                    "another folder by --save-index, or leave --index-kind out."
+                )
 
     @property
     def is_kept(self) -> bool:
@@ -141,7 +151,10 @@ class _Corpus:
             return self._kept
         logger.info("encoding %d texts", len(self.texts))
         index = matcher.index(
-            self.texts, batch_size=self._options.batch_size, show_progress_bar=shows_progress(self._options)
+            self.texts,
+            kind=self._options.index_kind or "auto",
+            batch_size=self._options.batch_size,
+            show_progress_bar=shows_progress(self._options),
         )
         index.ids = self.ids
         if self._options.save_index is not None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flipped_kd.data.loading import load_pairs
-from flipped_kd.evaluation.match_score import KINDS, MatchScore
+from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.utils.choices import SCORE_KINDS
 from tests.cli.helpers import (
     run,
 )
@@ -29,7 +30,7 @@ def test_calibrate_fits_on_the_pairs_given_and_leaves_the_model(
     table = capsys.readouterr().out
     expected = MatchScore.fit(*scores, np.asarray(pairs["label"]))
     found = MatchScore.from_pretrained(adapter)
-    for kind in KINDS:
+    for kind in SCORE_KINDS:
         np.testing.assert_allclose(found.log_odds(*scores, kind), expected.log_odds(*scores, kind), atol=1e-4)
         assert f"{found.threshold(kind):.4f} (validation)" in table
     after = {path.name: path.read_bytes() for path in adapter.iterdir()}

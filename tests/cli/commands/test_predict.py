@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit
 
-from flipped_kd.evaluation.match_score import KINDS
 from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.utils.choices import SCORE_KINDS
 from tests.cli.helpers import (
     NEAR,
     ODDS,
@@ -27,7 +27,7 @@ from tests.cli.helpers import (
 )
 
 
-@pytest.mark.parametrize("score", [None, *KINDS])
+@pytest.mark.parametrize("score", [None, *SCORE_KINDS])
 def test_predict_is_the_matchers(
     score: Any, adapter: Path, matcher: FlippedMatcher, rows: list[dict[str, Any]], pairs: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from flipped_kd.data.table_jobs import TableJob
 from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.inference.search_index import SearchIndex
 from tests.cli.helpers import (
     NEAR,
     failing_at,
@@ -93,3 +94,27 @@ def test_an_index_keeps_the_names_of_its_texts(
     first, second = map(read_rows, found)
     assert first == second and all(isinstance(row["corpus_id"], str if named else int) for row in first)
     assert all(listed[row["corpus_id"]]["text"] == row["text"] for row in first if not named)
+
+
+def test_the_kind_of_index_is_chosen_once(
+    adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path, capsys
+) -> None:
+    corpus = write_rows(tmp_path / "corpus.jsonl", documents)
+    queries = write_rows(tmp_path / "queries.jsonl", rows[:4])
+    kept, flags = tmp_path / "index", ("--query-column", "text_a", "--top-k", 3)
+    assert quietly("search", adapter, queries, corpus, *flags, "-o", tmp_path / "exact.jsonl") == 0
+    approximate = ("--index-kind", "hnsw", "--save-index", kept)
+    assert quietly("search", adapter, queries, corpus, *flags, *approximate, "-o", tmp_path / "hnsw.jsonl") == 0
+    assert SearchIndex.load(kept).kind == "hnsw"
+    assert quietly("search", adapter, queries, kept, *flags, "-o", tmp_path / "kept.jsonl") == 0
+    exact, *others = (
+        [(row["query_id"], row["rank"], pytest.approx(row["score"], abs=1e-5)) for row in read_rows(tmp_path / name)]
+        for name in ("exact.jsonl", "hnsw.jsonl", "kept.jsonl")
+    )
+    assert others == [exact, exact]
+    capsys.readouterr()
+    other = ("--index-kind", "ivf", "--save-index", kept, "-o", tmp_path / "ivf.jsonl")
+    assert quietly("search", adapter, queries, corpus, *flags, *other) == 2
+    assert "holds an index of kind hnsw, not ivf" in capsys.readouterr().err
+    assert quietly("search", adapter, queries, kept, *flags, "--index-kind", "ivf", "-o", tmp_path / "ivf.jsonl") == 2
+    assert "--index-kind is for a CORPUS file" in capsys.readouterr().err
