@@ -18,7 +18,7 @@ from .model_runner import Bar
 from .nearest import ApproximateSearch, resolved_kind
 from .prefix_cache import CachedPrefix
 from .scorer import PairScorer, row_cosines
-from .search_index import SearchIndex
+from .search_index import SearchIndex, best_hits, with_texts
 
 # Cosine of one text's vectors from the same encoder run in two ways, half precision included, at the least.
 SAME_VECTOR = 0.999
@@ -128,8 +128,8 @@ class FlippedMatcher(PairScorer):
             raise TypeError(f"query must be one str, got {query!r}. Call rank once for each.")
         with self._bar("documents", len(documents), show_progress_bar) as bar:
             found = self._match(query, documents, kind, None, batch_size, bar)
-        ranked = _best(found, range(len(documents)), top_k)
-        return _with_texts(ranked, documents) if return_documents else ranked
+        ranked = best_hits(found, range(len(documents)), top_k)
+        return with_texts(ranked, documents) if return_documents else ranked
 
     def _match(
         self,
@@ -159,6 +159,7 @@ class FlippedMatcher(PairScorer):
         corpus: Sequence[str],
         *,
         kind: IndexKind = "auto",
+        vectors: np.ndarray | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> SearchIndex:
@@ -169,6 +170,7 @@ class FlippedMatcher(PairScorer):
             kind: "exact" compares a query with every text. "hnsw" (a graph) and "ivf" (cells) look at a part of them,
                 by FAISS: faster in large corpora, and the log says how many of the true nearest they find. "auto":
                 exact up to 100,000 texts, "ivf" above where FAISS is installed.
+            vectors: (n, D) what `encode` gave for the corpus, if it was asked before.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
 
@@ -179,7 +181,8 @@ class FlippedMatcher(PairScorer):
         """
         texts = text_list("corpus", corpus)
         kind = resolved_kind(kind, len(texts))
-        vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        if vectors is None:
+            vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
         approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
         index = SearchIndex(texts, torch.from_numpy(vectors), self._definition(), approximate=approximate)
         index.known_to.add(self)
@@ -248,7 +251,7 @@ class FlippedMatcher(PairScorer):
                     for query, hits in zip(distinct, found, strict=True)
                 ]
         if return_documents:
-            found = [_with_texts(hits, index.texts) for hits in found]
+            found = [with_texts(hits, index.texts) for hits in found]
         return [[dict(hit) for hit in found[place]] for place in order]
 
     def _rerank(
@@ -267,7 +270,7 @@ class FlippedMatcher(PairScorer):
         silent = tqdm(disable=True)
         found = self._match(query, [index.texts[i] for i in ids], kind, cosines, batch_size, silent, read)
         bar.update(1)
-        return _best(found, ids, top_k)
+        return best_hits(found, ids, top_k)
 
     def _definition(self) -> dict[str, Any]:
         """What vectors depend on besides the weights."""
@@ -289,12 +292,3 @@ class FlippedMatcher(PairScorer):
                 "mean nothing here. Make it again with matcher.index(texts)."
             )
         index.known_to.add(self)
-
-
-def _best(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"corpus_id": int(ids[i]), "score": float(scores[i])} for i in order]
-
-
-def _with_texts(hits: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
-    return [hit | {"text": texts[hit["corpus_id"]]} for hit in hits]

@@ -158,3 +158,14 @@ class SearchIndex:
             return index
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the index in {place} is broken ({error}): make it again.") from error
+
+
+def best_hits(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:
+    """The best of n texts by their scores (n,): dicts with corpus_id, of `ids`, and score."""
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"corpus_id": int(ids[i]), "score": float(scores[i])} for i in order]
+
+
+def with_texts(hits: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The same with the corpus's texts."""
+    return [hit | {"text": texts[hit["corpus_id"]]} for hit in hits]

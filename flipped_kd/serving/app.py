@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -38,7 +39,7 @@ def create_app(service: Service) -> FastAPI:
             Middleware(Guard, settings=settings),
         ],
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logging": False},
+        telemetry=TelemetryConfig(tracing=False, metrics=False, logs=False),
     )
     for interface in (tei, openai, cohere, own):
         interface.add_routes(app, service)

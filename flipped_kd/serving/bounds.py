@@ -23,7 +23,7 @@ CLIENT_GONE = 499
 
 
 class Bounds:
-    """Cancels a request that is too large, too late or without a client, answers 500 to one that failed, counts all."""
+    """Ends a request that is too large, too late, or whose client has gone; answers 500 to one that failed."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app, self._metrics = app, metrics

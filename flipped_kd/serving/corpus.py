@@ -7,16 +7,17 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.text_tables import read_texts
 from ..inference.matcher import FlippedMatcher
 from ..inference.search_index import INDEX_FILE, SearchIndex
 from ..utils.atomic import check_target, recover
+from ..utils.choices import IndexKind
 from .batching import Batcher
 from .errors import Refused
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 # How long requests wait at most for texts of the corpus that are encoded between them, about.
 PART_SECONDS = 0.1
 FIRST_PART, LARGEST_PART = 8, 4096
+# Texts, their names, and an index with vectors of at least some of them.
+CorpusRead = tuple[list[str], list[Any], SearchIndex | None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class CorpusSource:
         id_column: whose values name the texts; None: their row numbers do.
         skip_bad_rows: leave out rows without a proper text.
         index_folder: where the vectors of a table are kept, so that the next start encodes only what is new.
+        kind: how a table is searched, see `FlippedMatcher.index`.
     """
 
     path: str
@@ -43,10 +47,13 @@ class CorpusSource:
     id_column: str | None = None
     skip_bad_rows: bool = False
     index_folder: Path | None = None
+    kind: IndexKind = "auto"
 
     def __post_init__(self) -> None:
         if self.is_index and (self.id_column is not None or self.index_folder is not None):
             raise ValueError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
+        if self.is_index and self.kind != "auto":
+            raise ValueError("--index-kind is for a CORPUS file, not for a folder with an index")
         if self.index_folder is not None:
             recover(self.index_folder)
             check_target(self.index_folder, INDEX_FILE)
@@ -56,7 +63,7 @@ class CorpusSource:
         """Whether it is a folder with vectors."""
         return Path(self.path).is_dir()
 
-    def read(self) -> tuple[list[str], list[Any], SearchIndex | None]:
+    def read(self) -> CorpusRead:
         """Texts, their names, and an index with vectors of at least some of them.
 
         Raises:
@@ -89,8 +96,15 @@ class Corpus:
         self.index: SearchIndex | None = None
         self._loading = asyncio.Lock()
 
-    async def load(self, matcher: FlippedMatcher, batcher: Batcher) -> tuple[int, int, float]:
+    async def load(
+        self, matcher: FlippedMatcher, batcher: Batcher, read: CorpusRead | None = None
+    ) -> tuple[int, int, float]:
         """Read the corpus, and serve it once it is ready; the one before is served until then, and if this fails.
+
+        Args:
+            matcher: encodes its texts.
+            batcher: in whose thread.
+            read: what `CorpusSource.read` gave, if it was asked already.
 
         Returns:
             (texts, texts that had to be encoded, seconds).
@@ -103,18 +117,18 @@ class Corpus:
             raise Refused(409, "the corpus is being read already: ask again when that has ended.")
         async with self._loading:
             start = time.monotonic()
-            texts, ids, kept = await asyncio.to_thread(self.source.read)
-            if kept is not None and not await batcher.between(lambda: _fits(matcher, kept)):
+            texts, ids, kept = await asyncio.to_thread(self.source.read) if read is None else read
+            if kept is not None and not await batcher.between(partial(_fits, matcher, kept)):
                 if self.source.is_index:
                     raise ValueError(f"the index {Path(self.source.path).name!r} is another encoder's: make it again")
                 logger.warning("the index that is kept is another encoder's: it is made again")
                 kept = None
-            if kept is not None and kept.texts == texts:
+            if kept is not None and kept.texts == texts and self.source.kind in ("auto", kept.kind):
                 index, encoded = kept, 0
                 index.ids = ids
             else:
                 known = [index for index in (self.index, kept) if index is not None]
-                index, encoded = await _encode(matcher, batcher, texts, known)
+                index, encoded = await _encode(matcher, batcher, texts, known, self.source.kind)
                 index.ids = ids
                 if self.source.index_folder is not None:
                     await asyncio.to_thread(index.save, self.source.index_folder, overwrite=True)
@@ -134,7 +148,11 @@ def _fits(matcher: FlippedMatcher, index: SearchIndex) -> bool:
 
 
 async def _encode(
-    matcher: FlippedMatcher, batcher: Batcher, texts: Sequence[str], known: Sequence[SearchIndex]
+    matcher: FlippedMatcher,
+    batcher: Batcher,
+    texts: Sequence[str],
+    known: Sequence[SearchIndex],
+    kind: IndexKind,
 ) -> tuple[SearchIndex, int]:
     """An index of texts, and how many of them were encoded: those that no known index has."""
     places = {text: (index, row) for index in known for row, text in enumerate(index.texts)}
@@ -145,11 +163,11 @@ async def _encode(
     while len(vectors) < len(new):
         part = new[len(vectors) : len(vectors) + size]
         start = time.perf_counter()
-        found = await batcher.between(lambda part=part: matcher.encode(part, show_progress_bar=False))
+        found = await batcher.between(partial(matcher.encode, part, show_progress_bar=False))
         vectors |= zip(part, found, strict=True)
         wanted = len(part) * PART_SECONDS / max(time.perf_counter() - start, 1e-6)
         size = int(min(max(1, wanted), 2 * size, LARGEST_PART))
-    return await asyncio.to_thread(_assemble, matcher, texts, vectors, places), len(new)
+    return await asyncio.to_thread(_assemble, matcher, texts, vectors, places, kind), len(new)
 
 
 def _assemble(
@@ -157,8 +175,13 @@ def _assemble(
     texts: Sequence[str],
     vectors: dict[str, np.ndarray],
     places: dict[str, tuple[SearchIndex, int]],
+    kind: IndexKind,
 ) -> SearchIndex:
-    rows = [vectors[text] if text in vectors else places[text][0].embeddings[places[text][1]].numpy() for text in texts]
-    index = SearchIndex(texts, torch.from_numpy(np.stack(rows)), matcher.index([]).encoder)
-    index.known_to.add(matcher)
-    return index
+    rows = []
+    for text in texts:
+        if text in vectors:
+            rows.append(vectors[text])
+        else:
+            index, row = places[text]
+            rows.append(index.embeddings[row].numpy())
+    return matcher.index(texts, kind=kind, vectors=np.stack(rows))

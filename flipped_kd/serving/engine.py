@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from ..evaluation.match_score import LogOdds, MatchScore, ScoreKind
+from ..evaluation.match_score import ANSWER_ONLY
 from ..inference.joint_reading import JointReader
 from ..inference.matcher import FlippedMatcher
 from ..inference.scorer import row_cosines
 from ..inference.search_index import SearchIndex
 from ..prompts.pair_tokens import PairTokens
+from ..utils.choices import ScoreKind
 from ..utils.token_batches import token_budget
 from .batching import Batcher
 from .errors import Refused
 from .settings import Limits
 from .work_queue import Item
 
-# What a model without match_score.json has: the answer's log-odds as they are, and no threshold that was chosen.
-ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")
 # Characters that are tokenised in the event loop, which takes a millisecond; more are tokenised in a thread.
 FEW_CHARACTERS = 10_000
 # Batches of a round on a CPU; and tokens of a round where the device has no budget for a batch.
@@ -189,7 +188,7 @@ class Engine:
 
     def _check_count(self, texts: int) -> None:
         if texts > self._limits.texts:
-            raise Refused(422, f"{texts} texts in one request, and {self._limits.texts} at most: send several requests.")
+            raise Refused(422, f"{texts} texts in one request, {self._limits.texts} at most: send several.")
 
     async def _texts(self, texts: Sequence[str], may_cut: bool) -> list[Item]:
         tokens = await self._tokens(self.matcher.prompt.encode_texts, texts, may_cut=may_cut)
@@ -216,7 +215,7 @@ class Engine:
     async def _run(self, items: list[Item]) -> list[Any]:
         tokens = _tokens_of(items)
         if tokens > self._limits.tokens:
-            raise Refused(413, f"{tokens} tokens in one request, and {self._limits.tokens} at most: send several.")
+            raise Refused(413, f"{tokens} tokens in one request, {self._limits.tokens} at most: send several.")
         return await self.batcher.run(items)
 
     # ---- In the model's thread ----
@@ -234,7 +233,7 @@ class Engine:
         if pairs:
             _put(values, pairs, self._reader.answers([contents[place] for place in pairs]).tolist())
         if texts:
-            _put(values, texts, self._reader.vectors([contents[place] for place in texts]).numpy())
+            _put(values, texts, list(self._reader.vectors([contents[place] for place in texts]).numpy()))
         if searches:
             _put(values, searches, self._search([contents[place] for place in searches]))
         return values

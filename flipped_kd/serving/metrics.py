@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,39 +18,28 @@ class Metrics:
     """The figures of one server; also the `Observer` of its batcher."""
 
     def __init__(self, service: Service) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "flipped_kd_requests", "Requests that were answered.", ["route", "status"], registry=registry
+        self.registry = CollectorRegistry()
+        count, spread = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        self._requests = count("flipped_kd_requests", "Requests that were answered.", ["route", "status"])
+        self._seconds = spread(
+            "flipped_kd_request_seconds", "From a request's head to its answer.", ["route"], buckets=SECONDS
         )
-        self._seconds = Histogram(
-            "flipped_kd_request_seconds", "From a request's head to its answer.", ["route"], buckets=SECONDS, registry=registry
+        self._round_seconds = spread("flipped_kd_round_seconds", "Of the model, reading in one go.", buckets=SECONDS)
+        self._round_rows = spread("flipped_kd_round_rows", "Pairs and texts read in one go.", buckets=SIZES)
+        self._round_requests = spread("flipped_kd_round_requests", "Requests read in one go.", buckets=SIZES)
+        self._tokens = count("flipped_kd_tokens", "Tokens read.")
+        self._joined = count("flipped_kd_joined_rows", "Rows that another request waited for already.")
+        self._dropped = count(
+            "flipped_kd_dropped_requests", "Requests gone, or too late, before they were done."
         )
-        self._round_seconds = Histogram(
-            "flipped_kd_round_seconds", "The model's, for the rows it reads in one go.", buckets=SECONDS, registry=registry
-        )
-        self._round_rows = Histogram(
-            "flipped_kd_round_rows", "Pairs and texts read in one go.", buckets=SIZES, registry=registry
-        )
-        self._round_requests = Histogram(
-            "flipped_kd_round_requests", "Requests whose rows were read in one go.", buckets=SIZES, registry=registry
-        )
-        self._tokens = Counter("flipped_kd_tokens", "Tokens read.", registry=registry)
-        self._joined = Counter(
-            "flipped_kd_joined_rows", "Rows that another request waited for already.", registry=registry
-        )
-        self._dropped = Counter(
-            "flipped_kd_dropped_requests", "Requests that had gone, or run out of time, unread.", registry=registry
-        )
-        self._reloads = Counter(
-            "flipped_kd_corpus_reloads", "Times that the corpus was read anew.", ["result"], registry=registry
-        )
+        self._reloads = count("flipped_kd_corpus_reloads", "Times that the corpus was read anew.", ["result"])
         for name, told, read in (
             ("waiting_requests", "Requests that wait for the model.", lambda: service.batcher.waiting[0]),
             ("waiting_tokens", "Tokens that wait for the model.", lambda: service.batcher.waiting[1]),
             ("corpus_texts", "Texts of the corpus.", lambda: corpus_size(service) or 0),
             ("ready", "Whether model and corpus are loaded.", lambda: service.is_ready),
         ):
-            Gauge(f"flipped_kd_{name}", told, registry=registry).set_function(read)
+            Gauge(f"flipped_kd_{name}", told, registry=self.registry).set_function(read)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -40,7 +40,7 @@ def check_exposure(settings: Settings, without_token: bool) -> None:
     logger.warning("%s can be reached from other machines, and asks nobody for a token", settings.host)
 
 
-def serve(service: Service, listening: Callable[[int, Callable[[], None]], None] | None = None) -> None:
+def serve(service: Service, listening: Callable[[int, Callable[[], Any]], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; requests that were begun are answered first. A second signal ends at once.
 
     Args:
@@ -56,7 +56,7 @@ def serve(service: Service, listening: Callable[[int, Callable[[], None]], None]
 
 
 async def _serve(
-    service: Service, sock: socket.socket, listening: Callable[[int, Callable[[], None]], None] | None
+    service: Service, sock: socket.socket, listening: Callable[[int, Callable[[], Any]], None] | None
 ) -> None:
     server = _Server(
         uvicorn.Config(
@@ -86,7 +86,7 @@ async def _serve(
 
     _handle_signals(loop, end, reload)
     if listening is not None:
-        listening(sock.getsockname()[1], partial(loop.call_soon_threadsafe, end))
+        listening(sock.getsockname()[1], lambda: loop.call_soon_threadsafe(end))
     try:
         await server.serve(sockets=[sock])
     finally:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from ..evaluation.match_score import ScoreKind
+from ..utils.choices import ScoreKind
 
 # A text with at least one character that is not white space, as everywhere in this package.
 Text = Annotated[str, StringConstraints(pattern=r"\S")]

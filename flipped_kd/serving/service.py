@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..evaluation.match_score import ScoreKind
 from ..inference.joint_reading import JointReader
 from ..inference.matcher import FlippedMatcher
+from ..utils.choices import ScoreKind
 from ..utils.redaction import redact
 from .batching import Batcher
 from .corpus import Corpus, CorpusSource
@@ -74,12 +75,14 @@ class Service:
         Raises:
             ValueError: either cannot be loaded.
         """
+        # What is wrong with the corpus is known before the model is loaded.
+        read = None if self.corpus is None else await asyncio.to_thread(self.corpus.source.read)
         self.batcher.start()
         matcher, reader = await self.batcher.between(self._opened)
         limits, tokens = self.settings.limits, self.settings.batch_tokens
         self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens)
         if self.corpus is not None:
-            await self.corpus.load(matcher, self.batcher)
+            await self.corpus.load(matcher, self.batcher, read)
         self._ready = True
 
     def _opened(self) -> tuple[FlippedMatcher, JointReader]:

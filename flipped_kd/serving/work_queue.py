@@ -107,7 +107,7 @@ class WorkQueue:
         """Begin entries of about `budget` tokens, of each job its share; at least one where there is any."""
         chosen: list[Entry] = []
         tokens = 0
-        # The oldest first, so that it goes on whoever comes; then the small ones, which leave their share to the large.
+        # The oldest first, so that it goes on whoever comes; then the small, which leave of their share to the large.
         turns = deque(list(self.jobs)[:1] + sorted(list(self.jobs)[1:], key=lambda job: len(job.to_start)))
         while turns and tokens < budget:
             job = turns.popleft()

@@ -18,7 +18,9 @@ DOCUMENTS = [f"where is my card {number}" for number in range(60)]
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])
-def matcher(request: pytest.FixtureRequest, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> FlippedMatcher:
+def matcher(
+    request: pytest.FixtureRequest, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> FlippedMatcher:
     folder = tmp_path_factory.mktemp(request.param)
     base = make_base(folder / "base", request.param, tokenizer, tied=True)
     targets = {"qwen2": LINEAR, "gpt2": ["c_attn", "c_fc"]}[request.param]

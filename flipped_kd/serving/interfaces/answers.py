@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,4 +41,4 @@ def best_first(scores: np.ndarray, top: int | None = None) -> list[int]:
 def check_dimensions(asked: int | None, dimension: int) -> None:
     """Refuse vectors of another length than the model's."""
     if asked is not None and asked != dimension:
-        raise Refused(422, f"dimensions: this model's vectors have {dimension} numbers: ask for these, or leave it out.")
+        raise Refused(422, f"dimensions: vectors have {dimension} numbers here: ask for these, or leave it out.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -12,7 +14,7 @@ from ..schemas import Info, TeiEmbed, TeiError, TeiRank, TeiRerank, TeiSimilarit
 from ..service import Service
 from .answers import answer, best_first, check_dimensions, errors
 
-TAGS = ["text-embeddings-inference"]
+TAGS: list[Any] = ["text-embeddings-inference"]
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -24,9 +26,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
         engine = service.engine
         found = await engine.log_odds([(body.query, text) for text in body.texts], None, body.truncate is not False)
         scores = found.log_odds if body.raw_scores else found.probability
-        ranked = [{"index": place, "score": float(scores[place])} for place in best_first(found.probability)]
+        ranked: list[dict[str, Any]] = [
+            {"index": place, "score": float(scores[place])} for place in best_first(found.probability)
+        ]
         if body.return_text:
-            ranked = [rank | {"text": body.texts[int(rank["index"])]} for rank in ranked]
+            ranked = [rank | {"text": body.texts[rank["index"]]} for rank in ranked]
         return answer(ranked)
 
     @app.post("/embed", tags=TAGS, response_model=list[list[float]], responses=errors(TeiError))
