@@ -279,7 +279,7 @@ def _serve(verbs: Any) -> None:
         ("max-waiting", count, 512, "N", "requests that wait; more are told to come again"),
         ("max-waiting-tokens", count, 1 << 20, "N", "tokens that wait"),
         ("timeout", number(float, 0.001), 60.0, "SECONDS", "that a request may take"),
-        ("wait-ms", number(float, 0, 1000), 4.0, "MS", "that a request waits for others to be read with"),
+        ("wait-ms", number(float, 0, 1000), 5.0, "MS", "that the model waits for more requests to read together"),
     ):
         group.add_argument(f"--{option}", type=kind, default=default, metavar=metavar, help=f"{meaning} ({default:,})")
     group.add_argument("--batch-tokens", type=count, metavar="N", help="tokens read in one go (default: the device's)")

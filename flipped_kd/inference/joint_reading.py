@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..prompts.pair_tokens import PairTokens
 from ..utils.token_batches import START_TOKENS, token_budget
-from .model_runner import TokenRows
+from .model_runner import MIN_TOKENS_SAVED, TokenRows
 from .scorer import PairScorer
 
 
@@ -38,17 +38,20 @@ class JointReader:
         answers = np.empty(len(pairs))
         self._runner.tell_of_cut(pairs)
         for numbers, query in self._groups(pairs):
-            before, read = (query, None) if query else (self._before, self._prefix)
-            rests = [pairs[number].input_ids[len(before) :] for number in numbers]
-            rows = TokenRows(before, rests, read)
+            rows = self._rows([pairs[number] for number in numbers], query)
             answers[numbers] = self._runner.row_answers(rows, self._batch_size, tqdm(disable=True))
         return answers
 
     def vectors(self, texts: Sequence[PairTokens]) -> Tensor:
         """Unit vectors (n, D) float32 of texts of `PairPrompt.encode_texts`, in main memory."""
         self._runner.tell_of_cut(texts)
-        rows = TokenRows(self._before, [text.input_ids[len(self._before) :] for text in texts], self._prefix)
-        return self._runner.row_vectors(rows, self._batch_size, tqdm(disable=True))
+        return self._runner.row_vectors(self._rows(texts, []), self._batch_size, tqdm(disable=True))
+
+    def _rows(self, tokens: Sequence[PairTokens], query: list[int]) -> TokenRows:
+        """Rows that begin with a query, or else with the prefix."""
+        before = query or self._before
+        pays = not query and len(before) * len(tokens) >= MIN_TOKENS_SAVED
+        return TokenRows(before, [row.input_ids[len(before) :] for row in tokens], self._prefix if pays else None)
 
     def _groups(self, pairs: Sequence[PairTokens]) -> list[tuple[list[int], list[int]]]:
         """Numbers of pairs to be read together, each with the beginning up to text_b that is read once for all."""

@@ -54,7 +54,7 @@ class Batcher:
 
     Args:
         limits: how much may wait.
-        wait: seconds that a request waits for others, at most; it does not wait where none are to be expected.
+        wait: seconds that the thread waits for more requests, at most; it does not where none are to be expected.
         observer: is told of the work.
 
     Attributes:
@@ -62,7 +62,7 @@ class Batcher:
         round_tokens: tokens of a round, about.
     """
 
-    def __init__(self, limits: Limits, wait: float = 0.004, observer: Observer | None = None) -> None:
+    def __init__(self, limits: Limits, wait: float = 0.005, observer: Observer | None = None) -> None:
         self.compute: Compute = _nothing_loaded
         self.round_tokens = 16_384
         self._limits, self._wait, self._observer = limits, wait, observer
@@ -95,7 +95,7 @@ class Batcher:
     @property
     def is_alive(self) -> bool:
         """Whether what is asked for will be computed."""
-        return self._thread.is_alive() and not self._closing
+        return not self._closing
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -206,7 +206,7 @@ class Batcher:
 
     def _wait_for_company(self) -> None:
         """Wait for those who came together last time: they come again at about the same time."""
-        end = next(iter(self._queue.jobs)).arrived + self._wait
+        end = time.monotonic() + self._wait
         while self._queue.jobs and not self._is_complete():
             left = end - time.monotonic()
             if left <= 0 or not self._changed.wait(left):

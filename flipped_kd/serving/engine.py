@@ -140,7 +140,7 @@ class Engine:
             pairs: n pairs.
             kind: by which score; None takes the engine's.
             may_cut: whether texts that are too long are cut, as in `FlippedMatcher`.
-            every: compute answer and cosine whether or not `kind` needs both.
+            every: compute answer and cosine, whether or not `kind` needs both.
             cosines: (n,) where they are known.
 
         Raises:

@@ -29,9 +29,7 @@ class Metrics:
         self._round_requests = spread("flipped_kd_round_requests", "Requests read in one go.", buckets=SIZES)
         self._tokens = count("flipped_kd_tokens", "Tokens read.")
         self._joined = count("flipped_kd_joined_rows", "Rows that another request waited for already.")
-        self._dropped = count(
-            "flipped_kd_dropped_requests", "Requests gone, or too late, before they were done."
-        )
+        self._dropped = count("flipped_kd_dropped_requests", "Requests gone, or too late, before they were done.")
         self._reloads = count("flipped_kd_corpus_reloads", "Times that the corpus was read anew.", ["result"])
         for name, told, read in (
             ("waiting_requests", "Requests that wait for the model.", lambda: service.batcher.waiting[0]),

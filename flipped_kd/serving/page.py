@@ -75,9 +75,10 @@ def _operations(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _fields(model: dict[str, Any], named: dict[str, Any]) -> Iterator[tuple[str, bool, str, str]]:
     """Name, whether it is needed, what it is, and what is said of it."""
-    for name, field in model["properties"].items():
+    needed = model.get("required", [])
+    for name, field in sorted(model["properties"].items(), key=lambda entry: entry[0] not in needed):
         kind = json.dumps(_plain(field, named), ensure_ascii=False)
-        yield name, name in model.get("required", ()), kind, field.get("description", "")
+        yield name, name in needed, kind, field.get("description", "")
 
 
 def _resolved(schema: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:

@@ -52,14 +52,7 @@ def serve(service: Service, listening: Callable[[int, Callable[[], Any]], None] 
         ValueError: model or corpus cannot be loaded.
     """
     with _listen(service.settings) as sock:
-        asyncio.run(_serve(service, sock, listening))
-
-
-async def _serve(
-    service: Service, sock: socket.socket, listening: Callable[[int, Callable[[], Any]], None] | None
-) -> None:
-    server = _Server(
-        uvicorn.Config(
+        config = uvicorn.Config(
             create_app(service),
             log_config=None,
             access_log=False,
@@ -69,7 +62,17 @@ async def _serve(
             backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(service.settings.limits.seconds),
         )
-    )
+        # uvloop's, where it is installed.
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(service, _Server(config), sock, listening))
+
+
+async def _serve(
+    service: Service,
+    server: _Server,
+    sock: socket.socket,
+    listening: Callable[[int, Callable[[], Any]], None] | None,
+) -> None:
     opening = asyncio.create_task(_open(service, server))
     reloading: set[asyncio.Task[None]] = set()
 

@@ -234,6 +234,7 @@ class Search(Ours):
     top_k: int = Field(10, ge=1, le=1000)
     rerank: int = Field(0, ge=0, le=1000, description="Rank so many of the nearest again; 0 keeps the cosine's order.")
     score: ScoreKind | None = Field(None, description="What is ranked by; by default the model's own.")
+    all_scores: bool = Field(False, description="With rerank: the answer too where the score does without it.")
 
 
 class Hit(BaseModel):

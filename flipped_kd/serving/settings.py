@@ -60,7 +60,7 @@ class Settings:
         name: of the model, as clients are told.
         log_requests: a line of log for each request: method, route, status, milliseconds. Never a text.
         batch_tokens: tokens read in one go; None takes what suits the device.
-        wait_ms: how long a request waits for others to be read with it, at most.
+        wait_ms: how long the model waits for more requests to read with those there are, at most.
         batch_size: rows of a forward pass, at most.
         limits: how much may be asked.
     """
@@ -72,7 +72,7 @@ class Settings:
     name: str = "flipped_kd"
     log_requests: bool = False
     batch_tokens: int | None = None
-    wait_ms: float = 4.0
+    wait_ms: float = 5.0
     batch_size: int = 32
     limits: Limits = Limits()
 

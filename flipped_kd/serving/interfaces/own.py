@@ -79,7 +79,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
 async def _ranked(engine: Engine, body: Search, rows: list[dict[str, Any]], kind: Any) -> list[dict[str, Any]]:
     """The best of the rows by their probability of a match."""
     cosines = np.array([row["cosine"] for row in rows])
-    found = await engine.log_odds([(body.query, row["text"]) for row in rows], kind, cosines=cosines)
+    found = await engine.log_odds(
+        [(body.query, row["text"]) for row in rows], kind, every=body.all_scores, cosines=cosines
+    )
     said = engine.decisions(found.log_odds, kind)
     for place, row in enumerate(rows):
         row["score"] = row["probability"] = float(found.probability[place])
