@@ -1,7 +1,7 @@
 """`flipped-kd serve` under load, against a FastAPI endpoint that loads the model once and calls `predict` per request.
 
-Each server is a process of its own with all threads, asked in turns over loopback by 32 clients, each of which sends its
-next request when it has its answer. The same pairs in one call of `predict`, without HTTP, are the bound.
+Each server is a process of its own with all threads, asked in turns over loopback by 32 clients, each of which sends
+its next request when it has its answer. The same pairs in one call of `predict`, without HTTP, are the bound.
 """
 
 from __future__ import annotations
