@@ -41,7 +41,7 @@ class Bounds:
                 await self.app(scope, exchange.receive, exchange.send)
             except Exception as error:
                 if not exchange.gone:
-                    # The message may quote a text; --debug shows where it was.
+                    # The message may quote a text, so it is shown at DEBUG alone.
                     logger.error("%s failed: %s", _route(scope), type(error).__name__)
                     logger.debug("traceback", exc_info=True)
                     if not exchange.status:

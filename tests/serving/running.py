@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ class Running:
 
     def post(self, route: str, body: Any, **options: Any) -> httpx.Response:
         """A request with a JSON body."""
-        return self.client.post(route, json=body, **options)
+        headers = {"Content-Type": "application/json"} | options.pop("headers", {})
+        return self.client.post(route, content=json.dumps(body), headers=headers, **options)
 
     def answer(self, route: str, body: Any, **options: Any) -> Any:
         """What the server says to a request that it does."""
