@@ -22,7 +22,7 @@ def client(request: pytest.FixtureRequest, server: Running) -> Any:
 
 def test_coheres_clients(client: Any, matcher: FlippedMatcher) -> None:
     expected = matcher.rank(QUERY, CORPUS)
-    for top in (None, 2):
+    for top in (None, 2, 10**30):
         options = {} if top is None else {"top_n": top}
         found = client.rerank(model="any", query=QUERY, documents=CORPUS, **options)
         assert [result.index for result in found.results] == [hit["corpus_id"] for hit in expected][:top]
