@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -132,10 +133,11 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
     try:
         sock = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{settings.host} port {settings.port} cannot be had ({error.strerror}): give another --host or --port",
-        ) from error
+        reason = (
+            os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        )  # names have errors of their own
+        place = f"{settings.host} port {settings.port}"
+        raise OSError(error.errno, f"{place} cannot be had ({reason}): give another --host or --port") from error
     with sock:
         yield sock
 

@@ -75,9 +75,9 @@ class Service:
         Raises:
             ValueError: either cannot be loaded.
         """
+        self.batcher.start()
         # What is wrong with the corpus is known before the model is loaded.
         read = None if self.corpus is None else await asyncio.to_thread(self.corpus.source.read)
-        self.batcher.start()
         matcher, reader = await self.batcher.between(self._opened)
         limits, tokens = self.settings.limits, self.settings.batch_tokens
         self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens)

@@ -88,14 +88,22 @@ def running(
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as client:
         if ready:
-            wait_for(lambda: failed or client.get("/health").status_code == 200)
-            assert not failed, failed
+            wait_for(lambda: not thread.is_alive() or is_ready(client))
+            assert thread.is_alive(), failed
         try:
             yield Running(service, url, client)
         finally:
             stop()
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the server does not end"
+
+
+def is_ready(client: httpx.Client) -> bool:
+    """Whether a server answers; False where none is there."""
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
