@@ -40,8 +40,9 @@ and written in parts: a command that was interrupted goes on where it stopped wh
 file appears whole or not at all. `flipped-kd VERB --help` tells more.
 
 An output that is there is replaced only with --overwrite, an input never. What goes on with its own needs no
---overwrite: a table command, train and push with what they have begun, calibrate without -o with the model's scores,
-card with a card that nobody has edited. A link is followed; a device or a pipe is written into.
+--overwrite: a table command, train and push with what they have begun, serve with the index of its corpus, calibrate
+without -o with the model's scores, card with a card that nobody has edited. A link is followed; a device or a pipe is
+written into.
 """
 EPILOG = """\
 examples:
@@ -251,7 +252,9 @@ def _serve(verbs: Any) -> None:
     group.add_argument("--text-column", default="text", metavar="NAME", help="column of the corpus's texts (text)")
     group.add_argument("--id-column", metavar="NAME", help="column whose values name the corpus's texts")
     add_skip(group)
-    group.add_argument("--save-index", metavar="FOLDER", help="keep the vectors: the next start encodes what is new")
+    group.add_argument(
+        "--save-index", metavar="FOLDER", help="keep the vectors, so that the next start encodes only what is new"
+    )
     group.add_argument("--index-kind", choices=INDEX_KINDS, help="as in `flipped-kd search` (auto)")
     group = parser.add_argument_group("who may ask")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")

@@ -38,7 +38,8 @@ class CorpusSource:
         text_column: of the table.
         id_column: whose values name the texts; None: their row numbers do.
         skip_bad_rows: leave out rows without a proper text.
-        index_folder: where the vectors of a table are kept, so that the next start encodes only what is new.
+        index_folder: where the vectors of a table are kept, so that the next start encodes only what is new; an index
+            that is there is replaced when the corpus has changed.
         kind: how a table is searched, see `FlippedMatcher.index`.
     """
 
@@ -111,7 +112,7 @@ class Corpus:
 
         Raises:
             Refused: it is being read already.
-            ValueError: it cannot be read, or its folder holds the index of another encoder.
+            ValueError: it cannot be read, or there is an index of something else in its place.
         """
         if self._loading.locked():
             raise Refused(409, "the corpus is being read already: ask again when that has ended.")

@@ -88,15 +88,15 @@ async def _serve(
         server.force_exit = server.should_exit
         server.should_exit = True
 
-    _handle_signals(loop, end, reload)
-    if listening is not None:
-        listening(sock.getsockname()[1], lambda: loop.call_soon_threadsafe(end))
-    try:
-        await server.serve(sockets=[sock])
-    finally:
-        for task in (opening, *reloading):
-            task.cancel()
-        await service.close()
+    with _signals(loop, end, reload):
+        if listening is not None:
+            listening(sock.getsockname()[1], lambda: loop.call_soon_threadsafe(end))
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            for task in (opening, *reloading):
+                task.cancel()
+            await service.close()
     with contextlib.suppress(asyncio.CancelledError):
         await opening  # raises what it failed at
     logger.info("ended")
@@ -118,12 +118,23 @@ async def _reload(service: Service) -> None:
         logger.warning("SIGHUP: %s", refused.reason)
 
 
-def _handle_signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None], reload: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+    """Take SIGTERM, SIGINT and SIGHUP, and give them back as they were."""
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    taken = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: reload}
+    before = {number: signal.getsignal(number) for number in taken}
+    for number, handler in taken.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            loop.remove_signal_handler(number)
+            if old is not None:  # None is one that was not set from Python
+                signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -134,7 +145,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         sock = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except OSError as error:
         reason = (
-            os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
         )  # names have errors of their own
         place = f"{settings.host} port {settings.port}"
         raise OSError(error.errno, f"{place} cannot be had ({reason}): give another --host or --port") from error
@@ -143,7 +154,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """Signals are handled in `_handle_signals`: uvicorn would die of them after it has ended well."""
+    """Signals are handled in `_signals`: uvicorn would die of them after it has ended well."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

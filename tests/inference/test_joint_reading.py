@@ -37,7 +37,7 @@ def read(matcher: FlippedMatcher, pairs: list[tuple[str, str]]) -> np.ndarray:
     [
         MIXED_PAIRS,
         MIXED_PAIRS[:1],
-        [(QUERY, text) for text in DOCUMENTS[:3]],
+        [(QUERY, text) for pair in MIXED_PAIRS[:3] for text in pair],
         [*MIXED_PAIRS, *((QUERY, text) for text in DOCUMENTS), *((text, QUERY) for text in DOCUMENTS[:2])],
     ],
     ids=["mixed", "one", "one query", "a query among others"],

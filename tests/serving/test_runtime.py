@@ -158,6 +158,7 @@ def test_what_cannot_be_loaded_ends_the_server_with_the_reason(
     assert main(["serve", str(adapter_dir if model else tmp_path), "--port", "0", *options]) == 2
     shown = capsys.readouterr().err
     assert reason in shown.splitlines()[-1] and "Traceback" not in shown
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # signals are given back
 
 
 def test_a_port_that_is_taken_is_named(adapter_dir: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
