@@ -19,10 +19,15 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 # Newer than the files it depends on if .venv holds what they ask for.
 STAMP := $(VENV)/.installed
+# The same for what builds the documentation, which only `make docs` needs.
+DOCS_STAMP := $(VENV)/.docs-installed
 # There while an installation runs; left over, it says that one was interrupted. Outside .venv, which may be cleared.
 UNFINISHED := .venv.unfinished
+# What the site holds, laid out in build/pages as here, so that links are the same in the site and here.
+PAGES := README.md CHANGELOG.md LICENSE CITATION.cff benchmarks/NOTES.md \
+	$(wildcard docs/*.md docs/*.css docs/api/*.md $(foreach kind,md png,model_cards/*.$(kind) model_cards/*/*.$(kind) model_cards/*/*/*.$(kind)))
 # The folders that mypy checks: it refuses one without Python files.
-TYPED := $(sort $(dir $(wildcard flipped_kd/*.py recipes/*.py benchmarks/*.py)))
+TYPED := $(sort $(dir $(wildcard flipped_kd/*.py recipes/*.py benchmarks/*.py docs/*.py)))
 
 # Nothing here needs the Hub: a look-up by mistake fails at once instead of hanging.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
@@ -37,7 +42,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench clean distclean
+.PHONY: help install demo test lint format docs bench clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,11 +66,17 @@ format: $(STAMP)  ## rewrite the code in the project's format
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
+docs: $(DOCS_STAMP)  ## build the documentation with the API pages, in build/site
+	rm -rf build/pages build/site
+	@for page in $(PAGES); do mkdir -p build/pages/$$(dirname $$page) && ln -s "$(CURDIR)/$$page" build/pages/$$page || exit 1; done
+	$(VENV)/bin/zensical build --clean --strict
+	$(VENV_PYTHON) docs/check_site.py build/site
+
 bench: $(STAMP)  ## run the benchmarks
 	$(OFFLINE) FLIPPED_KD_STUDENT=$(STUDENT) $(VENV_PYTHON) $(BENCH) $(ARGS)
 
 clean:  ## remove caches and build leftovers; keep .venv and outputs
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean  ## remove .venv too
@@ -82,3 +93,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $(UNFINISHED)
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
 	@touch $@ && rm $(UNFINISHED)
+
+$(DOCS_STAMP): $(STAMP)
+	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@

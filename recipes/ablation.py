@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from peers import PEERS
 from flipped_kd.data.loading import load_pairs
 from flipped_kd.evaluation.plots import have_matplotlib
 from flipped_kd.experiments.ablation.plan import Job, Plan, read_plan
-from flipped_kd.experiments.ablation.plots import draw_runs
+from flipped_kd.experiments.ablation.plots import draw_differences, draw_learning_curves, draw_runs
 from flipped_kd.experiments.ablation.rows import read_rows
 from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
 from flipped_kd.experiments.ablation.tables import group_tables
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if have_matplotlib():
         folder = plan.output_dir / "plots"
         folder.mkdir(exist_ok=True)
-        paths = [write_png(drawing, folder) for drawing in draw_runs(rows, plan.groups)]
+        drawn = (draw(rows, plan.groups) for draw in (draw_runs, draw_differences, draw_learning_curves))
+        paths = [write_png(drawing, folder) for drawing in itertools.chain.from_iterable(drawn)]
         print(f"\nTables: {plan.output_dir / 'tables.md'}; {len(paths)} plots: {folder}")
 
 

@@ -1,13 +1,14 @@
-"""The outside peer of the ablation: sentence-transformers' own CrossEncoderTrainer on the same student and pairs.
+"""The outside peers of the ablation: sentence-transformers' own trainers on the same student and pairs.
 
-The student is the same language model with the same LoRA and the same prompt, in sentence-transformers' layout for
-causal models (yes minus no at the last token); losses and training loop are theirs. Budget and optimizer are those of
-the run.
+Here its CrossEncoderTrainer; its embedding training is in embedding_peer.py. The student is the same language model
+with the same LoRA and the same prompt, in sentence-transformers' layout for causal models (yes minus no at the last
+token); losses and training loop are theirs. Budget and optimizer are those of the run.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from embedding_peer import EmbeddingPeer
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
@@ -23,9 +25,11 @@ from trainable_cross_encoder import trainable_cross_encoder
 from transformers import set_seed
 
 from flipped_kd.evaluation.comparison import SplitScores
+from flipped_kd.experiments.ablation.pair_scores import packed_splits
 from flipped_kd.experiments.ablation.plan import Job, settings_of
 from flipped_kd.experiments.ablation.run import Peer, judge_run
 from flipped_kd.experiments.arguments import StudentArguments
+from flipped_kd.experiments.compare import with_learning_rate
 from flipped_kd.experiments.single_run import teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
@@ -103,9 +107,13 @@ class CrossEncoderPeer:
         set_seed(job.seed)  # A's random start belongs to the seed
         model = _as_cross_encoder(student, config)
         rows = datasets.Dataset.from_dict(self.columns(splits.train, log_odds, job.seed))
-        _train(model, rows, self.loss, config, folder)
-        found = [_scores(model, part, config) for part in (splits.validation, splits.test)]
-        return judge_run(SplitScores(*found), None, of_teacher, *labels)
+        started = time.monotonic()
+        _train(model, rows, self.loss, with_learning_rate(student, config), folder)
+        seconds = time.monotonic() - started
+        answer = SplitScores(*(_scores(model, part, config) for part in (splits.validation, splits.test)))
+        facts = {"training_seconds": round(seconds, 1), "steps": config.max_steps}
+        metrics = judge_run(answer, None, of_teacher, *labels)
+        return metrics | {"run": facts, "scores": packed_splits({"answer": answer})}
 
 
 def _as_cross_encoder(student: StudentArguments, config: FlippedDistillationConfig) -> CrossEncoder:
@@ -136,7 +144,7 @@ def _train(
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps,
         per_device_train_batch_size=size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate,  # type: ignore[arg-type]  # with_learning_rate has given one
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
@@ -176,4 +184,5 @@ PEERS: dict[str, Peer] = {
     "cross_encoder_bce": CrossEncoderPeer("BinaryCrossEntropyLoss", gold_labels),
     "cross_encoder_mse": CrossEncoderPeer("MSELoss", teacher_labels),
     "cross_encoder_margin_mse": CrossEncoderPeer("MarginMSELoss", teacher_margins),
+    "embedding_mnrl": EmbeddingPeer(),
 }

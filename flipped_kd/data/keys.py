@@ -1,9 +1,4 @@
-"""Name texts and pairs by 64-bit keys: to look up what is known of them without holding their strings.
-
-- `text_keys`, `pair_keys`: the keys; the same on every machine and in every run.
-- `KnownMatches`: which texts of a batch are known to match.
-- `shared_texts`: texts and pairs that occur in two splits.
-"""
+"""64-bit keys of texts and pairs: what is known of them is looked up without holding their strings."""
 
 import dataclasses
 import hashlib
@@ -19,20 +14,12 @@ _CELLS = 1 << 20  # cells of a batch compared at a time: bounds temporary memory
 
 
 def text_keys(texts: Sequence[str]) -> np.ndarray:
-    """Name each text by a 64-bit key: the 8-byte BLAKE2b digest of its UTF-8 bytes, read as a little-endian int64.
+    """Name each of n texts by a 64-bit key: the 8-byte BLAKE2b digest of its UTF-8 bytes, little-endian int64 (n,).
 
     Equal texts have equal keys on every machine and in every run; texts are compared as they are (no Unicode or case
     folding). Among n distinct texts some two share a key with probability about n^2 / 2^65: 3e-8 for a million texts.
-    Lone surrogates, which Python strings can hold and UTF-8 cannot, are encoded with ``surrogatepass``.
-
-    Args:
-        texts: n strings.
-
-    Returns:
-        int64 array of shape (n,).
-
-    Raises:
-        TypeError: If `texts` is a single string, or an entry is not a string.
+    Lone surrogates are encoded with ``surrogatepass``. TypeError: one string in the place of a list, or no string in
+    it.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts is one string ({texts[:40]!r}), not a sequence of strings: pass [text]")
@@ -73,17 +60,8 @@ def pair_keys(keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
     """Name each unordered pair of texts by one 64-bit key: (a, b) and (b, a) have the same key.
 
     The smaller key is mixed, the larger added, and the sum mixed again, all modulo 2^64. For a fixed smaller key this
-    is a bijection of the larger one; otherwise two pairs collide as random keys do (see `text_keys`).
-
-    Args:
-        keys_a: int64 text keys; any shape.
-        keys_b: int64 text keys; broadcast against `keys_a`.
-
-    Returns:
-        int64 array of the broadcast shape.
-
-    Raises:
-        TypeError: If the keys are not int64.
+    is a bijection of the larger one; otherwise two pairs collide as random keys do (see `text_keys`). The keys are
+    broadcast. TypeError: they are not int64.
     """
     for name, keys in (("keys_a", keys_a), ("keys_b", keys_b)):
         if np.asarray(keys).dtype != np.int64:

@@ -1,10 +1,4 @@
-"""Load labelled text pairs from files or the Hub.
-
-A pair set is a `datasets.Dataset` with exactly the columns ``text_a``, ``text_b`` (strings that are not blank) and
-``label`` (0 or 1). What would fail later, in the middle of training, is refused here, with row, value and remedy.
-
-The rules for a pair are in `validation`, the reading of files in `pair_files`.
-"""
+"""Load labelled text pairs from files or the Hub, and refuse at once what would fail in the middle of training."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,26 +38,34 @@ def load_pairs(
     """Load and check a pair set from a local file, a local folder or the Hub.
 
     Args:
-        source: A .jsonl, .ndjson, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or
+        source: a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file; a folder written by `Dataset.save_to_disk` or
             with such files; or the id of a data set on the Hub (data files only: code in a data set is never run).
             Folders and data sets of the Hub have the splits that `datasets` finds, by the names of the files or a
             README.md; their files are read as single ones are. CSV and TSV files have a header line, are UTF-8, quote
             with ``"`` and are read as text, so "NA" and "12" are texts.
-        split: Name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
-        columns: Names of the columns in the source, see `validate_pairs`.
-        label_threshold: See `validate_pairs`.
-        skip_bad_rows: See `validate_pairs`. A line of a file that cannot be parsed at all is an error even so.
-        require_both_classes: See `validate_pairs`.
-        revision: Branch, tag or commit of a data set on the Hub.
-        max_rows: Keep a random subset of this many of the good rows, in their original order.
-        seed: Seed of that subset; the same rows, `max_rows` and `seed` give the same subset everywhere.
+        split: name of the split, or a slice such as ``"train[:1000]"``. May be left out if there is only one.
+        columns: names of the columns in the source, see `validate_pairs`.
+        label_threshold: see `validate_pairs`.
+        skip_bad_rows: see `validate_pairs`. A line of a file that cannot be parsed at all is an error even so.
+        require_both_classes: see `validate_pairs`.
+        revision: branch, tag or commit of a data set on the Hub.
+        max_rows: keep a random subset of this many of the good rows, in their original order.
+        seed: seed of that subset; the same rows, `max_rows` and `seed` give the same subset everywhere.
 
     Returns:
         The pairs, with exactly the columns text_a, text_b (str) and label (0 or 1), memory-mapped from the cache of
         `datasets`; in memory where JSON holds values whose types `datasets` would change.
 
     Raises:
-        ValueError: If the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
+        ValueError: the source or split does not exist, a file cannot be parsed, or `validate_pairs` refuses it.
+
+    Examples:
+        >>> rows = [("my card", "where is my card", 0.9), ("my card", "a refund", 0.2)]
+        >>> named = [dict(zip(("question", "text_b", "score"), row)) for row in rows]
+        >>> _ = Dataset.from_list(named).to_csv(folder / "pairs.csv")
+        >>> names = {"text_a": "question", "label": "score"}
+        >>> load_pairs(folder / "pairs.csv", columns=names, label_threshold=0.5)["label"][:]
+        [1, 0]
     """
     if max_rows is not None and not (is_whole(max_rows) and max_rows >= 1):
         raise ValueError(

@@ -1,8 +1,7 @@
 """Files of pairs read by `datasets`, which maps them into memory, but with texts that stay what they are.
 
-`datasets` finds the files of a folder or of the Hub, their splits and their configuration. What it would guess is not
-left to it: CSV is read as text, with the fields of every record counted, and JSON is read row by row with Python's own
-types wherever guesses change values. What it keeps of files of this machine is found again by their content.
+Nothing is left to its guesses: CSV is read as text, with the fields of every record counted, and JSON row by row with
+Python's own types wherever guesses change values.
 """
 
 from __future__ import annotations
@@ -63,15 +62,8 @@ class PairFiles:
     ) -> PairFiles | None:
         """The CSV or JSON files that `datasets` has found for a split; None of other kinds, whose types are no guess.
 
-        Args:
-            builder: what `datasets` has found.
-            name: what messages call it.
-            split: a split or a slice.
-            place: arguments of `load_dataset` that find the same.
-            local: the files are on this machine.
-
-        Raises:
-            ValueError: there is no such split, or several and none is named.
+        `place` is the arguments of `load_dataset` that find the same. ValueError: no such split, or several and none
+        named.
         """
         config = builder.config
         found = {str(key): list(files) for key, files in (config.data_files or {}).items()}

@@ -2,14 +2,12 @@
 
 The rows are cut into parts of a fixed number of rows. What is computed for a part is one Arrow file in
 `<target>.partial/`, written whole and renamed; when all are there, the input is read once more, the parts are put
-beside its rows, and the result gets its name by one rename. So the target is whole or absent, and no row is twice or
-missing. Symbolic links to the target are followed; into a device or a pipe the result is written instead.
+beside its rows, and the result gets its name by one rename. A part is used again only if it was made by the same work
+(the manifest: digest of the input's texts, options, model), from the same texts (its own digest) and is undamaged (its
+name carries a digest of its bytes). Parts do not depend on each other, so any number of processes may share them out.
 
-One job at a time has a target: hold `utils.locking.sole_writer_of` from `start` to the end.
-
-A part is used again only if it was made by the same work (the manifest: digest of the input's texts, options, model),
-from the same texts (its own digest) and is undamaged (its file name carries a digest of its bytes). Parts do not
-depend on each other, so any number of processes may share them out.
+One job at a time has a target: hold `utils.locking.sole_writer_of` from `start` to the end. Symbolic links to the
+target are followed; into a device or a pipe the result is written instead.
 
 One file, though long: one class, whose manifest, parts and joining must agree on what is finished.
 """
@@ -109,17 +107,10 @@ class TableJob:
         return self._scan
 
     def begin(self, model: str) -> bool:
-        """Make the partial folder ready.
+        """Make the partial folder ready; False if an earlier run had finished all but the cleaning up.
 
-        Args:
-            model: digest of all that decides what the model computes.
-
-        Returns:
-            False if an earlier run had finished all but the cleaning up, and nothing is left to do.
-
-        Raises:
-            ValueError: as `start`, now also for another model.
-            OSError: the folder cannot be written.
+        `model` is a digest of all that decides what the model computes. Raises ValueError as `start`, now also for
+        another model, and OSError where the folder cannot be written.
         """
         self._identity["model"] = model
         if self._was_joined():

@@ -170,13 +170,8 @@ def csv_separator(path: Path) -> str:
 def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8-sig") -> Iterator[list[str]]:
     """The header of a CSV or TSV file, then its records, each with as many fields; blank lines are skipped.
 
-    Args:
-        path: the file.
-        separator: one character between two fields; by default as `csv_separator`.
-        encoding: of the file; by default UTF-8, with or without a byte order mark.
-
-    Raises:
-        ValueError: it is not in this encoding, or a record has more or fewer fields than the header.
+    By default the separator is that of `csv_separator`, and the text UTF-8 with or without a byte order mark.
+    ValueError: it is not in this encoding, or a record has more or fewer fields than the header.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
     try:

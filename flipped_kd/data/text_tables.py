@@ -185,13 +185,7 @@ class Scan:
 def scan(table: TextTable, reserved: Sequence[str], keep_rows: bool = True) -> Scan:
     """Read a whole table once, so that whatever is wrong with it is known before any work.
 
-    Args:
-        table: the table.
-        reserved: names of the columns that will be added.
-        keep_rows: whether the rows are written too, and not only what is added.
-
-    Raises:
-        ValueError: as `TextTable.chunks`; or the table has a column of a reserved name.
+    Raises ValueError as `TextTable.chunks`, and where the table, whose rows are kept, has a column of a reserved name.
     """
     found = Scan(Layout(table.source if keep_rows else None))
     for chunk in table.chunks():

@@ -22,7 +22,20 @@ _BATCH = 10_000  # rows read at a time
 
 @dataclasses.dataclass(frozen=True)
 class PairColumns:
-    """The names a source uses for the three columns of a pair set."""
+    """The names a source uses for the three columns of a pair set.
+
+    Args:
+        text_a: column of the first texts.
+        text_b: column of the second texts.
+        label: column of the labels.
+
+    Raises:
+        ValueError: they are not three different names.
+
+    Examples:
+        >>> PairColumns(text_a="question1", text_b="question2")
+        PairColumns(text_a='question1', text_b='question2', label='label')
+    """
 
     text_a: str = "text_a"
     text_b: str = "text_b"
@@ -35,7 +48,14 @@ class PairColumns:
 
     @classmethod
     def of(cls, columns: "PairColumns | Mapping[str, str] | None") -> "PairColumns":
-        """Complete a (partial) mapping from text_a, text_b, label to the names used by a source."""
+        """Complete a mapping to the names that a source uses.
+
+        Args:
+            columns: names by text_a, text_b and label, all or some; None takes these.
+
+        Raises:
+            ValueError: something else is mapped, or the names are not different.
+        """
         if isinstance(columns, PairColumns):
             return columns
         names = dict(columns or {})
@@ -64,21 +84,27 @@ def validate_pairs(
     million rows take seconds and no more memory than their labels.
 
     Args:
-        dataset: The pairs; columns beyond the three are dropped.
-        columns: Names of the columns in `dataset` where they are not text_a, text_b and label; a mapping may be
+        dataset: the pairs; columns beyond the three are dropped.
+        columns: names of the columns in `dataset` where they are not text_a, text_b and label; a mapping may be
             partial, such as ``{"text_a": "question1", "text_b": "question2"}``.
-        label_threshold: If given, the label column holds scores: finite numbers, 1 from this value on and 0 below.
-        skip_bad_rows: Drop bad rows and log how many, instead of raising.
-        require_both_classes: Refuse pairs of a single class, from which nothing can be learned.
-        name: Name of the split in messages.
+        label_threshold: if given, the label column holds scores: finite numbers, 1 from this value on and 0 below.
+        skip_bad_rows: drop bad rows and log how many, instead of raising.
+        require_both_classes: refuse pairs of a single class, from which nothing can be learned.
+        name: name of the split in messages.
 
     Returns:
         The pairs with exactly the columns text_a, text_b (string) and label (int64, 0 or 1), in the order of the rows.
 
     Raises:
-        TypeError: If `dataset` is not a `datasets.Dataset`.
-        ValueError: If a column is missing, a row is bad, the split is empty or has a single class. The message names
+        TypeError: `dataset` is not a `datasets.Dataset`.
+        ValueError: a column is missing, a row is bad, the split is empty or has a single class. The message names
             the row (the first is row 0), the value and the remedy.
+
+    Examples:
+        >>> rows = [{"question": "my card", "text_b": "where is my card", "label": "true"}]
+        >>> rows += [{"question": "my card", "text_b": "a refund", "label": "false"}]
+        >>> validate_pairs(Dataset.from_list(rows), columns={"text_a": "question"})[1]
+        {'text_a': 'my card', 'text_b': 'a refund', 'label': 0}
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -229,18 +255,7 @@ def text_fault(text: Any, column: str) -> str | None:
 
 
 def report_bad_rows(first: str, bad: int, total: int, *, skip: bool, name: str) -> None:
-    """Refuse bad rows, or log them where they are to be skipped and some are left.
-
-    Args:
-        first: The first bad row and its fault, in words.
-        bad: How many rows are bad, of `total`.
-        total: How many rows there are.
-        skip: Log instead of raising.
-        name: Name of the split in messages.
-
-    Raises:
-        ValueError: If the rows are not to be skipped, or none would be left.
-    """
+    """Raise ValueError for bad rows, or log them where they are to be skipped and some are left."""
     message = f"{name}: {first}. {bad} of {total} rows are bad"
     if not skip:
         raise ValueError(f"{message}: correct them, or have load_pairs drop them by skip_bad_rows=True")

@@ -1,8 +1,4 @@
-"""The metrics as `evaluate.Metric` classes that need no network.
-
-They are made directly (``PairMatching()``): `evaluate.load` would ask the Hub. Only this file imports `evaluate`, and
-only who asks for the classes loads it.
-"""
+"""The metrics as `evaluate.Metric` classes that need no network. Only this file imports `evaluate`."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ class _InMemoryMetric(evaluate.Metric):
 class PairMatching(_InMemoryMetric):
     """`matching_metrics` as an `evaluate.Metric`: scores as predictions, labels as references.
 
-    Example:
+    Examples:
         >>> PairMatching().compute(predictions=[0.9, 0.2], references=[1, 0])["f1"]
         1.0
     """
@@ -63,7 +59,7 @@ class Retrieval(_InMemoryMetric):
 
     Ids are strings; for ids of other types use `ranking_metrics`.
 
-    Example:
+    Examples:
         >>> Retrieval().compute(predictions=[["b", "a"]], references=[["a"]])["mrr"]
         0.5
     """

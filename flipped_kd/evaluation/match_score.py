@@ -79,6 +79,17 @@ class MatchScore:
         kinds: log-odds by kind.
         default: the kind that predictions use unless told otherwise.
         min_precision: the precision that the thresholds were chosen for; None: they have the best F1.
+
+    Raises:
+        ValueError: the default is not among the kinds.
+
+    Examples:
+        >>> answer, similarity = np.array([3.0, 0.5, -0.1, -2.0]), np.array([0.9, 0.2, 0.3, 0.1])
+        >>> score = MatchScore.fit(answer, similarity, labels=np.array([1, 1, 0, 0]))
+        >>> score.matches(answer, similarity, "answer")
+        array([ True,  True, False, False])
+        >>> score.probability(answer, similarity).round(2)
+        array([0.83, 0.48, 0.45, 0.24])
     """
 
     def __init__(
@@ -111,7 +122,7 @@ class MatchScore:
 
         Raises:
             ValueError: the labels are all of one class; no threshold of the default kind has that precision. (Of
-            another kind that is a warning, and nothing matches by it.)
+                another kind that is a warning, and nothing matches by it.)
         """
         (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
         (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
@@ -138,19 +149,53 @@ class MatchScore:
         return cls(kinds, default, min_precision)
 
     def log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
-        """Log-odds of a match, (n,)."""
+        """Log-odds of a match.
+
+        Args:
+            answer: log-odds (n,) of the answer.
+            similarity: cosines (n,). What `kind` does not use may be NaN.
+            kind: the score; None takes the default.
+
+        Returns:
+            (n,), natural threshold 0.
+        """
         return self.kinds[kind or self.default](answer, similarity)
 
     def probability(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
-        """Match probabilities in [0, 1], (n,)."""
+        """Match probabilities.
+
+        Args:
+            answer: as in `log_odds`.
+            similarity: as in `log_odds`.
+            kind: as in `log_odds`.
+
+        Returns:
+            (n,) in [0, 1].
+        """
         return expit(self.log_odds(answer, similarity, kind))
 
     def threshold(self, kind: ScoreKind | None = None) -> float:
-        """The chosen threshold as a probability, on the scale of `probability`."""
+        """The threshold chosen on validation pairs.
+
+        Args:
+            kind: as in `log_odds`.
+
+        Returns:
+            The least probability of a match, on the scale of `probability`.
+        """
         return float(expit(self.kinds[kind or self.default].threshold))
 
     def matches(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
-        """Which pairs match by the chosen threshold, (n,) bool."""
+        """Which pairs match by the chosen threshold.
+
+        Args:
+            answer: as in `log_odds`.
+            similarity: as in `log_odds`.
+            kind: as in `log_odds`.
+
+        Returns:
+            (n,) bool.
+        """
         return np.asarray(self.log_odds(answer, similarity, kind) >= self.kinds[kind or self.default].threshold)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,12 +212,19 @@ class MatchScore:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write match_score.json into `folder` (made if absent), whole or not at all."""
+        """Write match_score.json, whole or not at all.
+
+        Args:
+            folder: where to, made if absent.
+        """
         write_atomically(Path(folder) / SCORE_FILE, self.to_json())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> MatchScore:
-        """Read match_score.json from `folder`.
+        """Read match_score.json.
+
+        Args:
+            folder: holds it.
 
         Raises:
             ValueError: the file is absent, broken or from a newer release.

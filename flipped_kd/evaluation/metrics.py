@@ -1,5 +1,4 @@
-"""Metrics of matching: F1, precision, recall and accuracy at given thresholds, ROC AUC, average precision; and the
-threshold to choose on validation pairs."""
+"""Metrics of matching, at given thresholds and over all of them, and the threshold to choose on validation pairs."""
 
 import math
 
@@ -66,17 +65,9 @@ def best_f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 def precision_threshold(scores: ArrayLike, labels: ArrayLike, precision: float) -> float:
     """The threshold with the highest recall among those whose precision on these pairs is at least `precision`.
 
-    For those to whom a wrong match costs more than a missed one. The precision is that of these pairs, chosen on them:
-    of few predicted matches it says little about others.
-
-    Args:
-        scores: as in `best_f1_threshold`, which also says where the threshold lies.
-        labels: the same.
-        precision: in (0, 1].
-
-    Raises:
-        ValueError: as `best_f1_threshold`; no threshold has that precision (the best there is is named), or it is out
-            of range.
+    The precision is that of these pairs, chosen on them: of few predicted matches it says little about others.
+    Arguments and errors as in `best_f1_threshold`; ValueError too where no threshold has that precision (the best
+    there is is named).
     """
     if not is_number(precision) or not 0 < precision <= 1:
         raise ValueError(f"precision={precision!r} must lie in (0, 1]")

@@ -35,16 +35,7 @@ class Judged:
 def judge_systems(
     validation_labels: np.ndarray, teacher: SplitScores, students: Mapping[str, tuple[SplitScores, SplitScores]]
 ) -> dict[str, Judged]:
-    """Judge teacher and students; of a student both scores together.
-
-    Args:
-        validation_labels: 0 or 1 of the validation pairs.
-        teacher: its T.
-        students: (answer, similarity) by name.
-
-    Returns:
-        By name, "teacher" first.
-    """
+    """Judge teacher and students by name, "teacher" first; of a student both scores (answer, similarity) together."""
     (slope,), offset = fit_log_odds(teacher.validation[:, None], validation_labels)
     # The decision is by T itself: rounding in the log-odds must not move a pair over the threshold.
     cut = best_f1_threshold(teacher.validation, validation_labels)
@@ -58,15 +49,10 @@ def judge_systems(
 def choose_examples(judged: Mapping[str, Judged], test: datasets.Dataset) -> dict[str, Any]:
     """Examples of each kind as plain JSON values, texts cut to 400 characters.
 
-    Args:
-        judged: by system, as `judge_systems` gives it.
-        test: the test pairs, n rows.
-
-    Returns:
-        mistakes: for each system how many there are ("count") and its most confident ones ("pairs"), the worst first;
-        only_flipped: the same of pairs that the flipped student got right and both others wrong, the surest first;
-        all_but_flipped: of pairs that it alone got wrong. A pair is text_a, text_b, label and the probability by each
-        system.
+    mistakes: for each system how many there are ("count") and its most confident ones ("pairs"), the worst first;
+    only_flipped: the same of pairs that the flipped student got right and both others wrong, the surest first;
+    all_but_flipped: of pairs that it alone got wrong. A pair is text_a, text_b, label and the probability by each
+    system.
     """
     labels = np.asarray(test["label"])
     gold = labels.astype(bool)

@@ -50,13 +50,7 @@ def have_matplotlib() -> bool:
 def plot_systems(report: Mapping[str, Any]) -> Figure:
     """F1 and AUC of every system on the test pairs: each seed a dot, the mean a marker with its standard deviation.
 
-    Dotted lines: what calling every pair a match, and guessing, would give.
-
-    Args:
-        report: as `run_comparison` returns it.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    Dotted lines: what calling every pair a match, and guessing, would give. ImportError: matplotlib is not installed.
     """
     names = list(report["systems"])
     figure = new_figure(9.0, 1.4 + 0.36 * len(names))

@@ -28,18 +28,10 @@ class Questions(Protocol):
 
 
 def rank_ids(scores: ArrayLike, ids: Sequence[str], *, top_k: int | None = None) -> list[list[str]]:
-    """Order document ids by score for each query, the best first; equal scores by ascending id, so ties are settled.
+    """Order the distinct `ids` of documents for each query, the best first; equal scores by ascending id.
 
-    Args:
-        scores: Shape (queries, documents), finite, higher is better.
-        ids: The id of each document, shape (documents,); distinct.
-        top_k: Keep this many per query; None keeps all.
-
-    Returns:
-        For each query a list of ids.
-
-    Raises:
-        ValueError: If a score is not finite, the shapes disagree or an id occurs twice.
+    `scores` (queries, documents) are finite, higher is better; `top_k` None keeps all. ValueError: a score is not
+    finite, the shapes disagree or an id occurs twice.
     """
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.shape[1] != len(ids):

@@ -1,8 +1,7 @@
 """What a training run leaves for the report beside its scores: vectors before and after, and how far A and B moved.
 
-A run's folder gets evidence.npz (`take_snapshot`, `write_artifacts`), the folder of its seed evidence.npz and
-evidence.json (`keep_seed`): the teacher's scores and vectors, gold labels, and a few texts as examples. All of
-it is bounded but the scores, and stays with the user: nothing of it is pushed.
+evidence.npz of a run (`take_snapshot`, `write_artifacts`), evidence.npz and evidence.json of its seed (`keep_seed`).
+All of it is bounded but the scores, and stays with the user: nothing of it is pushed.
 """
 
 from __future__ import annotations
@@ -64,14 +63,8 @@ class Snapshot:
 def take_snapshot(trainer: FlippedDistillationTrainer, test: datasets.Dataset) -> Snapshot | None:
     """What the trainer's student makes of a sample of the test pairs now, and its A and B.
 
-    Reads in evaluation mode, draws no random numbers and changes no weight.
-
-    Args:
-        trainer: holds the student.
-        test: the test pairs.
-
-    Returns:
-        None where this process is not the one that saves, or its weights are sharded.
+    Reads in evaluation mode, draws no random numbers and changes no weight. None where this process is not the one
+    that saves, or its weights are sharded.
     """
     if not trainer.args.should_save or trainer.is_fsdp_enabled or is_sharded(trainer.model):
         return None

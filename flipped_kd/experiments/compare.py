@@ -1,5 +1,4 @@
-"""One command's work: teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds,
-into one report."""
+"""Teacher, bare LLM, plain fine-tuning and flipped distillation on the same pairs, over seeds, into one report."""
 
 from __future__ import annotations
 
@@ -28,6 +27,7 @@ from ..publishing.card import write_card
 from ..publishing.publish import publish
 from ..publishing.push import open_repository, refuse_local_gguf
 from ..students.gguf import gguf_path, is_gguf
+from ..students.size import count_weights, learning_rate_for
 from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
 from ..teachers.suitability import check_scores, check_table, warnings_of
@@ -78,6 +78,7 @@ def run_comparison(
         PublishError: the repository to push to cannot be opened (before anything is trained), or the push failed.
     """
     _check_named(student, data)
+    config = with_learning_rate(student, config)
     if config.device.type == "cpu":
         use_cpu_threads(config.cpu_threads)
     out = Path(config.output_dir or "outputs")
@@ -166,6 +167,21 @@ def _check_named(student: StudentArguments, data: DataArguments) -> None:
     check_models(data.teacher, student.student)
     if data.seeds < 1:
         raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
+
+
+def with_learning_rate(student: StudentArguments, config: FlippedDistillationConfig) -> FlippedDistillationConfig:
+    """With the rate by the student's size, so that report and card tell it; a broken student is told of later."""
+    if config.learning_rate is not None:
+        return config
+    try:
+        weights = count_weights(
+            student.student or "", revision=student.student_revision, trust_remote_code=student.trust_remote_code
+        )
+    except (ValueError, ImportError):
+        return config
+    rate = learning_rate_for(weights)
+    say(config, f"learning rate {rate:g}, for a student of {weights / 1e6:,.0f} million weights (--learning_rate)")
+    return dataclasses.replace(config, learning_rate=rate)
 
 
 @dataclass

@@ -29,16 +29,10 @@ def student_retrieval(trainer: FlippedDistillationTrainer, data: DataArguments) 
 def answer_retrieval(
     trainer: FlippedDistillationTrainer, data: DataArguments, *, trained: bool
 ) -> dict[str, dict[str, float]]:
-    """The same by reading every test query with every question: a forward pass for each pair.
+    """The same by reading every test query with every question, a forward pass for each pair, shared by all ranks.
 
-    Args:
-        trainer: of the student. Called on all ranks, which share the pairs.
-        data: names the files and `max_answer_rankings`.
-        trained: the student is trained and its scores are fitted.
-
-    Returns:
-        Metrics by what ranks: "llm" before training; after it "answer" and "both". Nothing where the data is no FAQ or
-        has more pairs than `max_answer_rankings`.
+    Metrics by what ranks: "llm" before training; after it "answer" and "both". Nothing where the data is no FAQ or has
+    more pairs than `max_answer_rankings`.
     """
     if data.questions_file is None:
         return {}

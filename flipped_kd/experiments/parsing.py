@@ -14,8 +14,8 @@ from transformers import HfArgumentParser
 
 from .yaml_settings import plain, read_yaml, typed
 
-# Of every command that trains, for data and models of the user's own. The rate is chosen for LLMs (docs/choices.md).
-TRAIN_DEFAULTS: Mapping[str, Any] = {"learning_rate": 2e-4, "save_strategy": "epoch", "save_total_limit": 1}
+# Of every command that trains, for data and models of the user's own.
+TRAIN_DEFAULTS: Mapping[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
 
 
 def parse_settings(

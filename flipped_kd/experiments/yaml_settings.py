@@ -1,7 +1,6 @@
 """Settings in YAML: a value keeps how it is written until the type of its field is known.
 
-YAML 1.1 reads `on` as a truth value, `010` as 8 and `1e-6` as text. What a setting means by them, only its field can
-say: `on` may be the name of a column.
+YAML 1.1 reads `on` as a truth value, `010` as 8 and `1e-6` as text; what a setting means, only its field can say.
 """
 
 from __future__ import annotations

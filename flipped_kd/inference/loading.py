@@ -59,16 +59,8 @@ def local_folder(
 ) -> Path:
     """The folder of a trained model, fetched from the Hub if `name` is no folder here; its contracts are all there.
 
-    Args:
-        name: adapter folder, merged folder or Hub id.
-        revision: branch, tag or commit on the Hub.
-        token: for a private repository; True or None takes the one of `hf auth login`.
-        cache_dir: where downloads are kept.
-        trust_remote_code: also fetch the repository's Python files.
-
-    Raises:
-        ValueError: there is no such folder or repository, it cannot be had, it lacks a contract file, or one of
-            its files is broken.
+    `trust_remote_code` also fetches the repository's Python files; the rest as in `FlippedMatcher.from_pretrained`.
+    ValueError: there is no such folder or repository, it cannot be had, lacks a contract file, or one is broken.
     """
     access = Access(token, cache_dir, trust_remote_code)
     if Path(name).is_dir():
@@ -94,18 +86,10 @@ def load_matcher(
     base_model: str | os.PathLike[str] | None = None,
     access: Access | None = None,
 ) -> LoadedModel:
-    """Load a folder that `local_folder` gave: contracts first, then the model.
+    """Load a folder that `local_folder` gave: contracts first, then the model. LoRA's own weights stay in float32.
 
-    Args:
-        folder: of an adapter or a merged model.
-        device: where the model goes.
-        dtype: its precision. LoRA's own weights stay in float32, as in training.
-        base_model: folder or Hub id of the base, if not the one the adapter names.
-        access: for a base on the Hub.
-
-    Raises:
-        ValueError: a contract is broken or of a newer release, the adapter does not fit the base, or the
-            base's weights are not those that it was trained on.
+    ValueError: a contract is broken or of a newer release, the adapter does not fit the base, or the base's weights
+    are not those that it was trained on.
     """
     access = access or Access()
     encoder = LoraEncoder.from_pretrained(folder)

@@ -28,11 +28,8 @@ class FlippedMatcher(PairScorer):
     """Scores pairs of texts, encodes texts, and searches and ranks by both.
 
     Two scores of a pair: the answer's log-odds logit(yes) - logit(no) after the pair's prompt, and the cosine of the
-    two texts' vectors, each encoded alone. (In training with representation="joint" the second text was compared as
-    read after the first; here it is always alone.)
-
-    Equal texts and pairs are computed once (of a Dataset among 16,384 rows at a time); batches hold rows of like
-    length; results come in the order given. Texts over the prompt's limit are cut, with one warning.
+    two texts' vectors, each encoded alone, whatever `representation` the training had. Equal texts and pairs are
+    computed once (of a Dataset among 16,384 rows at a time). Texts over the prompt's limit are cut, with one warning.
 
     Args:
         model: the model with its adapter, or merged; put into evaluation mode.
@@ -43,6 +40,18 @@ class FlippedMatcher(PairScorer):
 
     Attributes:
         source: what `from_pretrained` was given; "" otherwise.
+
+    Examples:
+        `adapter` is the folder or Hub id of a trained adapter, or of the model merged from it.
+
+        >>> matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
+        >>> matcher.predict([("where is my card", "my card is lost"), ("cash", "a loan")]).shape
+        (2,)
+        >>> matcher.encode("where is my card").shape == (matcher.encoder.dimension,)
+        True
+        >>> index = matcher.index(["cancel the loan", "where is my card", "a refund"])
+        >>> [hit["corpus_id"] for hit in matcher.search("where is my card", index, top_k=1)[0]]
+        [1]
     """
 
     @classmethod
@@ -85,8 +94,6 @@ class FlippedMatcher(PairScorer):
         matcher.source = os.fspath(name_or_path)
         return matcher
 
-    # ---- Ranking and searching ----
-
     def rank(
         self,
         query: str,
@@ -100,7 +107,7 @@ class FlippedMatcher(PairScorer):
     ) -> list[dict[str, Any]]:
         """Rank documents by their probability of matching a query, as CrossEncoder.rank does.
 
-        The prompt up to the document is computed once, and its key/value cache used for every document.
+        The prompt up to the document is computed once, its key/value cache used for every document.
 
         Args:
             query: text_a of every pair.
@@ -174,6 +181,9 @@ class FlippedMatcher(PairScorer):
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
 
+        Returns:
+            Texts and vectors.
+
         Raises:
             TypeError: the corpus is one str, or a text is none.
             ImportError: "hnsw" or "ivf" without FAISS.
@@ -218,15 +228,14 @@ class FlippedMatcher(PairScorer):
 
         Raises:
             TypeError: a query or a text is no str.
-            ValueError: 0 < rerank < top_k, a score that this model has no match score for, or an index of another
-                encoder.
+            ValueError: 0 < rerank < top_k, a score that this model lacks, or an index of another encoder.
         """
         top_k = checked_count("top_k", top_k)
         rerank = checked_count("rerank", rerank, 0)
         if 0 < rerank < top_k:
             raise ValueError(
-                f"rerank={rerank!r} must be 0 or at least top_k={top_k}: probabilities and cosines do not mix in one "
-                "list. Give a larger rerank or a smaller top_k."
+                f"rerank={rerank!r} must be 0 or at least top_k={top_k}: probabilities and cosines do not mix."
+                " Give a larger rerank or a smaller top_k."
             )
         if score is not None and not rerank:
             raise ValueError(f"score={score!r} is what rerank ranks by: give rerank={top_k} or more, or no score.")
@@ -266,9 +275,9 @@ class FlippedMatcher(PairScorer):
         read: CachedPrefix | None,
     ) -> list[dict[str, Any]]:
         ids = [hit["corpus_id"] for hit in hits]
+        texts = [index.texts[i] for i in ids]
         cosines = np.array([hit["score"] for hit in hits], dtype=np.float64)
-        silent = tqdm(disable=True)
-        found = self._match(query, [index.texts[i] for i in ids], kind, cosines, batch_size, silent, read)
+        found = self._match(query, texts, kind, cosines, batch_size, tqdm(disable=True), read)
         bar.update(1)
         return best_hits(found, ids, top_k)
 

@@ -1,8 +1,4 @@
-"""Running a trained model over many rows of tokens: answer log-odds and text vectors, in batches of like length.
-
-- Rows that share a beginning read it once (`prefix_cache`), where the model can go on from a cache.
-- Of the output layer only the two answers' rows are computed, in float32, where it is a plain linear layer.
-"""
+"""Running a trained model over many rows of tokens: answer log-odds and text vectors, in batches of like length."""
 
 from __future__ import annotations
 

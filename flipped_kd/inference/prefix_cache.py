@@ -78,13 +78,8 @@ def _expanded(layer: Any, rows: int) -> Any:
 def read_prefix(model: nn.Module, ids: Sequence[int], keep: bool) -> CachedPrefix | None:
     """Run `model` on one beginning and keep its keys and values.
 
-    Args:
-        model: the causal language model, with or without adapter.
-        ids: the beginning, at least one token.
-        keep: whether the model can leave out logits (`answer_head.accepts_logits_to_keep`), which nobody reads here.
-
-    Returns:
-        The cache, or None if it holds anything but keys and values by position (recurrent or compressed states).
+    `keep`: the model can leave out logits (`answer_head.accepts_logits_to_keep`), which nobody reads here. None if the
+    cache holds anything but keys and values by position (recurrent or compressed states).
     """
     inputs = torch.tensor([list(ids)], device=input_device(model))
     options = {"logits_to_keep": 1} if keep else {}

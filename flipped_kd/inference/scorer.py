@@ -257,11 +257,14 @@ class PairScorer(Copied):
             return self._reader.vectors(texts, batch_size, bar)
 
     def similarity(self, a: Texts | Embeddings, b: Texts | Embeddings) -> Tensor:
-        """Cosines (n_a, n_b) in [-1, 1] of every text (or vector) of `a` with every one of `b`.
+        """Cosines of every text (or vector) of `a` with every one of `b`.
 
         Args:
             a: texts, which are encoded, or vectors (n_a, D) of `encode`.
             b: the same.
+
+        Returns:
+            (n_a, n_b) in [-1, 1].
         """
         return cos_sim(self._as_vectors(a), self._as_vectors(b))
 

@@ -40,7 +40,15 @@ class SearchIndex:
         approximate: an index of FAISS over the same vectors, for corpora in which comparing with all takes too long.
 
     Raises:
+        TypeError: one str in the place of a list.
         ValueError: numbers of texts, names and vectors differ.
+
+    Examples:
+        >>> import torch
+        >>> index = SearchIndex(["my card", "a refund"], torch.eye(2), encoder={}, ids=["q17", "q4"])
+        >>> index.save(folder / "index")
+        >>> SearchIndex.load(folder / "index").ids
+        ['q17', 'q4']
     """
 
     def __init__(
@@ -83,11 +91,19 @@ class SearchIndex:
 
     @property
     def kind(self) -> str:
-        """ "exact", "hnsw" or "ivf"."""
+        """How it is searched: "exact", "hnsw" or "ivf"."""
         return "exact" if self.approximate is None else self.approximate.kind
 
     def nearest(self, vectors: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
-        """The nearest texts of each of (M, D) unit vectors: dicts with corpus_id and score, the cosine, best first."""
+        """The nearest texts of each query.
+
+        Args:
+            vectors: (M, D) unit vectors of the queries.
+            top_k: how many for each.
+
+        Returns:
+            For each query dicts with corpus_id and score, the cosine, best first.
+        """
         if self.approximate is None:
             self._placed = self._placed.to(vectors.device)  # the copy there is kept for the next search
             return semantic_search(vectors, self._placed, top_k=top_k, score_function=dot_score)
@@ -129,6 +145,9 @@ class SearchIndex:
 
         Give folders that you trust: FAISS reads its file without many checks.
 
+        Args:
+            folder: what `save` has written.
+
         Raises:
             ValueError: a file is absent or broken, the files do not belong together, or a newer release wrote them.
         """
@@ -161,11 +180,11 @@ class SearchIndex:
 
 
 def best_hits(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:
-    """The best of n texts by their scores (n,): dicts with corpus_id, of `ids`, and score."""
+    """The best of (n,) scores, dicts with corpus_id and score; equal ones stay in the order of `ids`."""
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [{"corpus_id": int(ids[i]), "score": float(scores[i])} for i in order]
 
 
 def with_texts(hits: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The same with the corpus's texts."""
+    """The hits with their texts."""
     return [hit | {"text": texts[hit["corpus_id"]]} for hit in hits]

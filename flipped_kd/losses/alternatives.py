@@ -1,9 +1,8 @@
 """Other ways to learn from the same teacher, in the place of L_dist: `dist_loss=NAME`, usually with `mcl_weight=0`.
 
-The published objectives are restated for lists of similarities. Lists are the rows and the columns of a matrix of
-similarities, and the batch itself where there are only pairs; entries that are not kept take no part. Factors make the
-gradient for one similarity of order one at any temperature, as in `contrastive`: an objective that drowns the answer's
-cross-entropy would lose for that reason alone. A new one is a class here, with a line in `build.OBJECTIVES`.
+Published objectives, restated for lists of similarities: the rows and the columns of a matrix, and the batch itself
+where there are only pairs; entries that are not kept take no part. As in `contrastive`, factors make the gradient for
+one similarity of order one at any temperature. A new one is a class here, with a line in `build.OBJECTIVES`.
 """
 
 from __future__ import annotations

@@ -16,16 +16,19 @@ class AnswerLoss(nn.Module):
     """L_sup: cross-entropy of the answer token at the answer position, over the whole vocabulary.
 
     With `teacher_weight` w > 0 gold label y and teacher P are taught together: the target is "yes" by (1 - w) y + w P
-    and "no" by the rest, the soft targets of Hinton et al. (arXiv 1503.02531) over the two answers. The paper has
-    w = 0.
-
-    Divisor: the number of rows.
+    and "no" by the rest, the soft targets of Hinton et al. (arXiv 1503.02531) over the two answers (our reading; arXiv
+    2507.05617 has w = 0). Divisor: the number of rows.
 
     Args:
         teacher_weight: w in [0, 1].
 
     Raises:
         ValueError: w is out of range.
+
+    Examples:
+        >>> logits = torch.tensor([[0.0, 2.0, 1.0]])  # one pair, three tokens: "no" is 1, "yes" is 2
+        >>> AnswerLoss()(logits, labels=torch.tensor([1]), answer_ids=(1, 2))
+        tensor(1.4076)
     """
 
     citation = FLIPPED_CITATION
@@ -38,13 +41,16 @@ class AnswerLoss(nn.Module):
     def forward(
         self, logits: Tensor, labels: Tensor, answer_ids: tuple[int, int], probability: Tensor | None = None
     ) -> Tensor:
-        """The mean over B pairs, a scalar.
+        """L_sup of B pairs.
 
         Args:
             logits: (B, V) at the answer position.
             labels: (B,) gold labels 0/1.
             answer_ids: token ids of "no" and "yes".
             probability: (B,) the teacher's P; None teaches the labels alone.
+
+        Returns:
+            The mean over the pairs, a scalar.
         """
         no_id, yes_id = answer_ids
         with torch.autocast(logits.device.type, enabled=False):

@@ -1,9 +1,4 @@
-"""L_MCL: the margin-aware contrast in angular space.
-
-Sources: *Flipping Knowledge Distillation* (arXiv 2507.05617) for the two margins; AdapACSE (arXiv 2403.17486) for
-margins scaled by a teacher; ArcCSE (ACL 2022) and KDMCSE (the paper of AdapACSE) for the presets; CoSENT for the
-pairwise contrast.
-"""
+"""L_MCL: the margin-aware contrast in angular space."""
 
 from __future__ import annotations
 
@@ -27,27 +22,25 @@ NEEDS_MATRIX = (
 
 
 class MarginAwareContrastiveLoss(nn.Module):
-    """L_MCL: a contrast in angular space with two margin regions, each scaled by the teacher.
+    """L_MCL: a contrast in angular space with a margin region on either side (arXiv 2507.05617).
 
-    Sources: arXiv 2507.05617 for the two margins, AdapACSE (arXiv 2403.17486) for their scaling.
+    Positives are judged at theta + m * w, negatives at theta - m * w. w is P for positives and 1 - P for negatives
+    ("teacher": our reading, after AdapACSE, arXiv 2403.17486), 1 ("constant") or 0 ("none"). The paper leaves the
+    contrast open; with s = cos of the judged angle (continued linearly outside [0, pi]) and temperature t there are
+    two (our reading):
 
-    Positives are judged at theta + m * w, negatives at theta - m * w, where w is P for positives and 1 - P for
-    negatives ("teacher"), 1 ("constant") or 0 ("none"). With s = cos of the judged angle (continued linearly outside
-    [0, pi]) and temperature t:
-
-    - `pairwise`: `scale` * t * log(1 + sum over kept positives p and kept negatives n of exp((s_n - s_p) / t)). One
-      value per batch: divisor 1. Zero if either class is empty.
+    - `pairwise`: `scale` * t * log(1 + sum over kept positives p and kept negatives n of exp((s_n - s_p) / t)), as
+      CoSENT. One value per batch: divisor 1. Zero if either class is empty.
     - `infonce`: `scale` * t * sum over kept positives p of [-log softmax of p among itself and the kept negatives of
       its row] and the same of its column, divided by 2 * number of kept positives. Zero if there are none. Needs a
       matrix.
 
-    The factor t expresses both in units of cosine: the gradient for a similarity is of order one at any temperature,
-    comparable with that of the answer's cross-entropy. Without it (t = 0.05) the contrast is twenty times larger and
-    drowns the answer.
+    The factor t expresses both in units of cosine: the gradient for a similarity is of order one at any temperature.
+    Without it (t = 0.05) the contrast is twenty times larger and drowns the answer.
 
     Args:
         contrast: "pairwise" or "infonce".
-        margin: m_c in [0, pi] radians (paper: 0.06).
+        margin: m in [0, pi] radians (m_c of the paper: 0.06).
         positive_margin: how m is scaled for positives: "teacher", "constant" or "none".
         negative_margin: the same for negatives.
         temperature: t in (0, 100].
@@ -55,6 +48,14 @@ class MarginAwareContrastiveLoss(nn.Module):
 
     Raises:
         ValueError: a setting is out of range.
+
+    Examples:
+        >>> angles, probability = torch.tensor([0.9, 1.0]), torch.tensor([0.8, 0.1])  # radians: a match, and none
+        >>> selection = PairSelection(torch.tensor([True, False]), torch.tensor([False, True]))
+        >>> MarginAwareContrastiveLoss()(angles, probability, selection)
+        tensor(0.0355)
+        >>> MarginAwareContrastiveLoss(margin=0.0)(angles, probability, selection)
+        tensor(0.0090)
     """
 
     citation = FLIPPED_CITATION
@@ -87,9 +88,12 @@ class MarginAwareContrastiveLoss(nn.Module):
         """The published forms of the margins.
 
         Args:
-            name: "arccse" (constant positive margin only), "kdmcse" (adaptive negative margin only) or "mcl" (both
-                adaptive).
+            name: "arccse" (ArcCSE, ACL 2022: constant positive margin only), "kdmcse" (arXiv 2403.17486: adaptive
+                negative margin only) or "mcl" (both adaptive).
             **settings: the other arguments of the class.
+
+        Raises:
+            ValueError: no such preset, or a setting is out of range.
         """
         margins: dict[str, tuple[Margin, Margin]] = {
             "mcl": ("teacher", "teacher"),
@@ -101,13 +105,29 @@ class MarginAwareContrastiveLoss(nn.Module):
         return cls(positive_margin=positive, negative_margin=negative, **settings)
 
     def judged(self, angles: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of every pair as a positive and as a negative, margins applied: two tensors shaped as `angles`."""
+        """Scores with the margins applied.
+
+        Args:
+            angles: theta in [0, pi] radians, any shape.
+            probability: the teacher's P, same shape.
+
+        Returns:
+            The score of every pair as a positive, and as a negative.
+        """
         up = self.margin * _margin_weight(self.positive_margin, probability)
         down = self.margin * _margin_weight(self.negative_margin, 1 - probability)
         return extended_cosine(angles + up), extended_cosine(angles - down)
 
     def forward(self, angles: Tensor, probability: Tensor, selection: PairSelection) -> Tensor:
-        """`angles` (radians) and the teacher's `probability`, (N, M) or, for pairwise, (N,) -> scalar.
+        """L_MCL of a batch.
+
+        Args:
+            angles: theta in [0, pi] radians, (N, M) or, for `pairwise`, (N,).
+            probability: the teacher's P, same shape.
+            selection: the positives and negatives that take part, same shape.
+
+        Returns:
+            A scalar.
 
         Raises:
             ValueError: the shapes differ, or `infonce` is given pairs only.

@@ -50,6 +50,11 @@ class DualThreshold(nn.Module):
 
     Raises:
         ValueError: a threshold is outside [0, 1].
+
+    Examples:
+        >>> labels, probability = torch.tensor([1, 1, 0]), torch.tensor([0.9, 0.3, 0.2])
+        >>> DualThreshold()(labels, probability).kept  # the teacher denies the second match
+        tensor([ True, False,  True])
     """
 
     def __init__(self, positive: float = 0.5, negative: float = 0.5) -> None:
@@ -67,6 +72,9 @@ class DualThreshold(nn.Module):
             probability: the teacher's P in [0, 1], same shape.
             excluded: True where the pair must not take part whatever the teacher says (texts known to match), same
                 shape.
+
+        Returns:
+            The kept positives and the kept negatives, two masks shaped as `gold`.
 
         Raises:
             ValueError: the shapes differ.

@@ -1,8 +1,6 @@
-"""The loss of flipped distillation: the composition of its three terms.
+"""The loss of flipped distillation, composed of its three terms. Nothing here knows of a model.
 
-Nothing here knows of a model: logits, representations, teacher scores and masks go in, scalars come out. All maths is
-done in float32 or wider with autocast off, because angles lose their gradient in lower precision. The terms are in
-`answer`, `similarity` and `contrastive`, the dual threshold in `dual_threshold`, the geometry in `utils.angles`.
+All maths is done in float32 or wider with autocast off, because angles lose their gradient in lower precision.
 """
 
 from __future__ import annotations
@@ -72,14 +70,23 @@ class FlippedDistillationLoss(nn.Module):
         mcl: L_MCL.
         threshold: which pairs L_dist sees, and L_MCL as `contrast_filter` says.
         weights: (w_sup, w_dist, w_mcl), each finite and >= 0.
-        contrast_filter: what the threshold drops from L_MCL: only pairs off the diagonal, whose label 0 is "assumed",
-            or "all" on which teacher and label disagree, as the paper does. A labelled pair on which the teacher errs
-            is the last to imitate the teacher on, and the first to learn from the label: docs/choices.md has what it
-            gave.
+        contrast_filter: what the threshold drops from L_MCL: only pairs off the diagonal, whose label 0 is "assumed"
+            (our reading), or "all" on which teacher and label disagree, as the paper does. A labelled pair on which
+            the teacher errs is the first to learn from the label; docs/choices.md has what it gave.
         sup: L_sup.
 
     Raises:
         ValueError: a weight is out of range, or there are not three.
+
+    Examples:
+        Two pairs, the first a match; the student's second vectors are not told apart yet:
+
+        >>> labels, logits = torch.tensor([1, 0]), torch.zeros(2, 3)
+        >>> vectors_a, vectors_b = torch.eye(2), torch.eye(2)[[0, 0]]
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.1]])  # the teacher's cosines, row a, column b
+        >>> output = FlippedDistillationLoss()(logits, (0, 1), labels, vectors_a, vectors_b, similarity, similarity)
+        >>> {name: round(term.item(), 3) for name, term in output.terms.items()}
+        {'sup': 1.099, 'dist': 2.175, 'mcl': 0.07}
     """
 
     citation = FLIPPED_CITATION
@@ -118,12 +125,21 @@ class FlippedDistillationLoss(nn.Module):
         excluded: Tensor | None = None,
         joint_b: Tensor | None = None,
     ) -> LossOutput:
-        """Compute the three terms of a batch of N pairs: `compose` of L_sup and `compare`.
+        """The three terms of a batch of N pairs: `compose` of L_sup and `compare`.
 
         Args:
             logits: (N, V) at the answer position.
             answer_ids: token ids of "no" and "yes".
-            labels: as in `compare`, and so are all that follow.
+            labels: (N,), as in `compare`.
+            vectors_a: (N, D), as in `compare`.
+            vectors_b: (N, D), as in `compare`.
+            similarity: (N, N) or (N,), as in `compare`.
+            probability: same shape, as in `compare`.
+            excluded: same shape, as in `compare`.
+            joint_b: (N, D), as in `compare`.
+
+        Returns:
+            The weighted sum, its terms, and how many pairs the thresholds dropped.
 
         Raises:
             ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
@@ -145,7 +161,7 @@ class FlippedDistillationLoss(nn.Module):
 
         With `joint_b` the second texts are represented twice: alone (`vectors_b`, compared as `similarity` says) and
         as read in their pair, after the first text (`joint_b`, compared with their own first text only). L_dist and
-        L_MCL are then the sum of the two: with the mean the answer learned less (docs/choices.md).
+        L_MCL are then the sum of the two (our reading): with the mean the answer learned less (docs/choices.md).
 
         Args:
             labels: (N,) gold labels 0/1.
@@ -155,6 +171,9 @@ class FlippedDistillationLoss(nn.Module):
             probability: the teacher's P, same shape.
             excluded: True where two texts are known to match off the diagonal, same shape.
             joint_b: (N, D) unit representations of the second texts as read in their pairs.
+
+        Returns:
+            L_dist and L_MCL, and how many of the batch's own pairs the thresholds dropped.
 
         Raises:
             ValueError: the shapes do not fit each other, or a part that needs a matrix is given pairs only.
@@ -184,11 +203,26 @@ class FlippedDistillationLoss(nn.Module):
         return SimilarityTerms(dist, mcl, dropped)
 
     def weighted(self, comparison: SimilarityTerms) -> Tensor:
-        """w_dist L_dist + w_mcl L_MCL: all that depends on the representations."""
+        """All of the loss that depends on the representations.
+
+        Args:
+            comparison: what `compare` gave.
+
+        Returns:
+            w_dist L_dist + w_mcl L_MCL, a scalar.
+        """
         return self.weights[1] * comparison.dist + self.weights[2] * comparison.mcl
 
     def compose(self, sup: Tensor, comparison: SimilarityTerms) -> LossOutput:
-        """The total and its terms from L_sup (a scalar) and a comparison."""
+        """The loss from its parts.
+
+        Args:
+            sup: L_sup, a scalar.
+            comparison: what `compare` gave.
+
+        Returns:
+            The weighted sum and its terms.
+        """
         terms = {"sup": sup, "dist": comparison.dist, "mcl": comparison.mcl}
         return LossOutput(self.weights[0] * sup + self.weighted(comparison), terms, comparison.dropped)
 

@@ -14,7 +14,9 @@ from .citations import FLIPPED_CITATION
 
 
 class SimilarityDistillationLoss(SimilarityObjective):
-    """L_dist: aligns the student's similarities with the teacher's over the kept pairs (arXiv 2507.05617).
+    """L_dist: aligns the student's similarities S with the teacher's T over the kept pairs (arXiv 2507.05617).
+
+    The paper says "aligned" and no more. Two forms (our reading):
 
     - `mse`: `scale` * sum over kept (S - T)^2 / number of kept pairs. Zero if nothing is kept.
     - `kl`: `scale` * t^2 * [sum of KL(softmax(T/t) || softmax(S/t)) over the rows and the columns with at least two
@@ -28,6 +30,11 @@ class SimilarityDistillationLoss(SimilarityObjective):
 
     Raises:
         ValueError: a setting is out of range.
+
+    Examples:
+        >>> student, teacher = torch.tensor([0.5, 0.0]), torch.tensor([0.9, 0.1])
+        >>> SimilarityDistillationLoss()(student, teacher, kept=torch.tensor([True, True]))
+        tensor(0.8500)
     """
 
     citation = FLIPPED_CITATION
@@ -42,7 +49,15 @@ class SimilarityDistillationLoss(SimilarityObjective):
         self.scale = scale
 
     def forward(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-        """`student`, `teacher` cosines and the boolean `kept`, all (N, M) or (N,) -> scalar.
+        """L_dist of a batch.
+
+        Args:
+            student: cosines S, (N, M) or, of the pairs alone, (N,).
+            teacher: cosines T, same shape.
+            kept: which of them take part, same shape, boolean.
+
+        Returns:
+            A scalar.
 
         Raises:
             ValueError: the shapes differ.
@@ -61,7 +76,14 @@ class SimilarityDistillationLoss(SimilarityObjective):
             return self.scale * self.temperature**2 * (row_sum + column_sum) / lists
 
     def align(self, compared: Compared) -> Tensor:
-        """`forward` of what is compared."""
+        """`forward` of a comparison.
+
+        Args:
+            compared: cosines, the teacher's T and the kept pairs.
+
+        Returns:
+            A scalar.
+        """
         return self(compared.student, compared.teacher, compared.kept)
 
     def _divergence(self, student: Tensor, teacher: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

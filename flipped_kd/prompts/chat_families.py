@@ -1,9 +1,5 @@
 """Wording of the pair prompt for the known families of tokenizers, and its form as a Jinja chat template.
 
-- `preset_forms` finds a tokenizer's own markers and writes prompts with them, the best one first.
-- `first_answers` finds answers that are one token each after them; `resolve_answers` gives their ids.
-- `render_chat_template` writes the same three segments as a template with the roles query and document.
-
 A chat model is asked as it was tuned: each text in a turn of its role, after the line break that the format has there,
 which is a token of its own as long as the text is stripped. Where a tokenizer does not keep it so, each text stands
 directly between two markers. What FOLLOWS a text must be a marker: a byte-level BPE merges "?" and a line break.
@@ -209,16 +205,10 @@ def preset_forms(
 def resolve_answers(
     whole: Tokenizer, context: str, answers: tuple[str, str], unk_ids: Collection[int]
 ) -> tuple[int, int]:
-    """Return the token ids of (no, yes) as they come after a context.
+    """The token ids of (no, yes) as they come after `context`, a whole prompt without texts.
 
-    Args:
-        whole: Backend of the tokenizer, control tokens included.
-        context: What the answer follows: a whole prompt, texts left out.
-        answers: (no, yes).
-        unk_ids: Ids that stand for something unknown.
-
-    Raises:
-        ValueError: An answer is not exactly one more token, is unk, or both are the same token.
+    `whole` is the tokenizer's backend, control tokens included. ValueError: an answer is not exactly one more token,
+    is one of `unk_ids`, or both are the same token.
     """
     context_ids = token_ids(whole, context)
     found = []
@@ -261,19 +251,11 @@ def render_chat_template(prefix: str, middle: str, suffix: str, trims: tuple[boo
     """Write the segments as a Jinja chat template for one message of role query and one of role document.
 
     sentence-transformers' CrossEncoder turns a pair into just these two messages. Their content may be a string or
-    (for model types that it treats as structured) a list of parts with a `text`.
+    (for model types that it treats as structured) a list of parts with a `text`. `trims`: whether text_a, text_b lose
+    white space at both ends.
 
     The literal parts are Jinja string expressions, never template text: transformers renders with trim_blocks and
     lstrip_blocks, which eat line breaks after a block, and braces in an instruction would be taken for Jinja.
-
-    Args:
-        prefix: What stands before text_a.
-        middle: What stands between the texts.
-        suffix: What follows text_b.
-        trims: Whether text_a, text_b lose white space at both ends.
-
-    Returns:
-        The template's source.
     """
     lines = []
     for role in ("query", "document"):

@@ -1,12 +1,5 @@
 """The prompt that puts a pair of texts before a causal language model: prefix | text_a | middle | text_b | suffix.
 
-- The five parts are tokenised apart, so the token span of each text is known exactly.
-- A text can never forge a control token: texts go through a copy of the tokenizer that does not know them.
-- text_a is cut on its own length alone, so a causal model gives it the same vector alone or in a pair.
-- The fixed parts are never cut; the answer position is always the last token.
-- The ids equal those of the whole rendered string (a probe at construction checks it), so a chat template made from
-  the same parts gives other tools the same input.
-
 One file, though long: one class, whose parts, budget, probe and saved form must agree.
 """
 
@@ -78,24 +71,34 @@ class PairPrompt:
     The object holds no reference to the tokenizer, does not change it, and pickles.
 
     Args:
-        tokenizer: A tokenizer backed by the tokenizers library.
-        prefix: What stands before text_a. Ends with an added token, a line break, or what `wrap_a` follows.
-        middle: What stands between the texts. Begins with an added token or after `wrap_a`; ends as the prefix.
-        suffix: What follows text_b. Begins as the middle. The answer follows it.
+        tokenizer: a tokenizer backed by the tokenizers library.
+        prefix: what stands before text_a. Ends with an added token, a line break, or what `wrap_a` follows.
+        middle: what stands between the texts. Begins with an added token or after `wrap_a`; ends as the prefix.
+        suffix: what follows text_b. Begins as the middle. The answer follows it.
         answers: (no, yes), each one token in context.
-        max_length: Longest sequence, in tokens.
-        wrap_a: White space (before, after) text_a that is tokenised with it.
-        wrap_b: The same of text_b.
+        max_length: longest sequence, in tokens.
+        wrap_a: white space (before, after) text_a that is tokenised with it.
+        wrap_b: the same of text_b.
 
     Attributes:
-        answer_ids: Token ids (no, yes).
-        prefix_ids, middle_ids, suffix_ids: Token ids of the fixed parts.
-        room: Tokens left for both texts together.
+        answer_ids: token ids (no, yes).
+        prefix_ids, middle_ids, suffix_ids: token ids of the fixed parts.
+        room: tokens left for both texts together.
 
     Raises:
-        TypeError: The tokenizer has no tokenizers backend, or an argument has the wrong type.
-        ValueError: A text would not stand between added tokens; the parts' ids are not those of the whole; an answer
+        TypeError: the tokenizer has no tokenizers backend, or an argument has the wrong type.
+        ValueError: a text would not stand between added tokens; the parts' ids are not those of the whole; an answer
             is not one token, or both are the same or unk; max_length leaves fewer than 8 tokens for the texts.
+
+    Examples:
+        `tokenizer` is the student's own, here one with ChatML's markers.
+
+        >>> prompt = PairPrompt.from_preset(tokenizer)
+        >>> (pair,) = prompt.encode_pairs(["where is my card"], ["my card has not arrived"])
+        >>> tokenizer.decode(pair.input_ids[slice(*pair.text_b)])
+        'my card has not arrived'
+        >>> prompt.answers, [tokenizer.decode([token]) for token in prompt.answer_ids]
+        (('no', 'yes'), ['no', 'yes'])
     """
 
     def __init__(
@@ -165,17 +168,17 @@ class PairPrompt:
         """Build the prompt from the markers the tokenizer has.
 
         Args:
-            tokenizer: A tokenizer backed by the tokenizers library.
+            tokenizer: a tokenizer backed by the tokenizers library.
             preset: "en" (answers yes/no) or "zh" (answers 是/否): the tokenizer's own chat format, plain words for a
                 base model. Or the form of a published reranker: "qwen3_reranker", "bge_reranker_gemma".
-            max_length: Longest sequence, in tokens.
-            instruction: What is asked, put before the texts; None takes the preset's own, "" leaves it out.
+            max_length: longest sequence, in tokens.
+            instruction: what is asked, put before the texts; None takes the preset's own, "" leaves it out.
             answers: (no, yes); None takes the first of the preset's forms ("yes", " yes", "Yes", " Yes") that is one
                 token each in context.
 
         Raises:
-            ValueError: Unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or
-                anything the constructor refuses.
+            ValueError: unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or
+                anything that the constructor refuses.
         """
         known = INSTRUCTIONS | {name: words for name, (words, _) in RERANKERS.items()}
         if preset not in known:
@@ -210,15 +213,15 @@ class PairPrompt:
         that no span is empty.
 
         Args:
-            texts_a: First texts, N of them.
-            texts_b: Second texts, N of them.
+            texts_a: first texts, N of them.
+            texts_b: second texts, N of them.
 
         Returns:
             N `PairTokens`, each at most max_length long, ending with the suffix.
 
         Raises:
-            TypeError: A text is no str, or one str is given in place of a list.
-            ValueError: The lists differ in length; a text tokenises to nothing and the tokenizer has no unk token.
+            TypeError: a text is no str, or one str is given in place of a list.
+            ValueError: the lists differ in length; a text tokenises to nothing and the tokenizer has no unk token.
         """
         if len(texts_a) != len(texts_b):
             raise ValueError(f"texts_a and texts_b must have the same length, got {len(texts_a)} and {len(texts_b)}.")
@@ -262,7 +265,15 @@ class PairPrompt:
         return alone
 
     def render(self, text_a: str, text_b: str) -> str:
-        """Return the whole prompt as one string, uncut."""
+        """The whole prompt as one string, uncut.
+
+        Args:
+            text_a: first text.
+            text_b: second text.
+
+        Returns:
+            What the chat template gives for the pair.
+        """
         text_a = _trimmed(text_a) if self._place_a.trim else text_a
         text_b = _trimmed(text_b) if self._place_b.trim else text_b
         return text_a.join(self._around_a) + text_b.join(self._around_b)
@@ -300,7 +311,10 @@ class PairPrompt:
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write pair_prompt.json into a folder, made if absent; the file appears whole or not at all.
+        """Write pair_prompt.json, whole or not at all.
+
+        Args:
+            folder: where to, made if absent.
 
         Returns:
             Path of the file.
@@ -314,12 +328,12 @@ class PairPrompt:
         """Read pair_prompt.json and check that the tokenizer still gives the ids written there.
 
         Args:
-            folder: Local folder that holds the file.
-            tokenizer: The tokenizer the prompt was saved with.
+            folder: local folder that holds the file.
+            tokenizer: the tokenizer the prompt was saved with.
 
         Raises:
-            FileNotFoundError: The folder has no pair_prompt.json.
-            ValueError: The file is no prompt, was written by a newer version, or does not fit the tokenizer.
+            FileNotFoundError: the folder has no pair_prompt.json.
+            ValueError: the file is no prompt, was written by a newer version, or does not fit the tokenizer.
         """
         path = Path(folder) / PROMPT_FILE
         if not path.is_file():

@@ -29,18 +29,10 @@ class PairTokens:
 def pad_batch(
     sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad token sequences to the longest of them.
+    """Pad B token sequences to the longest of them, at the `side` "right" or "left".
 
-    Args:
-        sequences: B sequences of token ids, none empty.
-        pad_id: Token id written into the padding.
-        side: Where the padding goes, "right" or "left".
-
-    Returns:
-        (input_ids, attention_mask), both int64 of shape (B, longest); the mask is 1 on tokens and 0 on padding.
-
-    Raises:
-        ValueError: No sequence, an empty one, or an unknown side.
+    Returns (input_ids, attention_mask), int64 (B, longest); the mask is 1 on tokens and 0 on padding. ValueError: no
+    sequence, an empty one, or an unknown side.
     """
     if side not in ("right", "left"):
         raise ValueError(f"side must be 'right' or 'left', got {side!r}.")

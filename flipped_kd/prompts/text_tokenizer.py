@@ -82,17 +82,9 @@ def token_ids(backend: Tokenizer, text: str) -> list[int]:
 
 
 def end_marker(part: str, text: str, ids: list[int], index: int, control: dict[int, AddedToken]) -> AddedToken:
-    """Return the control token at one end of a fixed part, where it meets a text.
+    """The control token at one end of a fixed part (index 0 its beginning, -1 its end), where it meets a text.
 
-    Args:
-        part: Name of the part for the message.
-        text: The part.
-        ids: Its token ids.
-        index: 0 for its beginning, -1 for its end.
-        control: The tokenizer's control tokens (`control_tokens`).
-
-    Raises:
-        ValueError: There is no control token at that end.
+    `part` is its name for the message. ValueError: there is no control token at that end.
     """
     if ids and ids[index] in control:
         return control[ids[index]]

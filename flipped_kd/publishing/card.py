@@ -1,7 +1,4 @@
-"""The model card: what a repository's own files and the report of its run say, as data, and as Markdown.
-
-`card_data` reads, `render_card` renders card_template.md.jinja, `write_card` writes README.md.
-"""
+"""The model card: what a repository's own files and the report of its run say, as data, and as Markdown."""
 
 from __future__ import annotations
 

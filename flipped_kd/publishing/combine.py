@@ -66,6 +66,13 @@ def combine_adapters(
     Raises:
         ValueError: adapters that do not go together, or settings that PEFT refuses. Nothing was written then.
         OSError: no space left.
+
+    Examples:
+        `adapter` and `other_adapter` are folders of adapters trained on one base.
+
+        >>> combined = combine_adapters([adapter, other_adapter], folder / "combined")
+        >>> sorted(path.name for path in combined.glob("*.safetensors"))
+        ['adapter_model.safetensors']
     """
     target = Path(out_dir)
     weights = _checked_weights(adapters, weights)

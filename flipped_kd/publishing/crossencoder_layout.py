@@ -111,19 +111,10 @@ def remove_layout(folder: Path) -> None:
 def check_layout(
     folder: Path, pairs: Sequence[tuple[str, str]], answers: np.ndarray, tolerance: float
 ) -> tuple[float, str | None]:
-    """Score pairs of several lengths in one batch by the stock CrossEncoder, and compare.
+    """Score pairs of several lengths in one batch by the stock CrossEncoder, and compare with the matcher's log-odds.
 
-    Args:
-        folder: merged model with the layout.
-        pairs: N pairs, none of which is cut.
-        answers: the matcher's answer log-odds of them, (N,).
-        tolerance: largest difference of log-odds that passes.
-
-    Returns:
-        (largest difference found, reason to leave the layout out, or None).
-
-    Raises:
-        PublishError: CrossEncoder cannot load the folder, or scores even single pairs otherwise.
+    Returns the largest difference found, and the reason to leave the layout out where it is above `tolerance`, or
+    None. PublishError: CrossEncoder cannot load the folder, or scores even single pairs otherwise.
     """
     remedy = "Merge without this layout: sentence_transformers=False. Nothing was written."
     try:

@@ -7,7 +7,17 @@ from ..utils.redaction import redact
 
 
 class PublishError(RuntimeError):
-    """Something that must not be published, or a push that did not succeed. Nothing local was lost."""
+    """Something that must not be published, or a push that did not succeed. Nothing local was lost.
+
+    Examples:
+        >>> from flipped_kd import push_folder
+        >>> try:
+        ...     push_folder(adapter, "somebody/matcher")
+        ... except PublishError as error:
+        ...     print(error)
+        opening the repository 'somebody/matcher' failed (HfHubHTTPError: 403 Forbidden: ...). Nothing on this machine
+        was changed. Log in with `hf auth login`, or give a token with write access to this repository.
+    """
 
 
 def failure_of(error: BaseException, what: str, token: str | None = None) -> PublishError:

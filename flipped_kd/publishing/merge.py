@@ -1,10 +1,4 @@
-"""Merging an adapter into its base: in float32, exactly, and tried before it is put in place.
-
-- The base is loaded afresh in float32, whatever the adapter was trained on; one stored in 4 or 8 bit is refused.
-- Tied embeddings that the adapter changes on one side only are untied: a merge into the shared matrix would change
-  the other side too.
-- Adapter, merged model and CrossEncoder(merged model) score the same pairs before the folder gets its name.
-"""
+"""Merging an adapter into its base: in float32, exactly, and tried before it is put in place."""
 
 from __future__ import annotations
 
@@ -128,6 +122,13 @@ def merge_adapter(
         PublishError: adapter, merged model and CrossEncoder do not agree (see `merge_probe.measure_differences`).
         FloatingPointError: the adapter's scores are no finite numbers.
         OSError: no space left.
+
+    Examples:
+        `adapter` is the folder of a trained adapter.
+
+        >>> report = merge_adapter(adapter, folder / "merged")
+        >>> report.answer_difference < 1e-3 and report.sentence_transformers
+        True
     """
     target = Path(out_dir)
     check_target(target, MERGE_FILE if overwrite else None)

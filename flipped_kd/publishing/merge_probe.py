@@ -58,18 +58,11 @@ def scored(matcher: FlippedMatcher, pairs: list[tuple[str, str]]) -> dict[str, n
 
 
 def measure_differences(before: dict[str, np.ndarray], folder: Path, pairs: list[tuple[str, str]]) -> ProbeDifferences:
-    """Compare what the adapter said with the merged model as it is read from disk.
+    """Compare what the adapter said (`scored`) with the merged model as it is read from disk.
 
     Allowed is 1e-5, times the largest value if that is above 1. Where rounding alone moves the model further (tried:
-    every weight by one unit in its last place), 8 times that, up to 1e-3 times the largest value.
-
-    Args:
-        before: `scored` of the adapter.
-        folder: the merged model.
-        pairs: the probes, n of them.
-
-    Raises:
-        PublishError: a difference is larger than that.
+    every weight by one unit in its last place), 8 times that, up to 1e-3 times the largest value. More is a
+    PublishError.
     """
     matcher = FlippedMatcher.from_pretrained(folder, device="cpu", dtype=torch.float32)
     after = scored(matcher, pairs)

@@ -1,8 +1,4 @@
-"""Publishing an adapter, and the merged model made from it, on the Hub.
-
-`merge.merge_adapter`, `combine.combine_adapters` and `push.push_folder` are the steps; `publish` does
-all of them, and can be repeated after any failure: what is done is not done again.
-"""
+"""Publishing an adapter, and the model merged from it; repeated after a failure, what is done is not done again."""
 
 from __future__ import annotations
 

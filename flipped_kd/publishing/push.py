@@ -1,9 +1,4 @@
-"""Pushing a folder to the Hub: which files go, what is checked before, and errors that say what to do.
-
-- Only files that a reader of the repository needs are sent (`uploadable`): no pickles, no optimizer, no logs.
-- Everything is checked on this machine first: contracts, the card's metadata, no token in any text.
-- A push that fails changes nothing here and can be repeated; large files that arrived are not sent again.
-"""
+"""Pushing a folder to the Hub: which files go, what is checked before, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -58,6 +53,12 @@ def push_folder(
         ValueError: repo_id is no possible name, or the folder lacks a contract.
         PublishError: a file holds a token, the card's metadata are invalid, or the Hub could not be reached or
             refused. No message contains a token.
+
+    Examples:
+        `adapter` is the folder of a trained adapter.
+
+        >>> push_folder(adapter, "tester/matcher", private=True).endswith("/tester/matcher")
+        True
     """
     check_repo_id(repo_id)
     folder = Path(folder)

@@ -36,15 +36,9 @@ REFUSED_STARTS = {
 
 
 def check_lora_config(config: PeftConfig, name: str = ADAPTER, *, new: bool = False) -> None:
-    """Refuse settings of an adapter that cannot be trained, saved, read and merged rightly.
+    """Raise ValueError for settings of an adapter that cannot be trained, saved, read and merged rightly.
 
-    Args:
-        config: of the adapter.
-        name: of the adapter.
-        new: whether the adapter is yet to be made from these settings.
-
-    Raises:
-        ValueError: a setting is refused; the message names it, the reason and the remedy.
+    `new`: the adapter is yet to be made from these settings.
     """
     where = "" if name == ADAPTER else f" of the adapter {name!r}"
     if config.peft_type != PeftType.LORA:

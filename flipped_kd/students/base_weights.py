@@ -1,8 +1,7 @@
 """What the weights under an adapter are: a few values of each, kept beside the adapter and compared when it is loaded.
 
 A base's name is no proof: a student may have been merged or trained in memory, and files change. Values are compared
-as nearly as half precision keeps them, so that a base may be loaded in any of float32, bfloat16 and float16; a merge
-moves them further. Quantised weights are neither kept nor compared: they are other values of the same base.
+as nearly as half precision keeps them; quantised ones are neither kept nor compared.
 """
 
 from __future__ import annotations
@@ -102,15 +101,9 @@ class BaseWeights:
 
 
 def check_same_base(folder: Path, model: nn.Module, name: str | os.PathLike[str]) -> None:
-    """Refuse a base whose weights are not those that the adapter in `folder` was trained on.
+    """Raise ValueError for a base whose weights are not those that the adapter in `folder` was trained on.
 
-    Args:
-        folder: of the adapter. Without a record in it, everything passes.
-        model: the base, with or without adapter.
-        name: of the base.
-
-    Raises:
-        ValueError: the message says how many weights differ, and what to do.
+    Without a record in the folder everything passes. `name` is the base's, for the message.
     """
     recorded = BaseWeights.from_pretrained(folder)
     difference = None if recorded is None else recorded.difference(BaseWeights.of(model))

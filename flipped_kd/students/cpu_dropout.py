@@ -1,9 +1,8 @@
 """Dropout that costs a third on a CPU.
 
-torch draws one Mersenne Twister number for each element there, in one thread, which made a third of a training step of
-small students: LoRA drops the inputs of every adapted layer, and attention its weights. Sixteen bits decide as well,
-so a 64-bit number serves four elements, and a generator made for speed draws it. Its seeds come from torch's
-generator: seeds, checkpoints and replays work as with nn.Dropout.
+There torch draws one Mersenne Twister number for each element, in one thread: a third of a training step of small
+students. Sixteen bits decide as well, so a 64-bit number of a generator made for speed serves four elements. Its seeds
+come from torch's generator: seeds, checkpoints and replays work as with nn.Dropout.
 """
 
 from __future__ import annotations

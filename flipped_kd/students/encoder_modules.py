@@ -92,10 +92,6 @@ def row_readers(model: PeftModel, matrices: Mapping[str, nn.Module]) -> set[str]
     An expert is given the tokens routed to it, if any; a router, and the feed-forward layers of OPT, a flattened
     batch. Models differ in this, so two short rows are read. Where that shows nothing (weights sharded at load time,
     an adapter that is switched off) the usual names of experts and routers decide.
-
-    Args:
-        model: the student with its adapter.
-        matrices: its A matrices by the name of the layer they belong to.
     """
     found = {} if is_sharded(model) else calls(model, matrices)
     if not found:

@@ -1,8 +1,4 @@
-"""Students stored as GGUF: named, checked, read by transformers' own reader, and from then on ordinary models.
-
-Quantised weights are turned into float ones. The model is then no quantised base: LoRA, merging and saving work as
-for any other.
-"""
+"""Students stored as GGUF: named, checked, read by transformers' own reader, and from then on ordinary models."""
 
 from __future__ import annotations
 
@@ -78,14 +74,8 @@ def is_gguf(name: object) -> bool:
 def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **options: Any) -> tuple[Path, GgufBase]:
     """The local file of a GGUF name, fetched from the Hub if need be, and what is recorded of it.
 
-    Args:
-        name: FILE.gguf, FOLDER/FILE.gguf or owner/name:FILE.gguf.
-        revision: branch, tag or commit on the Hub.
-        **options: of the download: token, cache_dir.
-
-    Raises:
-        ImportError: the package gguf is not installed.
-        ValueError: there is no such file, or it is no whole GGUF file.
+    A name is FILE.gguf, FOLDER/FILE.gguf or owner/name:FILE.gguf; `options` of the download are token and cache_dir.
+    ImportError: the package gguf is not installed. ValueError: there is no such file, or it is no whole GGUF file.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ImportError(f"{os.fspath(name)!r} needs the package gguf: pip install 'flipped_kd[gguf]'.")

@@ -1,4 +1,4 @@
-"""LoRA's A matrices read as an encoder (arXiv 2507.05617, section 3): which ones, how captured, how pooled.
+"""LoRA's A matrices read as an encoder: which ones, how captured, how pooled.
 
 One file, though long: one class, whose trained, merged and saved forms must give the same vectors.
 """
@@ -40,9 +40,10 @@ class AllRead(Exception):
 
 
 class LoraEncoder:
-    """Represents texts by the outputs of LoRA's A matrices.
+    """Represents texts by the outputs of LoRA's A: A is the encoder, B the decoder (arXiv 2507.05617, section 3).
 
-    With u_k(t) the mean over the text's own tokens of A_k x, over the modules k:
+    The paper leaves open which A are read, and how. With u_k(t) the mean of A_k x over the text's own tokens and L2
+    the scaling to unit length, over the modules k (our reading):
 
     - `sum`: z(t) = L2(sum of u_k(t)): r numbers; all A map into one space, so they need one rank r.
     - `concat`: z(t) = L2(concat of L2(u_k(t))): sum of r_k numbers.
@@ -58,6 +59,18 @@ class LoraEncoder:
 
     Raises:
         ValueError: no module, an unknown pooling, or modules of unequal rank to be summed.
+
+    Examples:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+        >>> student = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+        >>> student = get_peft_model(student, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        >>> encoder = LoraEncoder.from_model(student, layers="last:1", pooling="sum")
+        >>> with encoder.capture() as captured:
+        ...     _ = student(torch.tensor([[1, 2, 3], [4, 5, 0]]))  # two texts, of three tokens and of two
+        >>> encoder.pool(captured, spans=torch.tensor([[1, 1, 1], [1, 1, 0]])).shape
+        torch.Size([2, 4])
     """
 
     def __init__(
@@ -128,6 +141,9 @@ class LoraEncoder:
 
         Hooks run inside the module's own forward, so they see the same tensors under DDP, FSDP, ZeRO and non-reentrant
         checkpointing.
+
+        Args:
+            model: the student with the adapter that this encoder reads.
 
         Raises:
             TypeError: `model` is no PeftModel.
@@ -227,6 +243,12 @@ class LoraEncoder:
         Args:
             stop: end the context as soon as all are recorded, in the middle of that forward pass: what lies above the
                 encoder's last module is not computed. For a model that can be left so (`probing.can_be_stopped`).
+
+        Yields:
+            The outputs so far, filled as the forward pass goes on.
+
+        Raises:
+            RuntimeError: the encoder is attached to no model.
         """
         # An encoder copied without its model has hooks on nothing.
         if not any(handle.hooks_dict_ref() is not None for handle in self._handles):
@@ -303,13 +325,20 @@ class LoraEncoder:
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write lora_encoder.json into `folder` (made if absent), whole or not at all."""
+        """Write lora_encoder.json, whole or not at all.
+
+        Args:
+            folder: where to, made if absent.
+        """
         target = Path(folder) / ENCODER_FILE
         write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:
-        """Read lora_encoder.json from `folder`; `attach` it to the model before use.
+        """Read lora_encoder.json; `attach` the encoder to the model before use.
+
+        Args:
+            folder: holds it.
 
         Raises:
             ValueError: the file is absent, broken or from a newer release.

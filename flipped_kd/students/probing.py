@@ -67,17 +67,9 @@ def same_logits(found: Tensor, wanted: Tensor, tolerance: float | None = None) -
 
 @torch.no_grad()
 def probe_rows(model: nn.Module, *, training: bool = False) -> Any:
-    """Run `model` on two rows of token ids (2, 8) that are alike in their first half; modes and RNG stay as they were.
+    """What `model` gives for two rows of token ids (2, 8) that are alike in their first half.
 
-    Args:
-        model: with or without adapter.
-        training: read as in training, or as in evaluation.
-
-    Returns:
-        What the model gives.
-
-    Raises:
-        ValueError: it cannot read token ids alone.
+    Modes and RNG stay as they were. ValueError: it cannot read token ids alone.
     """
     base = unwrapped(model)
     size = base.config.get_text_config().vocab_size

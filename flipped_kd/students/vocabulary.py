@@ -31,17 +31,9 @@ def check_not_resized(model: PreTrainedModel) -> None:
 
 
 def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt, model: str, why: str) -> None:
-    """Refuse a tokenizer that gives ids for which the model has no embedding.
+    """Raise ValueError for a tokenizer that gives ids for which the model, of so many `rows` of embeddings, has none.
 
-    Args:
-        rows: of the model's embeddings.
-        tokenizer: for texts.
-        prompt: the fixed ids of a pair.
-        model: what it is called in the message.
-        why: what that means, and the remedy.
-
-    Raises:
-        ValueError: an id is too large.
+    `why` tells what that means, and the remedy.
     """
     fixed = max(*prompt.prefix_ids, *prompt.middle_ids, *prompt.suffix_ids, *prompt.answer_ids)
     largest = max(fixed, tokenizer.vocab_size - 1)

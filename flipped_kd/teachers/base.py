@@ -1,8 +1,4 @@
-"""What a teacher is, whatever its kind: a name, a fingerprint, and scores that are computed once into a cache.
-
-A new kind is one class: it says whether it gives each text a vector (`has_vectors`), names its state (`fingerprint`)
-and computes scores of texts or pairs (`compute`). All else is here; nothing outside this folder asks for the class.
-"""
+"""What a teacher is, whatever its kind. A new kind is one class; nothing outside this folder asks for the class."""
 
 from __future__ import annotations
 
@@ -28,16 +24,18 @@ BATCHES_PER_BLOCK = 16
 class Teacher(ABC):
     """A small expert that scores pairs of texts: T in [-1, 1], higher where they match.
 
-    With vectors, T is the cosine of any two texts of a batch. Without, it is 2 P - 1 of given pairs alone.
+    With vectors, T is the cosine of any two texts of a batch. Without, it is 2 P - 1 of given pairs (our reading).
+
+    Args:
+        id: Hub id or base name of a folder, never a full path.
+        revision: commit on the Hub, None for local models.
 
     Attributes:
         kind: name of the kind, as reports and cards show it.
         has_vectors: whether it gives each text a vector.
-        id: Hub id or base name of a folder, never a full path.
-        revision: commit on the Hub, None for local models.
         dim: length of a vector; 1 without vectors.
 
-    Example:
+    Examples:
         A teacher of one's own, by words that two texts share:
 
         >>> class WordOverlap(Teacher):
@@ -123,7 +121,7 @@ class Teacher(ABC):
         Raises:
             TypeError: if `texts` is one string or holds something else than strings.
             ValueError: the teacher has no vectors; an empty text, a bad batch size, a vector that is zero or not
-            finite, or another teacher's cache.
+                finite, or another teacher's cache.
             OSError: if the cache cannot be written.
         """
         if not self.has_vectors:
@@ -160,8 +158,9 @@ class Teacher(ABC):
             The memory-mapped scores of at least these pairs.
 
         Raises:
-            TypeError, OSError: as `embed`; TypeError for pairs_b beside the pairs of data sets.
+            TypeError: as `embed`; for pairs_b beside the pairs of data sets.
             ValueError: as `embed`; the teacher has vectors, or there are unequal numbers of texts.
+            OSError: as `embed`.
         """
         if self.has_vectors:
             raise ValueError(f"Teacher {self.id!r} ({self.kind}) scores pairs by the vectors of embed(): use that.")

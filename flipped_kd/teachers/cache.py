@@ -6,17 +6,14 @@ JSON file that says whose vectors they are.
 - A shard is written whole to a temporary name and renamed, so a kill loses at most the shard in the making. Shards are
   never changed and, unless corrupt, never removed: others may have them mapped.
 - A shard whose bytes do not match its name is corrupt, is reported, and its texts are scored anew.
-- Shard names are in the order of writing and the first writer of a key wins: vectors once read do not change, although
-  other batches would give other last bits.
-- The order does not hang on the clock: a shard's stamp is the time, but always above that of every shard before it.
-  (The exception: of two writers between stamp and rename in the same instant, the second to rename may come first.)
-- Several processes may write at once: names are unique and renames atomic; of keys written twice all read the same.
-- At load only the sorted keys and their row numbers are in memory (16 bytes a text); vectors stay in the memory map.
+- The first writer of a key wins, in the order of names: vectors once read do not change. A shard's stamp is the time,
+  but always above that of every shard before it.
+- Several processes may write at once: names are unique and renames atomic.
+- At load only the sorted keys and their row numbers are in memory (16 bytes a text).
 
 What a kill, a full disk or a corrupt shard interrupts is made up for bit for bit, on the same machine with the same
 batch size: texts are scored in one fixed order, every shard's batches start afresh, and what is missing is whole
-shards. Only where other texts were added in between, or two runs wrote the same texts, do the batches differ, and with
-them the last bits of a vector.
+shards. Only where other texts were added in between, or two runs wrote the same texts, do last bits differ.
 """
 
 import errno
@@ -113,18 +110,7 @@ class TeacherCache:
                         path.unlink()
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> Path:
-        """Write one shard.
-
-        Args:
-            keys: int64 (n,).
-            vectors: float32 (n, dim).
-
-        Returns:
-            The shard's path.
-
-        Raises:
-            OSError: naming the folder and the remedy.
-        """
+        """Write one shard: keys int64 (n,), vectors float32 (n, dim). OSError names the folder and the remedy."""
         data = shard_bytes(keys, vectors, self.identity)
         digest = shard_digest([data])
         with _clear_write_error(self.folder):
@@ -165,16 +151,9 @@ class TeacherCache:
 
 
 def scoring_order(keys: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Longest first, so that a batch holds items of like length; equal lengths by key.
+    """Positions, longest first, so that a batch holds items of like length; equal lengths by key.
 
     The batches, and with them the last bits of the vectors, so do not depend on the order of the texts.
-
-    Args:
-        keys: int64 (n,).
-        lengths: int (n,).
-
-    Returns:
-        int64 (n,), positions.
     """
     return np.lexsort((keys, -lengths))
 

@@ -25,16 +25,21 @@ DROPPED_SHARE_LIMIT = 0.3
 class PlattCalibration:
     """P = sigmoid(scale * T + offset), Platt's calibration with class-balanced weights.
 
-    Both classes weigh the same in the fit, so that P = .5 means "undecided" whatever the share of positives: plain
-    Platt on data with few positives gives all of them P < .5, and the dual threshold would drop them (method: arXiv
-    2507.05617; Platt 1999).
+    The thresholds .5 of arXiv 2507.05617 suppose scores for which .5 means "undecided", which raw cosines are not (our
+    reading). Both classes weigh the same in the fit, so that it means that whatever the share of positives: plain
+    Platt (1999) on data with few positives gives all of them P < .5, and the dual threshold would drop them.
 
-    Attributes:
+    Args:
         scale: the slope c; positive where the teacher agrees with the labels.
         offset: d.
 
     Raises:
         ValueError: if one of them is not finite.
+
+    Examples:
+        >>> scores, labels = np.array([0.9, 0.6, 0.5, 0.1, 0.7, 0.3]), np.array([1, 1, 0, 0, 0, 0])
+        >>> PlattCalibration.fit(scores, labels).probability(scores).round(2)
+        array([0.95, 0.51, 0.28, 0.01, 0.74, 0.05])
     """
 
     scale: float
@@ -123,7 +128,14 @@ class PlattCalibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> "PlattCalibration":
-        """The inverse of `to_dict`. Raises ValueError if the keys are not exactly scale and offset."""
+        """The inverse of `to_dict`.
+
+        Args:
+            values: scale and offset.
+
+        Raises:
+            ValueError: if these are not the keys, or a value is not finite.
+        """
         if set(values) != {"scale", "offset"}:
             raise ValueError(
                 f"PlattCalibration.from_dict: got keys {sorted(values)}, needs exactly ['offset', 'scale']."

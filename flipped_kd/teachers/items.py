@@ -1,9 +1,4 @@
-"""What a teacher is to score: single texts or ordered pairs, named by keys, fetched when it is their turn.
-
-- `ListedTexts`, `ListedPairs`: strings that are in memory anyway.
-- `DatasetTexts`, `DatasetPairs`: columns of data sets. Memory holds 12 bytes an item (key and length); the strings
-  stay in the memory-mapped Arrow table.
-"""
+"""What a teacher is to score: single texts or ordered pairs, named by keys, fetched when it is their turn."""
 
 from __future__ import annotations
 

@@ -43,6 +43,16 @@ def load_teacher(
         TypeError: if `teacher` is neither a name nor a bi- or cross-encoder.
         ValueError: if the model cannot be found, is of no usable kind, has only pickled weights or broken ones, has
             several labels, or gives no vector; also for a revision of something that is not on the Hub.
+
+    Examples:
+        `teacher_folder` holds a model of sentence-transformers.
+
+        >>> teacher = load_teacher(teacher_folder, device="cpu")
+        >>> teacher.kind, teacher.has_vectors
+        ('bi_encoder', True)
+        >>> vectors = teacher.compute(["where is my card", "a refund"], batch_size=2)
+        >>> vectors.shape == (2, teacher.dim)
+        True
     """
     if isinstance(teacher, os.PathLike):
         teacher = Path(teacher)

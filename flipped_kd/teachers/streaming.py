@@ -1,10 +1,9 @@
 """The teacher's scores of a streamed training set: texts are scored when a batch brings them, in the main process.
 
 New scores wait in a bounded buffer and become a shard of the cache when it is full, and before each checkpoint. A run
-that is resumed then reads from disk what the interrupted one had read, and scores anew, batch by batch in the same
-order, what it had scored later: only whole batches are written, so both make the same batches of the same texts, and
-the same last bits. (Several processes write shards of their own. Where two of them score one text in different
-batches, they go on with their own result, and after a resume with the one written first: equal but for last bits.)
+that is resumed reads from disk what the interrupted one had read, and scores the rest anew in the same batches: only
+whole batches are written, so both have the same last bits. (Where two processes score one text in different batches,
+they go on with their own result, and after a resume with the one written first: equal but for last bits.)
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ..students.loading import check_causal, load_student
 from ..students.lora import add_adapter, default_lora, keep_input_precision
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device, is_sharded
+from ..students.size import learning_rate_for
 from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
@@ -122,6 +124,22 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
             f"{prepared.id!r} cannot score: use contrast='pairwise' or a bi-encoder teacher."
         )
     return prepared
+
+
+def with_learning_rate(args: FlippedDistillationConfig, student: PeftModel) -> FlippedDistillationConfig:
+    """The settings with a learning rate; where they have none, a copy with the one that goes with the student's size.
+
+    Args:
+        args: settings.
+        student: with its adapter.
+    """
+    if args.learning_rate is not None:
+        return args
+    weights = cast(PreTrainedModel, student.get_base_model()).num_parameters()
+    args = copy.copy(args)  # the caller's may serve a student of another size
+    args.learning_rate = learning_rate_for(weights)
+    logger.info("learning rate %g, for a student of %.0f million weights", args.learning_rate, weights / 1e6)
+    return args
 
 
 def starts_from_teacher(

@@ -67,6 +67,7 @@ from .setup import (
     run_on,
     speed_up_student,
     starts_from_teacher,
+    with_learning_rate,
 )
 from .teacher_targets import TeacherSignal, TeacherTargets
 
@@ -150,6 +151,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config, args)
+        args = with_learning_rate(args, student)
         self.base_weights = BaseWeights.of(student)
         speed_up_student(student, args.device)
         self.prompt = prompt or PairPrompt.from_preset(

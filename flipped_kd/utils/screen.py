@@ -1,8 +1,4 @@
-"""What is shown to somebody who looks on. It never decides how a run ends.
-
-A terminal may lack a letter, and whoever reads our output through a pipe may have seen enough: hours of work must not
-end there.
-"""
+"""What is shown to somebody who looks on. It never decides how a run ends: a terminal may lack letters."""
 
 from __future__ import annotations
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from peers import PEERS, gold_labels, teacher_labels, teacher_margins
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.cross_encoder import CrossEncoderTrainer
+from sklearn.metrics import roc_auc_score
 
+from flipped_kd.experiments.ablation.pair_scores import unpacked_splits
 from flipped_kd.experiments.ablation.plan import Job
 from flipped_kd.experiments.ablation.run import run_job
-from tests.cli.helpers import pair_rows, write_rows
+from tests.cli.helpers import pair_rows, read_rows, write_rows
 from tests.conftest import make_pairs
 
 
@@ -34,7 +37,8 @@ def test_a_peer_makes_a_row_of_a_trained_student(
     name: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[float] = []
-    step = CrossEncoderTrainer.training_step
+    trainer = SentenceTransformerTrainer if name == "embedding_mnrl" else CrossEncoderTrainer
+    step = trainer.training_step
 
     def watched(self: Any, *arguments: Any, **options: Any) -> Any:
         assert type(self.loss).__name__ == PEERS[name].loss
@@ -42,12 +46,17 @@ def test_a_peer_makes_a_row_of_a_trained_student(
         losses.append(float(loss))
         return loss
 
-    monkeypatch.setattr(CrossEncoderTrainer, "training_step", watched)
+    monkeypatch.setattr(trainer, "training_step", watched)
     job = replace(job, settings={**job.settings, "num_train_epochs": 6})
     row = run_job(job, tmp_path / "out", PEERS[name])
-    assert {"teacher", "answer", "answer_plus_teacher", "validation_auc"} == row["metrics"].keys()
-    assert {"teacher", "answer"} == row["metrics"]["validation_auc"].keys()
+    system = "similarity" if name == "embedding_mnrl" else "answer"
+    combined = set() if name == "embedding_mnrl" else {"answer_plus_teacher"}
+    assert {"teacher", system, "validation_auc", "run", *combined} == row["metrics"].keys()
+    assert {"teacher", system} == row["metrics"]["validation_auc"].keys()
     assert all(np.isfinite(list(metrics.values())).all() for metrics in row["metrics"].values())
+    kept = unpacked_splits(row["scores"])[system]
+    labels = [one["label"] for one in read_rows(tmp_path / "test.jsonl")]
+    assert roc_auc_score(labels, kept.test) == pytest.approx(row["metrics"][system]["auc"], abs=0.02)
     half = len(losses) // 2
     assert half >= 2 and np.mean(losses[half:]) < np.mean(losses[:half])
 

@@ -105,7 +105,7 @@ def test_the_ends_of_every_range_are_allowed(make: Any, settings: dict[str, Any]
 
 def test_the_paper_s_defaults_and_the_guards_are_on(make: Any) -> None:
     config = make()
-    assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (3e-5, 0.05, 0.1)
+    assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (None, 0.05, 0.1)
     assert (config.margin, config.positive_threshold, config.negative_threshold) == (0.06, 0.5, 0.5)
     assert (config.positive_margin, config.negative_margin) == ("teacher", "teacher")
     assert (config.sup_weight, config.dist_weight, config.mcl_weight) == (1, 1, 1)

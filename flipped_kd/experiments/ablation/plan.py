@@ -172,16 +172,7 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
 def settings_of(
     job: Job, folder: Path, cache: Path
 ) -> tuple[StudentArguments, DataArguments, FlippedDistillationConfig]:
-    """The settings of one run, checked as a recipe's.
-
-    Args:
-        job: the run.
-        folder: where it writes.
-        cache: of teacher scores, shared by all runs.
-
-    Raises:
-        ValueError: an unknown setting or a bad value.
-    """
+    """The settings of one run that writes to `folder`, checked as a recipe's (ValueError)."""
     own = {"output_dir": str(folder), "teacher_cache_dir": str(cache), "seed": job.seed}
     try:
         student, data, config = parse_settings(CLASSES, [], dict(job.settings) | own)

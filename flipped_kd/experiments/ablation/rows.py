@@ -16,13 +16,8 @@ Row = dict[str, Any]
 def read_rows(path: Path, checked: Callable[[Row], Row] | None = None) -> list[Row]:
     """Finished rows; a last line that a killed process left unfinished is ignored, a file that is not there is empty.
 
-    Args:
-        path: the file.
-        checked: takes what a line says and returns the row; what it lacks is a KeyError, TypeError or ValueError. By
-            default the rows of `run.run_plan`.
-
-    Raises:
-        ValueError: another line is no row.
+    `checked` takes what a line says and returns the row, by default one of `run.run_plan`; what the line lacks is a
+    KeyError, TypeError or ValueError. ValueError: another line is no row.
     """
     if not path.is_file():
         return []

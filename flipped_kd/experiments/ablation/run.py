@@ -114,8 +114,9 @@ def _run_pending(
             continue
         append_row(rows_file, outcome)
         minutes = (time.monotonic() - started) / 60 * (len(jobs) - number) / number
-        both = outcome["metrics"].get("both") or outcome["metrics"]["answer"]
-        emit(f"{position} F1 {both['f1']:.4f}, AUC {both['auc']:.4f}; about {minutes:.0f} min left")
+        metrics = outcome["metrics"]
+        best = next(metrics[system] for system in ("both", "answer", "similarity") if system in metrics)
+        emit(f"{position} F1 {best['f1']:.4f}, AUC {best['auc']:.4f}; about {minutes:.0f} min left")
     if failed:
         raise RuntimeError(f"{len(failed)} runs have failed: " + "; ".join(failed))
     rows = read_rows(rows_file)
@@ -230,7 +231,7 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
 
 
 def judge_run(
-    answer: SplitScores,
+    answer: SplitScores | None,
     similarity: SplitScores | None,
     teacher: SplitScores,
     validation_labels: np.ndarray,
@@ -239,11 +240,11 @@ def judge_run(
     """Metrics of one run's scores and of its teacher, as `comparison.judge` gives them.
 
     Returns:
-        By system: teacher, answer, answer_plus_teacher; with a similarity also similarity and both. Under
-        "validation_auc" the AUC on validation of each.
+        By system: teacher; answer and answer_plus_teacher, if there is an answer; similarity; both and
+        both_plus_teacher, if there are both. Under "validation_auc" the AUC on validation of each.
     """
     labels = validation_labels, test_labels
-    both = None if similarity is None else combine(answer, similarity, validation_labels)
+    both = None if answer is None or similarity is None else combine(answer, similarity, validation_labels)
     chosen_by = {"teacher": teacher, "answer": answer, "similarity": similarity, "both": both}
     metrics: dict[str, Any] = {
         # What settings are chosen by.
@@ -251,10 +252,14 @@ def judge_run(
             name: float(roc_auc_score(validation_labels, one.validation)) for name, one in chosen_by.items() if one
         },
         "teacher": judge(teacher, *labels),
-        "answer": judge(answer, *labels, 0.0),
-        "answer_plus_teacher": judge(combine(answer, teacher, validation_labels), *labels, 0.0),
     }
-    if similarity is not None and both is not None:
+    if answer is not None:
+        metrics["answer"] = judge(answer, *labels, 0.0)
+    if similarity is not None:
         metrics["similarity"] = judge(similarity, *labels)
+    if both is not None:
         metrics["both"] = judge(both, *labels, 0.0)
+    for name, scores in (("answer", answer), ("both", both)):
+        if scores is not None:
+            metrics[f"{name}_plus_teacher"] = judge(combine(scores, teacher, validation_labels), *labels, 0.0)
     return metrics

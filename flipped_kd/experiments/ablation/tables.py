@@ -11,15 +11,20 @@ from scipy import stats
 
 from ...utils.markdown import table
 from .plan import Group
+from .significance import Interval, bootstrap, holm, shared_scores
 
 Row = Mapping[str, Any]
-SIGNIFICANT = 0.05
 COLUMNS = (
     ("answer", "f1", "F1 answer"),
     ("answer", "auc", "AUC answer"),
     ("similarity", "auc", "AUC similarity"),
     ("both", "f1", "F1 both"),
     ("both", "auc", "AUC both"),
+)
+# Two models at prediction time: what a student adds to its teacher, title, run and system.
+COMBINED = (
+    ("plain: answer + teacher", "plain", "answer_plus_teacher"),
+    ("full: both + teacher", "full", "both_plus_teacher"),
 )
 # Like with like: answer with answer, both with both.
 COMPARED = (("answer", "f1"), ("answer", "auc"), ("both", "f1"), ("both", "auc"))
@@ -35,6 +40,7 @@ class Difference:
         p: two-sided p-value of the paired t-test; None below two seeds or without any spread.
         wins: seeds with first > second.
         seeds: how many there are.
+        interval: of a bootstrap over test pairs and seeds; None where the rows keep no scores.
     """
 
     mean: float
@@ -42,14 +48,16 @@ class Difference:
     p: float | None
     wins: int
     seeds: int
+    interval: Interval | None = None
 
     @classmethod
-    def of(cls, first: Sequence[float], second: Sequence[float]) -> Difference:
+    def of(cls, first: Sequence[float], second: Sequence[float], interval: Interval | None = None) -> Difference:
         """Compare two systems seed by seed.
 
         Args:
             first: (seeds,) values of the one.
             second: (seeds,) of the other, same seeds in the same order.
+            interval: of a bootstrap.
 
         Raises:
             ValueError: there is no seed, or not as many of both.
@@ -59,18 +67,35 @@ class Difference:
         gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
         std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if std > 0 else None
-        return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps))
+        return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps), interval)
 
-    def short(self) -> str:
-        """Mean, spread, how many seeds gain, and a star where p < 0.05."""
-        spread = f" ± {self.std:.3f}" if self.seeds > 1 else ""
-        star = "\\*" if self.p is not None and self.p < SIGNIFICANT else ""
-        return f"{self.mean:+.3f}{spread} ({self.wins}/{self.seeds}){star}"
+    @property
+    def chance(self) -> float | None:
+        """The p-value that a star goes by: the bootstrap's where there is one, else the t-test's."""
+        return self.p if self.interval is None else self.interval.p
 
-    def __str__(self) -> str:
-        p = "" if self.p is None else f", p {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
-        spread = f" ± {self.std:.4f}" if self.seeds > 1 else ""
-        return f"{self.mean:+.4f}{spread} ({self.wins} of {self.seeds}{p})"
+    def cell(self, star: bool, digits: int) -> str:
+        """Mean; the interval in brackets, else ± the spread; how many seeds gain; a star if it is significant.
+
+        The star is escaped for Markdown.
+        """
+        if self.interval is not None:
+            around = f" [{self.interval.low:+.{digits}f}, {self.interval.high:+.{digits}f}]"
+        else:
+            around = f" ± {self.std:.{digits}f}" if self.seeds > 1 else ""
+        return f"{self.mean:+.{digits}f}{around} ({self.wins}/{self.seeds})" + "\\*" * star
+
+
+def cells(differences: Sequence[Sequence[Difference | None]], digits: int) -> list[list[str]]:
+    """The cells of a table of differences, as `Difference.cell` writes them.
+
+    A star: significant at .05 among all cells of the table (Holm's correction), by the bootstrap over test pairs and
+    seeds where the rows keep scores, else by the paired t-test over seeds.
+    """
+    flat = [one for row in differences for one in row]
+    stars = iter(holm([None if one is None else one.chance for one in flat]))
+    starred = [[(one, next(stars)) for one in row] for row in differences]
+    return [["" if one is None else one.cell(star, digits) for one, star in row] for row in starred]
 
 
 def values(rows: Sequence[Row], system: str, metric: str) -> dict[int, float]:
@@ -98,8 +123,13 @@ def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[R
 def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str], metric: str) -> Difference | None:
     """Difference of a metric over the seeds that both have; None if they share none."""
     first, second = values(rows, systems[0], metric), values(other, systems[1], metric)
-    shared = sorted(first.keys() & second.keys())
-    return Difference.of([first[seed] for seed in shared], [second[seed] for seed in shared]) if shared else None
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    by_seed = [{row["seed"]: row for row in part} for part in (rows, other)]
+    mine, theirs = ([part[seed] for seed in seeds] for part in by_seed)
+    interval = bootstrap(mine, theirs, systems, metric, shared_scores([*rows, *other]))
+    return Difference.of([first[seed] for seed in seeds], [second[seed] for seed in seeds], interval)
 
 
 def group_tables(rows: Sequence[Row], group: Group) -> str:
@@ -118,14 +148,8 @@ def group_tables(rows: Sequence[Row], group: Group) -> str:
 def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     """Markdown of a group over all its sets at once: F1 and AUC of one system, and what the reference gains.
 
-    Args:
-        rows: finished rows.
-        group: which runs of which sets.
-        system: "both", "answer" or "similarity".
-
-    Returns:
-        A table of means ± sample standard deviations and one of paired differences, like with like, with the number of
-        seeds that gain and a star where the paired t-test gives p < 0.05; empty without rows.
+    A table of means ± sample standard deviations, and one of paired differences, like with like (`cells`);
+    empty without rows.
     """
     by_set = {name: of_set(rows, group, name) for name in group.sets}
     sets = [name for name in group.sets if by_set[name]]
@@ -138,28 +162,34 @@ def overview(rows: Sequence[Row], group: Group, system: str = "both") -> str:
     seeds = {name: len(next(iter(by_set[name].values()))) for name in sets}
 
     def means(title: str, run: str, of: str) -> list[str]:
-        return [title, *(mean_cell(found[name, run], of, metric, 3) for name in sets for metric, _ in metrics)]
+        return [
+            title,
+            *(mean_cell(found.get((name, run), []), of, metric, 3) for name in sets for metric, _ in metrics),
+        ]
 
-    def gains(title: str, other: str, systems: tuple[str, str]) -> list[str]:
-        cells = [
+    def gains(other: str, systems: tuple[str, str]) -> list[Difference | None]:
+        return [
             compare(found[name, group.reference], found[name, other], systems, metric)
             for name in sets
             for metric, _ in metrics
         ]
-        return [title, *("" if cell is None else cell.short() for cell in cells)]
 
     rows_of_means = [
         ["seeds", *(str(seeds[name]) for name in sets for _ in metrics)],
         means("teacher", runs[0], "teacher"),
+        *([means(f"{group.reference}: before any step", group.reference, "start")] if system != "answer" else []),
         *(means(run, run, system) for run in runs),
+        *([means(title, run, of) for title, run, of in COMBINED] if system == "both" else []),
     ]
+    rows_of_means = [line for line in rows_of_means if any(line[1:])]
     tables = [table([system, *heads], rows_of_means)]
     if group.reference in runs:
-        rows_of_gains = [gains(run, run, (system, system)) for run in runs if run != group.reference]
-        rows_of_gains.append(gains("its teacher", group.reference, (system, "teacher")))
+        against = {run: gains(run, (system, system)) for run in runs if run != group.reference}
+        against["its teacher"] = gains(group.reference, (system, "teacher"))
         if "plain" in runs and group.reference != "plain":
-            rows_of_gains.append(gains("plain: answer + teacher", "plain", (system, "answer_plus_teacher")))
-        tables.append(table([f"{group.reference} minus", *heads], rows_of_gains))
+            against["plain: answer + teacher"] = gains("plain", (system, "answer_plus_teacher"))
+        lines = zip(against, cells(list(against.values()), 3), strict=True)
+        tables.append(table([f"{group.reference} minus", *heads], [[title, *line] for title, line in lines]))
     return "\n\n".join(tables)
 
 
@@ -194,15 +224,15 @@ def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str
         return ""
     heads = [f"Δ{'F1' if metric == 'f1' else 'AUC'} {system}" for system, metric in COMPARED]
 
-    def gains(title: str, rows: Sequence[Row], other: str | None = None) -> list[str]:
-        cells = [compare(mine, rows, (system, other or system), metric) for system, metric in COMPARED]
-        return [title, *("" if cell is None else str(cell) for cell in cells)]
+    def gains(rows: Sequence[Row], other: str | None = None) -> list[Difference | None]:
+        return [compare(mine, rows, (system, other or system), metric) for system, metric in COMPARED]
 
-    lines = [gains(run, rows) for run, rows in found.items() if run != reference]
-    lines += [gains("its teacher", mine, "teacher"), gains("its answer + teacher", mine, "answer_plus_teacher")]
+    against = {run: gains(rows) for run, rows in found.items() if run != reference}
+    against |= {"its teacher": gains(mine, "teacher"), "its answer + teacher": gains(mine, "answer_plus_teacher")}
     if "plain" in found and reference != "plain":
-        lines.append(gains("plain: answer + teacher", found["plain"], "answer_plus_teacher"))
-    return table([f"{reference} minus", *heads], lines)
+        against["plain: answer + teacher"] = gains(found["plain"], "answer_plus_teacher")
+    lines = zip(against, cells(list(against.values()), 4), strict=True)
+    return table([f"{reference} minus", *heads], [[title, *line] for title, line in lines])
 
 
 def mean_cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ablation.plan import Group
 from ..ablation.plots import draw_runs
-from ..ablation.tables import compare, mean_cell, of_set, values
+from ..ablation.tables import cells, compare, mean_cell, of_set, values
 from .data import ReportData
 from .elements import Draw, Section, Table
 from .sweeps import PLOTTED_METRICS, draw_sweeps
@@ -27,9 +27,11 @@ def ablation(data: ReportData, draw: Draw) -> Section:
     section.plots = draw(draw_runs(data.ablation_rows, groups))
     if groups:
         section.notes.append(
-            "Means ± sample standard deviations over the seeds that all runs of a set share; behind a difference the "
-            "seeds that gain, and a star where the paired t-test gives p < 0.05. Scores are both of a student "
-            "together, or the answer where a run has no other."
+            "Means ± sample standard deviations over the seeds that all runs of a set share. A difference shows its "
+            "95 % interval, or ± its spread over seeds where rows keep no scores of single pairs, and how many seeds "
+            "gain. A star: significant at .05 among all cells of the table (Holm), by a bootstrap over test pairs and "
+            "seeds, or by the paired t-test over seeds. Scores are both of a student together, or the answer where a "
+            "run has no other."
         )
     swept = draw(draw_sweeps(data.ablation_rows, data.report["settings"]["training"]))
     section.plots += swept
@@ -53,13 +55,17 @@ def _table(rows: Sequence[Mapping[str, Any]], group: Group) -> Table:
     found = of_set(rows, group, name)
     reference = found.get(group.reference, [])
     body = []
-    for run, part in found.items():
-        system = "both" if values(part, "both", "f1") else "answer"
-        cells = [mean_cell(part, system, metric, 3) for metric in PLOTTED_METRICS]
-        for metric in PLOTTED_METRICS:
-            gap = compare(reference, part, (system, system), metric) if run != group.reference else None
-            cells.append("" if gap is None else gap.short().replace("\\", ""))
-        body.append([run, *cells])
+    systems = {run: "both" if values(part, "both", "f1") else "answer" for run, part in found.items()}
+    gaps = [
+        [
+            compare(reference, part, (systems[run],) * 2, metric) if run != group.reference else None
+            for metric in PLOTTED_METRICS
+        ]
+        for run, part in found.items()
+    ]
+    for (run, part), gains in zip(found.items(), cells(gaps, 3), strict=True):
+        means = [mean_cell(part, systems[run], metric, 3) for metric in PLOTTED_METRICS]
+        body.append([run, *means, *(gain.replace("\\", "") for gain in gains)])
     titles = list(PLOTTED_METRICS.values())
     head = ["run", *titles, *(f"{title} of {group.reference} minus this" for title in titles)]
     return Table(f"{name}: {len(reference)} seed{'s' * (len(reference) != 1)}", head, body)

@@ -1,7 +1,4 @@
-"""Pictures of the report page: one panel a figure, so that a phone shows them one below the other.
-
-In the page they are SVG whose text and lines take the page's colours, light or dark; beside it, PNG files.
-"""
+"""Pictures of the report page, one panel each: in the page SVG in its colours, light or dark; beside it PNG files."""
 
 from __future__ import annotations
 

@@ -33,18 +33,10 @@ METHOD = (
 
 
 def write_page(folder: str | os.PathLike[str], ablation: str | os.PathLike[str] | None = None) -> Path:
-    """Write report.html and plots/*.png into an experiment's folder, each file whole or not at all.
+    """Write report.html and plots/*.png into the output folder of a finished recipe, each file whole or not at all.
 
-    Args:
-        folder: the output folder of a finished recipe.
-        ablation: JSON Lines of an ablation's rows, for its runs and sweeps.
-
-    Returns:
-        Path of report.html.
-
-    Raises:
-        ValueError: the folder holds no report, or a file is broken.
-        ImportError: matplotlib is not installed.
+    `ablation` is JSON Lines of an ablation's rows. Returns the path of report.html. ValueError: the folder holds no
+    report, or a file is broken. ImportError: matplotlib is not installed.
     """
     out = Path(folder)
     data = gather(out, Path(ablation) if ablation is not None else None)

@@ -1,7 +1,4 @@
-"""Plots of the report page: systems, teacher, scores by class, precision against recall, updates of A and B, training.
-
-Each function gives drawings of one panel, none where their data are not there. They need the extra `plots`.
-"""
+"""Plots of the report page (extra `plots`): drawings of one panel each, none where their data are not there."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_train_is_the_recipes_comparison(
     assert main(["--quiet", "train", *map(str, flags)]) == 0
     screen = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
-    assert report["data"]["train"] == 40 and report["optimizer"]["learning_rate"] == 2e-4
+    assert report["data"]["train"] == 40 and report["optimizer"]["learning_rate"] == 1e-3
     assert "| LLM, flipped: both |" in screen
     # The adapter serves the other verbs.
     assert main(["evaluate", str(out), str(folder / "validation.jsonl"), "-o", "-", "--quiet"]) == 0

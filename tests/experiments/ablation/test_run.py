@@ -290,22 +290,33 @@ def test_tables_say_what_the_rows_say(content: dict[str, Any], tmp_path: Path) -
     text = group_tables(rows, group)
     assert "## Main" in text and "### tiny" in text
     assert "| full | 2 | 4%, 20% | 0.6550 ± 0.0071 |" in text
-    assert "| plain | +0.1550 ± 0.0071 (2 of 2" in text  # answer with answer
+    assert "| plain | +0.1550 ± 0.0071 (2/2" in text  # answer with answer
     assert "| its teacher |" in text
     assert differences_table({"plain": rows}, "full") == ""
     assert group_tables([], group) == "## Main"
 
 
 def test_the_overview_has_a_column_for_each_set_and_stars_what_is_significant() -> None:
-    """By hand: gains of .10 and .11 over two seeds are significant (t = 21), gains of .05 and -.03 are not."""
+    """By hand: gains of .10 and .1001 over two seeds have p = .0003, less than .05 / 8 of eight cells."""
     group = Group("Main", ("easy", "hard", "not run"), (0, 1), ("plain", "full", "to come"), "full")
     rows = [row("plain", seed, 0.6) | {"set": name} for seed in (0, 1) for name in ("easy", "hard")]
-    gains = {"easy": (0.10, 0.11), "hard": (0.05, -0.03)}
+    gains = {"easy": (0.10, 0.1001), "hard": (0.05, -0.03)}
     rows += [row("full", seed, 0.6 + gain) | {"set": name} for name in gains for seed, gain in enumerate(gains[name])]
     rows.append(row("full", 2, 0.9) | {"set": "easy"})  # a seed that the others do not have yet
     lines = overview(rows, group).splitlines()
     assert lines[0] == "| both | easy F1 | easy AUC | hard F1 | hard AUC |"
     assert lines[2] == "| seeds | 2 | 2 | 2 | 2 |"
-    assert lines[5].startswith("| full | 0.705 ± 0.007 | ")
-    assert lines[9].startswith("| plain | +0.105 ± 0.007 (2/2)\\* | +0.105 ± 0.007 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
+    assert lines[5].startswith("| full | 0.700 ± 0.000 | ")
+    assert lines[9].startswith("| plain | +0.100 ± 0.000 (2/2)\\* | +0.100 ± 0.000 (2/2)\\* | +0.010 ± 0.057 (1/2) |")
+    for one in rows:
+        one["metrics"] |= {
+            "answer_plus_teacher": {"f1": 0.81, "auc": 0.82},
+            "both_plus_teacher": {"f1": 0.9, "auc": 0.91},
+        }
+    rows[4]["metrics"]["start"] = {"f1": 0.77, "auc": 0.78}  # the first seed looks before any step
+    more = overview(rows, group).splitlines()
+    assert "| full: before any step | 0.770 | 0.780 | | |" in more
+    assert "| plain: answer + teacher | 0.810 ± 0.000 | 0.820 ± 0.000 | 0.810 ± 0.000 | 0.820 ± 0.000 |" in more
+    assert "| full: both + teacher | 0.900 ± 0.000 | 0.910 ± 0.000 | 0.900 ± 0.000 | 0.910 ± 0.000 |" in more
+    assert not [line for line in overview(rows, group, "answer").splitlines() if "before any step" in line]
     assert overview([], group) == "" and "minus" not in overview(rows[:4], group)

@@ -1,0 +1,194 @@
+"""Evaluate a trained matcher with the public `mteb` package: its vectors, and its scores as a reranker of their head.
+
+    python recipes/evaluate_mteb.py MODEL --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv
+    python recipes/evaluate_mteb.py MODEL --task NFCorpus
+
+Files are those of BEIR: corpus and queries in JSON Lines with `_id` and `text` (a corpus also `title`), qrels a TSV of
+query, document and score with a header. `--task` names one of mteb's own, which it downloads. In Python,
+`MatcherEncoder` and `MatcherReranker` go into `mteb.evaluate` as they are. Needs `pip install mteb`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.model_meta import ModelMeta
+
+from flipped_kd import FlippedMatcher
+from flipped_kd.utils.screen import unfailing_screen
+
+METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "accuracy")
+
+
+def texts_of(batches: Iterable[Any]) -> list[str]:
+    """The texts of mteb's batches, in order."""
+    return [text for batch in batches for text in batch["text"]]
+
+
+class _Matcher:
+    """What both faces of a matcher share."""
+
+    def __init__(self, matcher: FlippedMatcher, name: str) -> None:
+        self.matcher = matcher
+        self.mteb_model_meta = ModelMeta.create_empty({"name": f"flipped_kd/{Path(name).name}", "revision": "local"})
+
+
+class MatcherEncoder(_Matcher):
+    """mteb's EncoderProtocol: vectors of texts alone, and their cosines."""
+
+    def encode(self, inputs: Iterable[Any], *, batch_size: int = 32, **_: Any) -> np.ndarray:
+        """Vectors of the texts, (n, D)."""
+        return self.matcher.encode(texts_of(inputs), batch_size=batch_size, show_progress_bar=False)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines of all pairs, (n, m): the vectors have unit length."""
+        return np.asarray(embeddings1) @ np.asarray(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines of row i with row i, (n,)."""
+        return (np.asarray(embeddings1) * np.asarray(embeddings2)).sum(axis=1)
+
+
+class MatcherReranker(_Matcher):
+    """mteb's CrossEncoderProtocol: probabilities of a match, by one of the matcher's scores."""
+
+    def __init__(self, matcher: FlippedMatcher, name: str, score: Any = None) -> None:
+        super().__init__(matcher, name)
+        self.score = score
+
+    def predict(self, inputs1: Iterable[Any], inputs2: Iterable[Any], *, batch_size: int = 32, **_: Any) -> np.ndarray:
+        """Probability of each pair, (n,)."""
+        pairs = list(zip(texts_of(inputs1), texts_of(inputs2), strict=True))
+        return self.matcher.predict(pairs, score=self.score, batch_size=batch_size, show_progress_bar=False)
+
+
+def local_task(corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetrieval") -> AbsTaskRetrieval:
+    """A retrieval task of BEIR's three files.
+
+    Args:
+        corpus: JSON Lines with `_id`, `text` and perhaps `title`, which then goes before the text.
+        queries: JSON Lines with `_id` and `text`.
+        qrels: TSV with a header; query id, document id, relevance. Queries that it does not name are left out.
+        name: of the task.
+
+    Raises:
+        ValueError: a file is absent or a line of it is not as it should be.
+    """
+    documents = {row["_id"]: " ".join(filter(None, (row.get("title"), row["text"]))) for row in _json_lines(corpus)}
+    relevant: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(qrels.read_text("utf-8").splitlines()[1:], 2):
+        parts = line.split("\t")
+        if len(parts) != 3 or parts[1] not in documents:
+            raise ValueError(
+                f"{qrels.name}, line {number} is {line!r}: give query id, id of a document and score, with tabs "
+                "between."
+            )
+        relevant.setdefault(parts[0], {})[parts[1]] = int(parts[2])
+    asked = {row["_id"]: row["text"] for row in _json_lines(queries) if row["_id"] in relevant}
+    if unknown := relevant.keys() - asked.keys():
+        raise ValueError(f"{qrels.name} names queries that {queries.name} lacks, such as {min(unknown)!r}.")
+
+    class Local(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name=name,
+            description="Texts of one's own.",
+            type="Retrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+            dataset={"path": "local", "revision": "local"},
+        )
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            if not self.data_loaded:
+                self.corpus, self.queries = {"test": dict(documents)}, {"test": dict(asked)}
+                self.relevant_docs = {"test": {query: dict(found) for query, found in relevant.items()}}
+                self.convert_v1_dataset_format_to_v2(num_proc=None)
+                self.data_loaded = True
+
+    return Local()
+
+
+def evaluate(
+    matcher: FlippedMatcher, name: str, task: Any, rerank: int = 0, scores: Sequence[str] = ("answer", "both")
+) -> dict[str, dict[str, float]]:
+    """nDCG@10 and more of a retrieval task, by the vectors and by each score as a reranker of their head.
+
+    Args:
+        matcher: in use.
+        name: what to call it.
+        task: of mteb.
+        rerank: how many of the nearest are ranked again; 0 for none.
+        scores: what they are ranked by.
+
+    Returns:
+        By way of ranking, mteb's metrics of the test split.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"cache": None, "show_progress_bar": False}
+        result = mteb.evaluate(MatcherEncoder(matcher, name), task, prediction_folder=folder, **options)
+        found["vectors"] = _metrics(result)
+        for score in scores if rerank else ():
+            again = task.convert_to_reranking(folder, top_k=rerank)
+            result = mteb.evaluate(MatcherReranker(matcher, name, score), again, **options)
+            found[f"{rerank} nearest by {score}"] = _metrics(result)
+    return found
+
+
+def _metrics(result: Any) -> dict[str, float]:
+    (scores,) = result.task_results[0].scores["test"]
+    return {metric: float(scores[metric]) for metric in METRICS if metric in scores}
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            row["_id"], row["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path.name}, line {number} needs `_id` and `text`: {line[:80]!r}.") from error
+        rows.append(row)
+    return rows
+
+
+@unfailing_screen()
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="adapter or merged model, a folder or a Hub name")
+    for name in ("corpus", "queries", "qrels"):
+        parser.add_argument(f"--{name}", type=Path, help=f"{name} of a task of one's own")
+    parser.add_argument("--task", help="a retrieval task of mteb, in the place of the three files")
+    parser.add_argument("--rerank", type=int, default=20, metavar="N", help="rank the nearest N again (20; 0: none)")
+    options = parser.parse_args(argv)
+    files = (options.corpus, options.queries, options.qrels)
+    if (options.task is None) == (None in files) or options.task and any(files):
+        parser.error("give --corpus, --queries and --qrels, or --task")
+    try:
+        task = mteb.get_task(options.task) if options.task else local_task(*files)
+        matcher = FlippedMatcher.from_pretrained(options.model)
+        found = evaluate(matcher, options.model, task, options.rerank)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    width = max(map(len, found))
+    print(" " * width, *(f"{metric:>12}" for metric in next(iter(found.values()))))
+    for way, metrics in found.items():
+        print(f"{way:{width}}", *(f"{value:12.4f}" for value in metrics.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Bootstrap and Holm: each draw is scikit-learn's metric with weights, and what is nothing is not starred."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, roc_auc_score
+
+from flipped_kd.evaluation.comparison import SplitScores, combine
+from flipped_kd.evaluation.metrics import best_f1_threshold
+from flipped_kd.experiments.ablation import significance
+from flipped_kd.experiments.ablation.pair_scores import packed_splits, unpacked_splits
+from flipped_kd.experiments.ablation.significance import bootstrap, holm, shared_scores
+from flipped_kd.experiments.ablation.tables import compare
+
+PAIRS = 120
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "DRAWS", 400)
+    for cached in (significance._drawn, significance._times_drawn):
+        cached.cache_clear()
+
+
+def rows_of(name: str, quality: float, seeds: int = 3, spread: float = 0.0) -> list[dict[str, Any]]:
+    """Rows whose answer tells the classes apart by `quality` standard deviations, more or less by seed."""
+    labels = np.tile([0, 1, 1, 0, 0], PAIRS // 5)
+    rows = []
+    for seed in range(seeds):
+        # The same pairs are hard for every seed and run; each adds something of its own.
+        shared, own = np.random.default_rng(0), np.random.default_rng([seed, *name.encode()])
+        gain = quality + spread * own.standard_normal()
+        splits = {
+            system: SplitScores(
+                *(labels * gain + shared.standard_normal(PAIRS) + own.normal(scale=0.2, size=PAIRS) for _ in "vt")
+            )
+            for system in ("answer", "similarity", "teacher")
+        } | {"label": SplitScores(labels, labels)}
+        scores = packed_splits(splits)
+        metrics = {
+            system: {"auc": roc_auc_score(labels, splits[system].test), "f1": 0.5} for system in ("answer", "teacher")
+        }
+        rows.append({"set": "tiny", "name": name, "seed": seed, "scores": scores, "metrics": metrics})
+    return rows
+
+
+@pytest.mark.parametrize("system", ["answer", "both", "teacher", "answer_plus_teacher"])
+def test_a_draw_is_the_metric_with_weights(system: str) -> None:
+    (row,) = rows_of("full", 1.0, seeds=1)
+    splits = unpacked_splits(row["scores"])
+    labels = splits["label"].test.astype(int)
+    if system == "both":
+        scores = combine(splits["answer"], splits["similarity"], labels)
+    elif system == "answer_plus_teacher":
+        scores = combine(splits["answer"], splits["teacher"], labels)
+    else:
+        scores = splits[system]
+    key = significance._key(row, {})
+    times = significance._times_drawn(PAIRS)
+    threshold = best_f1_threshold(scores.validation, labels)
+    for draw in (0, 17, 399):
+        for metric, expected in (
+            ("auc", roc_auc_score(labels, scores.test, sample_weight=times[draw])),
+            ("f1", f1_score(labels, scores.test >= threshold, sample_weight=times[draw])),
+        ):
+            assert significance._drawn(key, system, metric)[draw] == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_count_half() -> None:
+    scores, labels = np.array([1.0, 2.0, 2.0, 3.0, 2.0]), np.array([0, 1, 0, 1, 0])
+    times = np.array([[1, 1, 1, 1, 1], [2, 1, 3, 1, 2]], np.float32)
+    expected = [roc_auc_score(labels, scores, sample_weight=row) for row in times]
+    np.testing.assert_allclose(significance._auc(scores, labels, times), expected)
+
+
+def test_a_better_run_is_told_from_an_equal_one() -> None:
+    full, plain, same = rows_of("full", 1.5), rows_of("plain", 0.3), rows_of("same", 1.5)
+    shared = shared_scores(full)
+    better = bootstrap(full, plain, ("answer", "answer"), "auc", shared)
+    assert better is not None and 0 < better.low < better.high and better.p < 0.02
+    equal = bootstrap(full, same, ("answer", "answer"), "auc", shared)
+    assert equal is not None and equal.low < 0 < equal.high and equal.p > 0.05
+    itself = bootstrap(full, full, ("answer", "answer"), "f1", shared)
+    assert itself is not None and (itself.low, itself.high, itself.p) == (0, 0, 1)
+    turned = bootstrap(plain, full, ("answer", "answer"), "auc", shared)
+    assert turned is not None and (turned.low, turned.high) == pytest.approx((-better.high, -better.low))
+
+
+def test_seeds_widen_the_interval_as_pairs_do() -> None:
+    steady, moving = rows_of("steady", 1.0, seeds=6), rows_of("moving", 1.0, seeds=6, spread=1.0)
+    base = rows_of("plain", 0.5, seeds=6)
+    widths = []
+    for rows in (steady, moving):
+        found = bootstrap(rows, base, ("answer", "answer"), "auc", shared_scores(base))
+        assert found is not None
+        widths.append(found.high - found.low)
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_rows_without_scores_have_the_t_test() -> None:
+    full, plain = rows_of("full", 1.5), rows_of("plain", 0.3)
+    found = compare(full, plain, ("answer", "answer"), "auc")
+    assert found is not None and found.interval is not None and found.chance == found.interval.p
+    # The labels may stand in any row of the set.
+    for row in full[1:] + plain:
+        for name in ("label", "teacher"):
+            row["scores"].pop(name)
+    again = compare(plain, full, ("answer", "answer"), "auc")
+    assert again is not None and again.interval is not None and again.interval.high < 0
+    for row in full:
+        row.pop("scores")
+    found = compare(full, plain, ("answer", "answer"), "auc")
+    values = [[row["metrics"]["answer"]["auc"] for row in part] for part in (full, plain)]
+    assert found is not None and found.interval is None
+    assert found.chance == pytest.approx(stats.ttest_rel(*values).pvalue)
+
+
+def test_holm_by_hand() -> None:
+    """Of .001, .012, .02, .04: .001 < .05/4, .012 < .05/3, .02 < .05/2, .04 < .05; with .013 in the place of .012 too;
+    with .03 for .02 it stops there."""
+    assert holm([0.02, 0.001, None, 0.012, 0.04]) == [True, True, False, True, True]
+    assert holm([0.03, 0.001, None, 0.012, 0.04]) == [False, True, False, True, False]
+    assert holm([0.013, 0.014, 0.03, 0.5]) == [False] * 4
+    assert holm([]) == [] and holm([None]) == [False]
