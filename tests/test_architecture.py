@@ -21,7 +21,7 @@ LINES = [
     ["inference"],
     ["teachers", "publishing"],
     ["training"],
-    ["experiments"],
+    ["experiments", "serving"],
     ["cli"],
 ]
 LINE_OF = {package: number for number, line in enumerate(LINES) for package in line}

@@ -46,6 +46,10 @@ def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     place = run(installed, tmp_path, "-c", "import flipped_kd; print(flipped_kd.__file__)")
     assert Path(place.strip()).is_relative_to(installed)
     assert (installed / "flipped_kd" / "py.typed").is_file()
+    assert {path.name for path in (installed / "flipped_kd" / "serving").glob("*.[hj]*")} == {
+        "page.html",
+        "reference.html.jinja",
+    }
 
 
 def test_the_readmes_first_import(installed: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .parser import build_parser
 VERBS = {
     verb: f"commands.{verb.replace('-', '_')}"
     for verb in (
-        *("train", "evaluate", "calibrate", "predict", "encode", "rank", "search"),
+        *("train", "evaluate", "calibrate", "predict", "encode", "rank", "search", "serve"),
         *("merge", "push", "card", "report", "check-teacher"),
     )
 }

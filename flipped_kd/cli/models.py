@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from argparse import Namespace
+from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
-from ..evaluation.match_score import LogOdds, MatchScore
+from ..evaluation.match_score import ANSWER_ONLY
 from ..inference.loading import local_folder
 from ..inference.matcher import FlippedMatcher
 from ..publishing.files import contents_digest
@@ -17,13 +19,21 @@ from ..utils.choices import ScoreKind
 from .arguments import UsageError
 from .runtime import shows_progress
 
-# What an adapter without match_score.json has: the answer's log-odds as they are.
-ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")
 logger = logging.getLogger(__name__)
 
 
 def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple[FlippedMatcher, str]:
     """The model that the options name, and the digest of all that decides what it computes."""
+    device = state.device if state is not None and state.num_processes > 1 else None
+    matcher, folder = load_matcher(options, device)
+    digest = hashlib.sha256(contents_digest(folder).encode())
+    if state is None or state.is_main_process:
+        hash_weights(digest, matcher.model)
+    return matcher, digest.hexdigest()
+
+
+def load_matcher(options: Namespace, device: torch.device | None = None) -> tuple[FlippedMatcher, Path]:
+    """The model that the options name, on `device` unless they name one, and its folder."""
     if not shows_progress(options):
         from huggingface_hub.utils import disable_progress_bars
         from transformers.utils import logging as transformers_logging
@@ -33,17 +43,10 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
     access = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
     folder = local_folder(options.model, revision=options.revision, **access)
     matcher = FlippedMatcher.from_pretrained(
-        folder,
-        device=options.device or (state.device if state is not None and state.num_processes > 1 else None),
-        dtype=options.dtype,
-        base_model=options.base_model,
-        **access,
+        folder, device=options.device or device, dtype=options.dtype, base_model=options.base_model, **access
     )
     matcher.source = options.model
-    digest = hashlib.sha256(contents_digest(folder).encode())
-    if state is None or state.is_main_process:
-        hash_weights(digest, matcher.model)
-    return matcher, digest.hexdigest()
+    return matcher, folder
 
 
 def checked_kind(matcher: FlippedMatcher, score: str | None) -> ScoreKind:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..prompts.reranker_forms import RERANKERS
 from ..utils.choices import INDEX_KINDS, SCORE_KINDS
+from ..utils.redaction import SERVER_TOKEN
 from ..utils.version import __version__
 from .arguments import (
     PROG,
@@ -39,8 +40,9 @@ and written in parts: a command that was interrupted goes on where it stopped wh
 file appears whole or not at all. `flipped-kd VERB --help` tells more.
 
 An output that is there is replaced only with --overwrite, an input never. What goes on with its own needs no
---overwrite: a table command, train and push with what they have begun, calibrate without -o with the model's scores,
-card with a card that nobody has edited. A link is followed; a device or a pipe is written into.
+--overwrite: a table command, train and push with what they have begun, serve with the index of its corpus, calibrate
+without -o with the model's scores, card with a card that nobody has edited. A link is followed; a device or a pipe is
+written into.
 """
 EPILOG = """\
 examples:
@@ -69,6 +71,7 @@ def build_parser() -> Parser:
         _encode,
         _rank,
         _search,
+        _serve,
         _merge,
         _push,
         _card,
@@ -228,6 +231,61 @@ def _search(verbs: Any) -> None:
     group.add_argument("--id-column", metavar="NAME", help="column whose values name the corpus's texts")
     add_skip(group)
     add_job(parser, 128)
+
+
+def _serve(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "serve",
+        "MODEL [--corpus CORPUS]",
+        "put a model behind HTTP, in the forms that clients know",
+        "text-embeddings-inference's /rerank, /embed and /similarity, OpenAI's /v1/embeddings, Cohere's and Jina's "
+        "/v1/rerank, and /match and /search of our own; a page to try it on at /, the routes at /docs, figures for "
+        "Prometheus at /metrics. SIGTERM ends it when what was begun is answered, SIGHUP reads the corpus anew.\n\n"
+        "Listens on this machine only, unless --host says otherwise, and then wants a token. docs/serving.md has "
+        "examples for each interface.",
+    )
+    add_model(parser)
+    add_score(parser, "what probabilities are made of")
+    group = parser.add_argument_group("corpus")
+    group.add_argument("--corpus", metavar="CORPUS", help=f"{TABLES}, .txt with a text a line, or a kept index")
+    group.add_argument("--text-column", default="text", metavar="NAME", help="column of the corpus's texts (text)")
+    group.add_argument("--id-column", metavar="NAME", help="column whose values name the corpus's texts")
+    add_skip(group)
+    group.add_argument(
+        "--save-index", metavar="FOLDER", help="keep the vectors, so that the next start encodes only what is new"
+    )
+    group.add_argument("--index-kind", choices=INDEX_KINDS, help="as in `flipped-kd search` (auto)")
+    group = parser.add_argument_group("who may ask")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    group.add_argument("--port", type=number(int, 0, 65535), default=8000, help="0 takes a free one (8000)")
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"holds the token that clients must send as a bearer token (default: the variable {SERVER_TOKEN})",
+    )
+    group.add_argument("--without-token", action="store_true", help="listen to other machines without a token")
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that the server is asked by; on this machine others are refused (repeatable)",
+    )
+    group.add_argument("--name", help="of the model, as clients are told (default: the last part of MODEL)")
+    group.add_argument("--log-requests", action="store_true", help="a line for each: method, route, status, time")
+    group = parser.add_argument_group("limits")
+    for option, kind, default, metavar, meaning in (
+        ("max-body", count, 2 << 20, "BYTES", "of a request's body"),
+        ("max-texts", number(int, 2), 2048, "N", "texts of a request, a pair is two"),
+        ("max-tokens", count, 131_072, "N", "tokens of a request"),
+        ("max-waiting", count, 512, "N", "requests that wait; more are told to come again"),
+        ("max-waiting-tokens", count, 1 << 20, "N", "tokens that wait"),
+        ("timeout", number(float, 0.001), 60.0, "SECONDS", "that a request may take"),
+        ("wait-ms", number(float, 0, 1000), 5.0, "MS", "that the model waits for more requests to read together"),
+    ):
+        group.add_argument(f"--{option}", type=kind, default=default, metavar=metavar, help=f"{meaning} ({default:,})")
+    group.add_argument("--batch-tokens", type=count, metavar="N", help="tokens read in one go (default: the device's)")
 
 
 def _merge(verbs: Any) -> None:

@@ -15,12 +15,11 @@ import numpy as np
 from ..data.loading import load_pairs
 from ..data.tables import STANDARD
 from ..data.validation import PairColumns
-from ..evaluation.match_score import MatchScore
+from ..evaluation.match_score import ANSWER_ONLY, MatchScore
 from ..evaluation.metrics import matching_metrics
 from ..utils.atomic import write_atomically
 from ..utils.choices import ScoreKind
 from ..utils.markdown import table
-from .models import ANSWER_ONLY
 
 
 def judged_scores(

@@ -197,19 +197,6 @@ def shows_progress(options: Namespace) -> bool:
     return not options.quiet and sys.stderr.isatty()
 
 
-def read_all(
-    path: str, column: tuple[str, str], id_column: tuple[str, str] | None, skip_bad_rows: bool
-) -> tuple[list[str], list[Any]]:
-    """All texts of a table with their ids, in memory."""
-    table = TextTable(TableSource(path), dict([column]), 10_000, skip_bad_rows, id_column)
-    texts: list[str] = []
-    ids: list[Any] = []
-    for chunk in table.chunks():
-        texts += chunk.texts[0]
-        ids += chunk.ids
-    return texts, ids
-
-
 def named_column(option: str, column: str | None) -> tuple[str, str] | None:
     return None if column is None else (option, column)
 

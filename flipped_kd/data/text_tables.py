@@ -150,6 +150,23 @@ class TextTable:
                 )
 
 
+def read_texts(
+    path: str, column: tuple[str, str], id_column: tuple[str, str] | None = None, skip_bad_rows: bool = False
+) -> tuple[list[str], list[Any]]:
+    """All texts of a table with their ids, in memory; a column is given as (option that sets it, name).
+
+    Raises:
+        ValueError: as `TextTable.chunks`; or the file is none that can be read.
+    """
+    table = TextTable(TableSource(path), dict([column]), 10_000, skip_bad_rows, id_column)
+    texts: list[str] = []
+    ids: list[Any] = []
+    for chunk in table.chunks():
+        texts += chunk.texts[0]
+        ids += chunk.ids
+    return texts, ids
+
+
 @dataclass
 class Scan:
     """What a first pass over a table found: its rows, how many of them were left out, its columns and digest."""

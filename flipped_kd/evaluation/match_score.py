@@ -240,3 +240,7 @@ class MatchScore:
             return cls(kinds, saved["default"], saved.get("min_precision"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved MatchScore ({error!r}): {AGAIN}.") from error
+
+
+# What a model without match_score.json has: the answer's log-odds as they are, and no threshold that was chosen.
+ANSWER_ONLY = MatchScore({"answer": LogOdds(1.0, 0.0, 0.0, threshold=0.0)}, "answer")

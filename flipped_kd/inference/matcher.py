@@ -166,6 +166,7 @@ class FlippedMatcher(PairScorer):
         corpus: Sequence[str],
         *,
         kind: IndexKind = "auto",
+        vectors: np.ndarray | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> SearchIndex:
@@ -176,6 +177,7 @@ class FlippedMatcher(PairScorer):
             kind: "exact" compares a query with every text. "hnsw" (a graph) and "ivf" (cells) look at a part of them,
                 by FAISS: faster in large corpora, and the log says how many of the true nearest they find. "auto":
                 exact up to 100,000 texts, "ivf" above where FAISS is installed.
+            vectors: (n, D) what `encode` gave for the corpus, if it was asked before.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
 
@@ -189,7 +191,8 @@ class FlippedMatcher(PairScorer):
         """
         texts = text_list("corpus", corpus)
         kind = resolved_kind(kind, len(texts))
-        vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        if vectors is None:
+            vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
         approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
         index = SearchIndex(texts, torch.from_numpy(vectors), self._definition(), approximate=approximate)
         index.known_to.add(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,12 +94,11 @@ class ModelRunner:
         for start in range(0, len(pairs), WINDOW):
             part = pairs[start : start + WINDOW]
             tokens = self.prompt.encode_pairs([a for a, _ in part], [b for _, b in part])
-            self._tell_of_cut(tokens)
-            end = len(self.prompt.prefix_ids)
-            if len({a for a, _ in part}) == 1:
-                end = self._start_of_b(tokens[0])
+            self.tell_of_cut(tokens)
+            shared = len({a for a, _ in part}) == 1
+            end = self.start_of_b(tokens[0]) if shared else len(self.prompt.prefix_ids)
             rows = TokenRows(tokens[0].input_ids[:end], [pair.input_ids[end:] for pair in tokens], read)
-            answers[start : start + WINDOW] = self._row_answers(rows, batch_size, bar)
+            answers[start : start + WINDOW] = self.row_answers(rows, batch_size, bar)
         return answers
 
     def query(self, text: str) -> tuple[Tensor, CachedPrefix | None]:
@@ -109,7 +108,7 @@ class ModelRunner:
         cache there is the vector alone.
         """
         (tokens,) = self.prompt.encode_texts([text])
-        self._tell_of_cut([tokens])
+        self.tell_of_cut([tokens])
         beginning = tokens.input_ids + self.prompt.middle_ids
         spans = torch.zeros(1, len(beginning), device=input_device(self.model))
         spans[0, slice(*tokens.text_a)] = 1
@@ -129,12 +128,18 @@ class ModelRunner:
         vectors = torch.empty(len(texts), self.encoder.dimension)
         for first in range(0, len(texts), WINDOW):
             tokens = self.prompt.encode_texts(texts[first : first + WINDOW])
-            self._tell_of_cut(tokens)
+            self.tell_of_cut(tokens)
             rows = TokenRows(self.prompt.prefix_ids, [text.input_ids[start:] for text in tokens])
-            vectors[first : first + WINDOW] = self._row_vectors(rows, batch_size, bar)
+            vectors[first : first + WINDOW] = self.row_vectors(rows, batch_size, bar)
         return vectors
 
-    def _row_answers(self, rows: TokenRows, batch_size: int, bar: Bar) -> np.ndarray:
+    def read(self, beginning: Sequence[int]) -> CachedPrefix | None:
+        """Keys and values of a beginning, for many calls; None where the model cannot go on from a cache."""
+        with self._lock, torch.inference_mode():
+            self.model.eval()
+            return read_prefix(self.model, beginning, self.keeps_logits) if self.caches else None
+
+    def row_answers(self, rows: TokenRows, batch_size: int, bar: Bar) -> np.ndarray:
         """logit(yes) - logit(no) after the last token of each row, (n,) float64."""
         order: list[int] = []
         odds: list[Tensor] = []
@@ -152,7 +157,7 @@ class ModelRunner:
         self._check_finite(np.isfinite(result).all())
         return result
 
-    def _row_vectors(self, rows: TokenRows, batch_size: int, bar: Bar) -> Tensor:
+    def row_vectors(self, rows: TokenRows, batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors of the rests as texts, (n, D) float32 in main memory."""
         result = torch.empty(len(rows.rests), self.encoder.dimension)
         stop = can_be_stopped(self.model)
@@ -204,9 +209,8 @@ class ModelRunner:
             bar.update(len(chosen))
 
     def _cached(self, rows: TokenRows) -> CachedPrefix | None:
-        if rows.read is not None:
-            return rows.read
-        return read_prefix(self.model, rows.shared, self.keeps_logits) if self._shares(rows) else None
+        once = rows.read is None and self._shares(rows)
+        return read_prefix(self.model, rows.shared, self.keeps_logits) if once else rows.read
 
     def _shares(self, rows: TokenRows) -> bool:
         """Whether reading the rows' common beginning once pays, and can be done."""
@@ -216,7 +220,7 @@ class ModelRunner:
     def caches(self) -> bool:
         """Whether the model can go on from a cache, tried on rows of this prompt."""
         pairs = self.prompt.encode_pairs([PROBE_PAIRS[0][0]] * 2, [PROBE_PAIRS[0][1], "?"])
-        start = self._start_of_b(pairs[0])
+        start = self.start_of_b(pairs[0])
         prefix, rests = pairs[0].input_ids[:start], [pair.input_ids[start:] for pair in pairs]
         usable = continues(self.model, prefix, rests, self.prompt.max_length)
         if not usable:
@@ -227,10 +231,12 @@ class ModelRunner:
             )
         return usable
 
-    def _start_of_b(self, pair: PairTokens) -> int:
+    def start_of_b(self, pair: PairTokens) -> int:
+        """Tokens of a pair up to its second text."""
         return pair.text_a[1] + len(self.prompt.middle_ids)
 
-    def _tell_of_cut(self, tokens: list[PairTokens]) -> None:
+    def tell_of_cut(self, tokens: Sequence[PairTokens]) -> None:
+        """Warn of texts that were cut, once."""
         cut = sum(entry.truncated for entry in tokens)
         if cut and not self._told_of_cut:
             self._told_of_cut = True

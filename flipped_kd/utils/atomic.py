@@ -75,7 +75,7 @@ def whole_or_absent(target: Path, size: int = 0) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
+    recover(target)
     if shutil.disk_usage(target.parent).free < size:
         raise _no_space(target, size)
     # Names of processes are no names: in a container every one may be the first.
@@ -155,8 +155,12 @@ def _release(lock: FileLock) -> None:
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes have left of the same folder: what nobody holds the lock of."""
+def recover(target: Path) -> None:
+    """Put right what killed processes have left of a folder: it gets its name back, and what was not finished goes.
+
+    `whole_or_absent` does so first; who only reads the folder calls this before.
+    """
+    target = Path(os.path.realpath(target))
     found = target.parent.glob(f".{glob.escape(target.name)}.partial-*")
     for name in sorted({path.name.removesuffix(LOCK).removesuffix(ASIDE) for path in found}):
         partial = target.with_name(name)

@@ -14,9 +14,18 @@ HIDDEN = "***"
 LIKE_A_TOKEN = re.compile(r"(?:hf|api_org)_\w{16,}")
 # A real one, in a file: a push is refused for it, so a word that only begins like one must not match.
 TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# The token that clients of `flipped-kd serve` send.
+SERVER_TOKEN = "FLIPPED_KD_TOKEN"
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", SERVER_TOKEN)
 # Long enough not to stand in a text by chance.
 MIN_TOKEN_LENGTH = 8
+# Those that were read from files.
+_told: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """From now on a secret is one of those that are never shown."""
+    _told.add(secret)
 
 
 def known_tokens(token: str | None = None) -> list[str]:
@@ -25,7 +34,7 @@ def known_tokens(token: str | None = None) -> list[str]:
     The stored one of `hf auth login` is among them where huggingface_hub has been imported; else nothing can have read
     it.
     """
-    secrets = {token or "", *(os.environ.get(name, "") for name in TOKEN_VARIABLES)}
+    secrets = {token or "", *_told, *(os.environ.get(name, "") for name in TOKEN_VARIABLES)}
     hub = sys.modules.get("huggingface_hub.utils")
     if hub is not None:
         secrets.add(hub.get_token() or "")

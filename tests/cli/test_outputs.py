@@ -238,7 +238,7 @@ def test_the_rule_is_stated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "An output that is there is replaced only with --overwrite, an input never." in text
-    for verb in VERBS.keys() - {"train", "push"}:  # which go on with what they have begun
+    for verb in VERBS.keys() - {"train", "push", "serve"}:  # which go on with what they have begun
         assert main([verb, "--help"]) == 0
         assert "--overwrite" in capsys.readouterr().out, verb
 

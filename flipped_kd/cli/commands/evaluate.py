@@ -6,8 +6,9 @@ from argparse import Namespace
 
 import numpy as np
 
+from ...evaluation.match_score import ANSWER_ONLY
 from ...utils.provenance import shown_name
-from ..models import ANSWER_ONLY, checked_kind, open_matcher
+from ..models import checked_kind, open_matcher
 from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table, show_report
 from ..runtime import shows_progress

@@ -9,9 +9,10 @@ from accelerate import PartialState
 from scipy.special import expit
 
 from ...data.text_tables import Chunk
+from ...evaluation.match_score import ANSWER_ONLY
 from ...utils.choices import SCORE_KINDS
 from ..arguments import UsageError
-from ..models import ANSWER_ONLY, checked_kind, open_matcher
+from ..models import checked_kind, open_matcher
 from ..runtime import Work, run_table_job
 
 

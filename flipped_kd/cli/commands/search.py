@@ -12,7 +12,7 @@ import pyarrow as pa
 from accelerate import PartialState
 
 from ...data.tables import STANDARD
-from ...data.text_tables import Chunk, columns_digest
+from ...data.text_tables import Chunk, columns_digest, read_texts
 from ...inference.matcher import FlippedMatcher
 from ...inference.search_index import INDEX_FILE, SearchIndex
 from ...utils.atomic import check_target
@@ -20,7 +20,7 @@ from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
 from ..models import checked_kind, open_matcher
 from ..outputs import refuse_inputs
-from ..runtime import Work, id_type, named_column, read_all, run_table_job, shows_progress
+from ..runtime import Work, id_type, named_column, run_table_job, shows_progress
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class _Corpus:
             self.texts, self.ids = self._kept.texts, self._kept.ids or list(range(len(self._kept)))
             self.digest = columns_digest(self.texts, map(str, self.ids))
             return
-        self.texts, self.ids = read_all(
+        self.texts, self.ids = read_texts(
             options.corpus,
             ("--text-column", options.text_column),
             named_column("--id-column", options.id_column),

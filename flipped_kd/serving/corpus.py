@@ -1,0 +1,188 @@
+"""The corpus that is searched: read from its file, encoded beside the requests, exchanged while it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.text_tables import read_texts
+from ..inference.matcher import FlippedMatcher
+from ..inference.search_index import INDEX_FILE, SearchIndex
+from ..utils.atomic import check_target, recover
+from ..utils.choices import IndexKind
+from .batching import Batcher
+from .errors import Refused
+
+logger = logging.getLogger(__name__)
+# How long requests wait at most for texts of the corpus that are encoded between them, about.
+PART_SECONDS = 0.1
+FIRST_PART, LARGEST_PART = 8, 4096
+# Texts, their names, and an index with vectors of at least some of them.
+CorpusRead = tuple[list[str], list[Any], SearchIndex | None]
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """Where the corpus is read from, at the start and whenever it is read anew.
+
+    Attributes:
+        path: a table (JSON Lines, CSV, TSV, Parquet, or text with a text a line), or a folder of `SearchIndex.save`.
+        text_column: of the table.
+        id_column: whose values name the texts; None: their row numbers do.
+        skip_bad_rows: leave out rows without a proper text.
+        index_folder: where the vectors of a table are kept, so that the next start encodes only what is new; an index
+            that is there is replaced when the corpus has changed.
+        kind: how a table is searched, see `FlippedMatcher.index`.
+    """
+
+    path: str
+    text_column: str = "text"
+    id_column: str | None = None
+    skip_bad_rows: bool = False
+    index_folder: Path | None = None
+    kind: IndexKind = "auto"
+
+    def __post_init__(self) -> None:
+        if self.is_index and (self.id_column is not None or self.index_folder is not None):
+            raise ValueError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
+        if self.is_index and self.kind != "auto":
+            raise ValueError("--index-kind is for a CORPUS file, not for a folder with an index")
+        if self.index_folder is not None:
+            recover(self.index_folder)
+            check_target(self.index_folder, INDEX_FILE)
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it is a folder with vectors."""
+        return Path(self.path).is_dir()
+
+    def read(self) -> CorpusRead:
+        """Texts, their names, and an index with vectors of at least some of them.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no texts.
+        """
+        kept = None
+        if self.is_index:
+            recover(Path(self.path))
+            kept = SearchIndex.load(self.path)
+            texts, ids = kept.texts, kept.ids or list(range(len(kept)))
+        else:
+            id_column = None if self.id_column is None else ("--id-column", self.id_column)
+            texts, ids = read_texts(self.path, ("--text-column", self.text_column), id_column, self.skip_bad_rows)
+            if self.index_folder is not None and (self.index_folder / INDEX_FILE).is_file():
+                kept = SearchIndex.load(self.index_folder)
+        if not texts:
+            raise ValueError(f"{Path(self.path).name!r} holds no texts: give a corpus with at least one")
+        return texts, ids, kept
+
+
+class Corpus:
+    """The index that is served.
+
+    Attributes:
+        index: None until it was loaded.
+    """
+
+    def __init__(self, source: CorpusSource) -> None:
+        self.source = source
+        self.index: SearchIndex | None = None
+        self._loading = asyncio.Lock()
+
+    async def load(
+        self, matcher: FlippedMatcher, batcher: Batcher, read: CorpusRead | None = None
+    ) -> tuple[int, int, float]:
+        """Read the corpus, and serve it once it is ready; the one before is served until then, and if this fails.
+
+        Args:
+            matcher: encodes its texts.
+            batcher: in whose thread.
+            read: what `CorpusSource.read` gave, if it was asked already.
+
+        Returns:
+            (texts, texts that had to be encoded, seconds).
+
+        Raises:
+            Refused: it is being read already.
+            ValueError: it cannot be read, or there is an index of something else in its place.
+        """
+        if self._loading.locked():
+            raise Refused(409, "the corpus is being read already: ask again when that has ended.")
+        async with self._loading:
+            start = time.monotonic()
+            texts, ids, kept = await asyncio.to_thread(self.source.read) if read is None else read
+            if kept is not None and not await batcher.between(partial(_fits, matcher, kept)):
+                if self.source.is_index:
+                    raise ValueError(f"the index {Path(self.source.path).name!r} is another encoder's: make it again")
+                logger.warning("the index that is kept is another encoder's: it is made again")
+                kept = None
+            if kept is not None and kept.texts == texts and self.source.kind in ("auto", kept.kind):
+                index, encoded = kept, 0
+                index.ids = ids
+            else:
+                known = [index for index in (self.index, kept) if index is not None]
+                index, encoded = await _encode(matcher, batcher, texts, known, self.source.kind)
+                index.ids = ids
+                if self.source.index_folder is not None:
+                    await asyncio.to_thread(index.save, self.source.index_folder, overwrite=True)
+            self.index = index
+            seconds = time.monotonic() - start
+            logger.info("the corpus is served: %d texts, %d encoded, %.1f s", len(index), encoded, seconds)
+            return len(index), encoded, seconds
+
+
+def _fits(matcher: FlippedMatcher, index: SearchIndex) -> bool:
+    """Whether an index's vectors are this matcher's."""
+    try:
+        matcher.search(index.texts[:1], index, 1, show_progress_bar=False)
+    except ValueError:
+        return False
+    return True
+
+
+async def _encode(
+    matcher: FlippedMatcher,
+    batcher: Batcher,
+    texts: Sequence[str],
+    known: Sequence[SearchIndex],
+    kind: IndexKind,
+) -> tuple[SearchIndex, int]:
+    """An index of texts, and how many of them were encoded: those that no known index has."""
+    places = {text: (index, row) for index in known for row, text in enumerate(index.texts)}
+    # Longest first, so that what is encoded together is of like length.
+    new = sorted({text for text in texts if text not in places}, key=len, reverse=True)
+    vectors: dict[str, np.ndarray] = {}
+    size = FIRST_PART
+    while len(vectors) < len(new):
+        part = new[len(vectors) : len(vectors) + size]
+        start = time.perf_counter()
+        found = await batcher.between(partial(matcher.encode, part, show_progress_bar=False))
+        vectors |= zip(part, found, strict=True)
+        wanted = len(part) * PART_SECONDS / max(time.perf_counter() - start, 1e-6)
+        size = int(min(max(1, wanted), 2 * size, LARGEST_PART))
+    return await asyncio.to_thread(_assemble, matcher, texts, vectors, places, kind), len(new)
+
+
+def _assemble(
+    matcher: FlippedMatcher,
+    texts: Sequence[str],
+    vectors: dict[str, np.ndarray],
+    places: dict[str, tuple[SearchIndex, int]],
+    kind: IndexKind,
+) -> SearchIndex:
+    rows = []
+    for text in texts:
+        if text in vectors:
+            rows.append(vectors[text])
+        else:
+            index, row = places[text]
+            rows.append(index.embeddings[row].numpy())
+    return matcher.index(texts, kind=kind, vectors=np.stack(rows))

@@ -1,0 +1,127 @@
+"""What is behind the routes: a model that is loaded after the server has started, and its corpus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..inference.joint_reading import JointReader
+from ..inference.matcher import FlippedMatcher
+from ..utils.choices import ScoreKind
+from ..utils.redaction import redact
+from .batching import Batcher
+from .corpus import Corpus, CorpusSource
+from .engine import Engine
+from .errors import Refused
+from .metrics import Metrics
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+# After which a client may ask again whether the model is loaded.
+LOADING_SECONDS = 5.0
+
+
+class Service:
+    """Made before the event loop, opened in it.
+
+    Args:
+        load: gives the matcher; called in the model's thread.
+        settings: of the server.
+        corpus: where it is read from, if there is one.
+        score: what probabilities are made of; None takes the model's own.
+
+    Attributes:
+        metrics: what /metrics tells.
+        batcher: reads the model.
+        corpus: None without one.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], FlippedMatcher],
+        settings: Settings,
+        corpus: CorpusSource | None = None,
+        score: ScoreKind | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(self)
+        self.batcher = Batcher(settings.limits, settings.wait_ms / 1000, self.metrics)
+        self.corpus = None if corpus is None else Corpus(corpus)
+        self._load, self._score = load, score
+        self._engine: Engine | None = None
+        self._ready = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether model and corpus are loaded, and requests are computed."""
+        return self._ready and self.batcher.is_alive
+
+    @property
+    def engine(self) -> Engine:
+        """What the routes ask.
+
+        Raises:
+            Refused: it is not ready.
+        """
+        if self._engine is None or not self.is_ready:
+            raise Refused(503, "the model is being loaded: try again in a moment.", LOADING_SECONDS)
+        return self._engine
+
+    async def open(self) -> None:
+        """Load the model and the corpus.
+
+        Raises:
+            ValueError: either cannot be loaded.
+        """
+        self.batcher.start()
+        # What is wrong with the corpus is known before the model is loaded.
+        read = None if self.corpus is None else await asyncio.to_thread(self.corpus.source.read)
+        matcher, reader = await self.batcher.between(self._opened)
+        limits, tokens = self.settings.limits, self.settings.batch_tokens
+        self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens)
+        if self.corpus is not None:
+            await self.corpus.load(matcher, self.batcher, read)
+        self._ready = True
+
+    def _opened(self) -> tuple[FlippedMatcher, JointReader]:
+        matcher = self._load()
+        return matcher, JointReader(matcher, self.settings.batch_size)
+
+    async def reload_corpus(self) -> tuple[int, int, float]:
+        """Read the corpus anew; on any failure the one that is served stays.
+
+        Returns:
+            As `Corpus.load`.
+
+        Raises:
+            Refused: there is no corpus, it is being read already, or it cannot be read; the reason says why.
+        """
+        engine = self.engine
+        if self.corpus is None:
+            raise Refused(404, "there is no corpus: start the server with --corpus FILE.")
+        try:
+            found = await self.corpus.load(engine.matcher, self.batcher)
+        except Refused:
+            raise
+        except (ValueError, OSError) as error:
+            self.metrics.reloaded(False)
+            reason = redact(_without_folder(error))
+            logger.warning("the corpus is not read anew, the one before is served still: %s", reason)
+            raise Refused(422, f"the corpus is not read anew, the one before is served still: {reason}") from None
+        self.metrics.reloaded(True)
+        return found
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        self._ready = False
+        await self.batcher.close()
+
+
+def _without_folder(error: Any) -> str:
+    """An error's words; of a file its name alone."""
+    if isinstance(error, OSError) and error.strerror:
+        name = str(error.filename or "").rpartition("/")[2]
+        return f"{name}: {error.strerror}" if name else error.strerror
+    return str(error)

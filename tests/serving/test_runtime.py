@@ -1,0 +1,205 @@
+"""The server as a process: the command, signals, exit codes, and what is said."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flipped_kd import FlippedMatcher
+from flipped_kd.cli.main import main
+from tests.cli.helpers import environment, start
+from tests.serving.running import is_ready, running, wait_for
+
+TOKEN = "a-token-of-tests"
+
+
+@contextmanager
+def process(
+    adapter: Path, *options: object, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Any, list[str]]]:
+    """`flipped-kd serve`, a client of it, and its lines of standard error as they come."""
+    child = start("serve", adapter, "--port", 0, *options, env=environment(**variables))
+    lines: list[str] = []
+    assert child.stderr is not None
+
+    def read(stream: Any) -> None:
+        for line in stream:
+            lines.append(line.decode().rstrip())
+
+    reader = threading.Thread(target=read, args=(child.stderr,), daemon=True)
+    reader.start()
+    try:
+        wait_for(lambda: child.poll() is not None or any("http://" in line for line in lines), 60)
+        found = re.search(r"http://\S+?:\d+", "\n".join(lines))
+        headers = {"Authorization": f"Bearer {TOKEN}"} if "FLIPPED_KD_TOKEN" in variables else {}
+        with httpx.Client(base_url=found[0] if found else "http://localhost", headers=headers, timeout=30) as client:
+            yield child, client, lines
+    finally:
+        child.kill()
+        child.wait(30)
+        reader.join(10)
+
+
+def test_the_whole_life_of_a_server(adapter_dir: Path, matcher: FlippedMatcher, tmp_path: Path) -> None:
+    corpus = tmp_path / "faq.txt"
+    corpus.write_text("where is my card\n", encoding="utf-8")
+    options = ("--corpus", corpus, "--log-requests", "--name", "mine")
+    with process(adapter_dir, *options, FLIPPED_KD_TOKEN=TOKEN) as (child, client, lines):
+        wait_for(lambda: is_ready(client), 60)
+        assert client.get("/info").json()["model_id"] == "mine"
+        assert httpx.get(f"{client.base_url}/info").status_code == 401
+        (found,) = client.post("/rerank", json={"query": "cash", "texts": ["refund"]}).json()
+        assert found["score"] == pytest.approx(matcher.predict(("cash", "refund")), abs=1e-5)
+        corpus.write_text("where is my card\ncancel the loan\n", encoding="utf-8")
+        child.send_signal(signal.SIGHUP)
+        wait_for(lambda: client.get("/info").json()["corpus"] == 2)
+        corpus.write_text("\n", encoding="utf-8")
+        child.send_signal(signal.SIGHUP)
+        wait_for(lambda: any("the one before is served still" in line for line in lines))
+        assert client.get("/info").json()["corpus"] == 2
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+        assert child.stdout is not None and child.stdout.read() == b""
+    said = "\n".join(lines)
+    assert lines[-1] == "flipped-kd: ended" and "POST /rerank 200" in said
+    assert TOKEN not in said and str(tmp_path) not in said and "cash" not in said and "Traceback" not in said
+
+
+def test_a_signal_lets_requests_be_answered_that_were_begun(adapter_dir: Path) -> None:
+    texts = [f"where is my card {number} " * 8 for number in range(600)]
+    with process(adapter_dir) as (child, client, _):
+        wait_for(lambda: is_ready(client), 60)
+        answers: list[httpx.Response] = []
+
+        def ask(part: list[str]) -> None:
+            answers.append(httpx.post(f"{client.base_url}/embed", json={"inputs": part}, timeout=60))
+
+        threads = [threading.Thread(target=ask, args=(texts[number::3],)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        tokens = "flipped_kd_waiting_tokens "
+        wait_for(lambda: any(line.startswith(tokens) and not line.endswith(" 0.0") for line in metrics(client)))
+        child.send_signal(signal.SIGINT)
+        for thread in threads:
+            thread.join(60)
+        assert child.wait(30) == 0
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert all(len(answer.json()) == 200 for answer in answers)
+
+
+def metrics(client: httpx.Client) -> list[str]:
+    return client.get("/metrics").text.splitlines()
+
+
+def test_a_signal_before_the_model_is_loaded_ends_it_too(adapter_dir: Path) -> None:
+    with process(adapter_dir) as (child, _, lines):
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0 and lines[-1] == "flipped-kd: ended"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--host", "0.0.0.0"), "host='0.0.0.0' can be reached from other machines"),
+        (("--id-column", "name"), "--id-column is about the corpus: give --corpus FILE too"),
+        (("--save-index", "x"), "--save-index is about the corpus: give --corpus FILE too"),
+        (("--token-file", "nothing-here"), "--token-file nothing-here cannot be read (No such file or directory)"),
+        (("--max-texts", "1"), "'1' is no whole number from 2"),
+        (("--port", "65536"), "'65536' is no whole number from 0 to 65535"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(
+    adapter_dir: Path, options: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(adapter_dir), *options]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("token", ["short", "two words", "päßwörter", ""])
+def test_a_token_that_cannot_be_sent_or_hidden_is_refused(
+    adapter_dir: Path, token: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(token, encoding="utf-8")
+    assert main(["serve", str(adapter_dir), "--token-file", str(tmp_path / "token")]) == 2
+    assert "--token-file holds" in capsys.readouterr().err
+    monkeypatch.setenv("FLIPPED_KD_TOKEN", token)
+    assert main(["serve", str(adapter_dir)]) == 2
+    shown = capsys.readouterr().err
+    assert "FLIPPED_KD_TOKEN holds" in shown and (not token or token not in shown)
+
+
+@pytest.mark.parametrize(
+    ("model", "corpus", "reason"),
+    [
+        ("", None, "holds neither"),
+        ("adapter", '{"text": ""}', "'faq.jsonl', row 0"),
+        ("adapter", None, "does not exist"),
+    ],
+)
+def test_what_cannot_be_loaded_ends_the_server_with_the_reason(
+    adapter_dir: Path, tmp_path: Path, model: str, corpus: str | None, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if corpus is not None:
+        (tmp_path / "faq.jsonl").write_text(corpus)
+    options = ["--corpus", str(tmp_path / "faq.jsonl")] if model else []
+    assert main(["serve", str(adapter_dir if model else tmp_path), "--port", "0", *options]) == 2
+    shown = capsys.readouterr().err
+    assert reason in shown.splitlines()[-1] and "Traceback" not in shown
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # signals are given back
+
+
+def test_a_port_that_is_taken_is_named(adapter_dir: Path, server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    port = server.url.rpartition(":")[2]
+    assert main(["serve", str(adapter_dir), "--port", port]) == 1
+    assert f"127.0.0.1 port {port} cannot be had (Address already in use): give another" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_at_once_how_to_install_it(adapter_dir: Path) -> None:
+    hidden = (
+        "import importlib.util, sys\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name in ('fastapi', 'prometheus_client') else found(name)\n"
+        "from flipped_kd.cli.main import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(code, 'torch' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", hidden, "serve", str(adapter_dir)], capture_output=True, text=True, env=environment()
+    )
+    assert run.stdout == "2 False\n"
+    assert "serve needs fastapi, prometheus-client, not installed here: pip install 'flipped_kd[serve]'" in run.stderr
+
+
+def test_a_second_signal_does_not_wait(adapter_dir: Path) -> None:
+    with process(adapter_dir) as (child, client, _):
+        wait_for(lambda: is_ready(client), 60)
+        body = json.dumps({"inputs": ["cash"]}).encode()
+        host, port = str(client.base_url).rstrip("/").removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            # A request whose body never comes keeps the server from ending.
+            connection.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + body)
+            time.sleep(0.3)
+            child.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert child.poll() is None
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(30) == 0
+
+
+def test_other_names_can_be_allowed(load: Any) -> None:
+    with running(load, allowed_hosts=("matcher.test",)) as server:
+        assert server.client.get("/health", headers={"Host": "matcher.test:80"}).status_code == 200
+        assert server.client.get("/health", headers={"Host": "other.test"}).status_code == 400
