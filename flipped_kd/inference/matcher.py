@@ -174,9 +174,8 @@ class FlippedMatcher(PairScorer):
 
         Args:
             corpus: n texts.
-            kind: "exact" compares a query with every text. "hnsw" (a graph) and "ivf" (cells) look at a part of them,
-                by FAISS: faster in large corpora, and the log says how many of the true nearest they find. "auto":
-                exact up to 100,000 texts, "ivf" above where FAISS is installed.
+            kind: "exact" compares with every text. "hnsw" (graph) and "ivf" (cells) look at a part, by FAISS; the log
+                says how many of the true nearest they find. "auto": exact to 100,000 texts, "ivf" above, if there.
             vectors: (n, D) what `encode` gave for the corpus, if it was asked before.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
@@ -186,11 +185,9 @@ class FlippedMatcher(PairScorer):
 
         Raises:
             TypeError: the corpus is one str, or a text is none.
-            ImportError: "hnsw" or "ivf" without FAISS.
-            ValueError: an unknown kind.
+            ImportError, ValueError: FAISS is wanted and not installed; an unknown kind.
         """
-        texts = text_list("corpus", corpus)
-        kind = resolved_kind(kind, len(texts))
+        kind = resolved_kind(kind, len(texts := text_list("corpus", corpus)))
         if vectors is None:
             vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
         approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
