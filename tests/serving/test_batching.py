@@ -211,7 +211,8 @@ def test_one_request_that_fails_does_not_fail_those_it_was_read_with(caplog: pyt
             await asyncio.sleep(0)
             model.gate.set()
             await busy
-            return await asyncio.gather(*asked, batcher.run(items("later")), return_exceptions=True)
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            return [*found, await batcher.run(items("later"))]
 
     found = asyncio.run(ask())
     assert [type(value) for value in found] == [RuntimeError, list, RuntimeError, list, list]
