@@ -334,6 +334,9 @@ class FlippedDistillationConfig(TrainingArguments):
             rule = "clip at a finite positive value, or give 0 for no clipping by value."
             finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
             require(finite, "max_grad_value", self.max_grad_value, rule)
+            if self.max_grad_value and not self.max_grad_norm:
+                # Trainer skips its clipping step where this is 0, which says nothing about clipping by value.
+                self.max_grad_norm = TrainingArguments.max_grad_norm
         for name in ("bf16_full_eval", "fp16_full_eval"):
             rule = "it would round the adapter that is being trained, in place: give precision instead."
             require(not getattr(self, name), name, getattr(self, name), rule)

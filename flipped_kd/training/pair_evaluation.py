@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -21,7 +21,6 @@ from ..evaluation.metrics import matching_metrics
 from ..utils.choices import ScoreKind
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
-from .picklable import make_picklable
 from .processes import ready_to_evaluate
 from .saving import PublishingTrainer
 
@@ -58,10 +57,6 @@ class PairScoringTrainer(PublishingTrainer):
         return validate_pairs(
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
-        return SequentialSampler(eval_dataset)
 
     # ---- Evaluation ----
 
@@ -154,12 +149,6 @@ class PairScoringTrainer(PublishingTrainer):
         )
         self.scored_step = self.state.global_step
         return self.match_score
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer; what it puts round the student can be copied and pickled."""
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        make_picklable(cast(nn.Module, self.model), self.accelerator)
-        return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, then fit the match score on the evaluation set, if there is one.

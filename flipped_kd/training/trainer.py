@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +109,6 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         been trained then.
     """
 
-    _tag_names = ("flipped-kd", "text-matching")
     # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
     loss_is_scaled_for_ga = False
     # Narrower than in Trainer.
@@ -429,30 +429,56 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     # ---- Data ----
 
-    def _get_dataloader(  # type: ignore[override]
-        self, dataset: Any, description: str, batch_size: int, **options: Any
-    ) -> DataLoader:
-        """Training drops the short last batch, whose contrast would be another one; evaluation keeps every row."""
-        training = description == "Training"
-        keep = self.args.dataloader_drop_last, self.data_collator
-        if not training:
-            dataset = self._to_score(dataset, description)
-            if self.signal is not None:
-                self._score_with_teacher([dataset])
-        else:
-            # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
-            alone = self.data_collator.encode_alone and self.signal is not None
-            size = self.args.mini_batch_size
-            size = size if size is not None and size < self.args.per_device_train_batch_size else None
-            self.data_collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
-            if isinstance(dataset, datasets.IterableDataset):
-                guided = self.signal is not None
-                self.data_collator = replace(self.data_collator, teacher_scores=None, hand_on_texts=guided)
-        self.args.dataloader_drop_last = training
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of training: without the short last one, whose contrast would be another."""
+        # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
+        alone = self.data_collator.encode_alone and self.signal is not None
+        size = self.args.mini_batch_size
+        size = size if size is not None and size < self.args.per_device_train_batch_size else None
+        collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
+        if isinstance(self.train_dataset, datasets.IterableDataset):
+            collator = replace(collator, teacher_scores=None, hand_on_texts=self.signal is not None)
+        with self._loading(collator, self.args.train_sampling_strategy, drop_last=True):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:  # type: ignore[override]
+        """Batches of evaluation: every row, in order.
+
+        Args:
+            eval_dataset: pairs, or the name of one of the trainer's sets; None takes the trainer's own.
+        """
+        if isinstance(eval_dataset, datasets.Dataset):
+            eval_dataset = self._to_score(eval_dataset, "Evaluation")
+        named = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._scoring(self.eval_dataset[named] if isinstance(named, str) else named):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:  # type: ignore[override]
+        """Batches of prediction: every row, in order.
+
+        Args:
+            test_dataset: pairs.
+        """
+        test_dataset = self._to_score(test_dataset, "test")
+        with self._scoring(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    def _scoring(self, dataset: Any) -> AbstractContextManager[None]:
+        """Inside, loaders of `dataset` give the teacher's scores and keep every row in its place."""
+        if self.signal is not None and dataset is not None:
+            self._score_with_teacher([dataset])
+        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
+        return self._loading(self.data_collator, "sequential", drop_last=False)
+
+    @contextmanager
+    def _loading(self, collator: TeacherScoringCollator, sampling: str, drop_last: bool) -> Iterator[None]:
+        """Inside, Trainer makes loaders of this kind."""
+        args, keep = self.args, (self.data_collator, self.args.train_sampling_strategy, self.args.dataloader_drop_last)
+        self.data_collator, args.train_sampling_strategy, args.dataloader_drop_last = collator, sampling, drop_last
         try:
-            return super()._get_dataloader(dataset, description, batch_size, **options)
+            yield
         finally:
-            self.args.dataloader_drop_last, self.data_collator = keep
+            self.data_collator, args.train_sampling_strategy, args.dataloader_drop_last = keep
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; texts of a streamed set are scored here, in the main process."""
