@@ -180,7 +180,7 @@ class ResumingTrainer(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """As in Trainer, and the callbacks' counts; of a stream, whose passes have no length, its epoch is the place."""
+        """As in Trainer, with the callbacks' counts; a stream's passes have no length, so its epoch is the place."""
         epochs, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )

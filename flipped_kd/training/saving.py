@@ -170,8 +170,8 @@ class PublishingTrainer(CheckpointingTrainer):
     def push_checkpoint(self, checkpoint: Path) -> None:
         """Upload what the checkpoint holds for use, in the background, as `args.hub_strategy` says.
 
-        Trainer's own way copies a fixed list of file names, which leaves out the contracts, and adds training_args.bin, a
-        pickle that holds the Hub token in clear. A push that fails is logged; training goes on.
+        Trainer's own way copies a fixed list of file names, which leaves out the contracts, and adds
+        training_args.bin, a pickle that holds the Hub token in clear. A push that fails is logged; training goes on.
         """
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:

@@ -441,7 +441,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         with self._loading(collator, self.args.train_sampling_strategy, drop_last=True):
             return super().get_train_dataloader()
 
-    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:  # type: ignore[override]
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
         """Batches of evaluation: every row, in order.
 
         Args:
@@ -449,11 +449,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         """
         if isinstance(eval_dataset, datasets.Dataset):
             eval_dataset = self._to_score(eval_dataset, "Evaluation")
-        named = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self._scoring(self.eval_dataset[named] if isinstance(named, str) else named):
+        own: Any = self.eval_dataset
+        dataset = own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        with self._scoring(dataset):
             return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:  # type: ignore[override]
+    def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:
         """Batches of prediction: every row, in order.
 
         Args:
