@@ -97,10 +97,13 @@ class PairScoringTrainer(PublishingTrainer):
         return output._replace(metrics={**(output.metrics or {}), **terms})
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch.
+        """Both scores of each pair, in order; pairs of like length share a batch.
 
         Args:
             dataset: n pairs with text_a, text_b and label.
+
+        Returns:
+            The answer's log-odds (n,), and the cosine of both texts (n,) in [-1, 1].
 
         Raises:
             ValueError: a column is missing, or a row is no pair.
@@ -130,7 +133,13 @@ class PairScoringTrainer(PublishingTrainer):
             self.compute_metrics, self.args.batch_eval_metrics = keep
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
-        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default).
+        """Fit thresholds and the combination of both scores.
+
+        Args:
+            dataset: n held-out pairs of both classes; by default the (first) evaluation set.
+
+        Returns:
+            The match score, which is kept and saved with the adapter.
 
         Raises:
             ValueError: there is no such set, or its labels are all of one class.
