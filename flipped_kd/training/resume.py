@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -240,7 +240,7 @@ class ResumingTrainer(Trainer):
             self.train_dataset, "Training", self._train_batch_size, self._by_seed_and_epoch, is_training=True
         )
 
-    def _by_seed_and_epoch(self, dataset: Any) -> Sampler | None:
+    def _by_seed_and_epoch(self, dataset: Any) -> Any:
         sampler = self._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
