@@ -119,20 +119,14 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint in a run's folder that can be resumed, None where there is none.
+def complete_checkpoints(folder: Path, *, warn: bool = True) -> list[Path]:
+    """Checkpoints in a run's folder that can be resumed, by step, newest first: no clock takes part.
 
-    Newest is the highest step: no clock takes part. Each incomplete one that is newer is named in a warning, with what
-    it lacks.
+    Each incomplete one that is newer than all of them is named in a warning, with what it lacks.
     """
-    return next(iter(complete_checkpoints(Path(folder))), None)
-
-
-def complete_checkpoints(folder: Path, rng_file: str | None = None, *, warn: bool = True) -> list[Path]:
-    """Checkpoints that can be resumed, newest first; see `missing_from`. Incomplete ones are named in warnings."""
     found = []
     for checkpoint in reversed(checkpoints_in(folder)):
-        lacks = missing_from(checkpoint, rng_file)
+        lacks = missing_from(checkpoint)
         if not lacks:
             found.append(checkpoint)
         elif warn and not found:

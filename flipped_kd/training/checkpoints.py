@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .checkpoint_files import STAGING_FOLDER, name_checkpoint, rotate, write_manifest
 from .resume import ResumingTrainer
@@ -24,23 +22,11 @@ class CheckpointingTrainer(ResumingTrainer):
     `checkpoint-N` is whole or absent. Pushes and rotation see it under its name.
     """
 
-    _saving = False
-
     def before_checkpoint(self) -> None:
         """Called on every process right before a checkpoint is written; does nothing unless overridden."""
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """Log before each checkpoint: sums of losses that straddle one would be lost when it is resumed."""
-        control = self.control
-        saves = control.should_save or (self.args.save_strategy == SaveStrategy.BEST and control.should_evaluate)
-        if saves and self.args.logging_strategy != IntervalStrategy.NO:
-            control.should_log = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """The run's folder; while a checkpoint is written, the staging folder in it."""
-        run = super()._get_output_dir(trial)
-        return os.path.join(run, STAGING_FOLDER) if self._saving else run
+    def push_checkpoint(self, checkpoint: Path) -> None:
+        """Called on every process when a checkpoint has its name and is to be pushed; nothing here."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint into the staging folder, give it its name when it is whole, then push and rotate."""
@@ -51,8 +37,8 @@ class CheckpointingTrainer(ResumingTrainer):
         writes, wait = self.args.should_save, self.accelerator.wait_for_everyone
         self._clear_leftovers(run)
         try:
-            with self._staged():
-                super()._save_checkpoint(model, trial)
+            with self._staged(staged.parent):
+                super()._save_checkpoint(model, None)  # a trial would have a folder of its own in the staging folder
             best = self._record_best(final, staged)
             wait()  # every process has written its random state
             if writes:
@@ -66,7 +52,7 @@ class CheckpointingTrainer(ResumingTrainer):
         if writes:
             name_checkpoint(staged, run)
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+            self.push_checkpoint(final)
         if writes:
             rotate(final, self.args.save_total_limit, best)
         wait()
@@ -76,14 +62,14 @@ class CheckpointingTrainer(ResumingTrainer):
                 name_checkpoint(staged, run)
 
     @contextmanager
-    def _staged(self) -> Iterator[None]:
+    def _staged(self, folder: Path) -> Iterator[None]:
         """Within it Trainer saves into the staging folder; pushing waits until the checkpoint has its name."""
-        push = self.args.push_to_hub
-        self._saving, self.args.push_to_hub = True, False
+        keep = self.args.output_dir, self.args.push_to_hub
+        self.args.output_dir, self.args.push_to_hub = str(folder), False
         try:
             yield
         finally:
-            self._saving, self.args.push_to_hub = False, push
+            self.args.output_dir, self.args.push_to_hub = keep
 
     def _record_best(self, final: Path, staged: Path) -> Path | None:
         """Name the best checkpoint by its place; Trainer has looked for it in the staging folder only."""

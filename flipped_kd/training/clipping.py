@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -54,9 +53,3 @@ class ValueClippingTrainer(Trainer):
             )
         torch.nn.utils.clip_grad_value_(model.parameters(), self.clip_value)
         return norm
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Trainer skips clipping where max_grad_norm is 0, which says nothing about clipping by value.
-        if grad_norm is None and self.clip_value:
-            grad_norm = self._clip_grad_norm(model)
-        return super()._get_grad_norm(model, grad_norm=grad_norm)

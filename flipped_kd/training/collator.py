@@ -20,6 +20,31 @@ from .packing import RowLayout, shared_rows
 class TeacherScoringCollator:
     """Batches pairs for [`FlippedDistillationTrainer`]. Holds no model and pickles, so it runs in data-loader workers.
 
+    What the student reads of B pairs comes in four layouts: in rows of their own or in R shared rows, and each of
+    the two whole or, with mini_batch_size m, as `mini_batches`, a list of such dictionaries of at most m pairs. T and
+    U are tokens of a row; all are int64 or bool.
+
+    | key | own rows (layout None) | shared rows (a RowLayout) | what it is |
+    |---|---|---|---|
+    | `input_ids` | (B, T) | (R, T) | pair prompts; of shared rows several, and texts alone |
+    | `attention_mask` | (B, T) | (R, 1, T, T) bool | what is no padding; where a token may look |
+    | `position_ids` | | (R, T) | positions as in rows of their own |
+    | `pair_row` | | (B,) | the row of each pair |
+    | `answer_position` | (B,) | (B,) | where in its row the answer is predicted |
+    | `read_positions` | | (R, k) | answer positions of each row, and |
+    | `pair_slot` | | (B,) | which of them is the pair's |
+    | `span_a`, `span_b` | (B, T) bool | (B, T) bool | the texts' own tokens in the pair's row |
+    | `alone_input_ids`, `alone_attention_mask` | (B, U) | | text_b after the prompt's prefix (`encode_alone`) |
+    | `alone_row` | | (B,) | its row |
+    | `alone_span` | (B, U) bool | (B, T) bool | its own tokens there |
+
+    Beside it there are
+
+    - `labels` (B,) int64, 0 or 1, if the rows have labels; `rows` (B,) int64, if they are numbered;
+    - of the teacher, for a matrix, `teacher_a`, `teacher_b` (B, d) float32 unit vectors and the texts' `keys_a`,
+      `keys_b` (B,) int64; else `teacher_similarity` (B,) float32, T in [-1, 1];
+    - with `hand_on_texts`, in their place, `texts_a`, `texts_b`, lists of B texts, and the keys.
+
     Args:
         prompt: how pairs and single texts become tokens.
         pad_token_id: id to pad with.
@@ -30,8 +55,9 @@ class TeacherScoringCollator:
         padding_side: "right" or "left".
         layout: how the student reads rows that several pairs and texts share (see `packing`); None gives each pair,
             and each text_b alone, a row of its own.
-        mini_batch_size: give what the student reads in mini-batches of so many pairs, pairs of like length together,
-            each padded by itself (see `gradient_cache`); the batch's rows are then in the order of the mini-batches.
+        mini_batch_size: m >= 1: what the student reads comes in mini-batches of so many pairs, pairs of like length
+            together, each padded by itself (see `gradient_cache`); the batch's rows are then in the order of the
+            mini-batches. None: in one.
         hand_on_texts: give the texts themselves too, for the main process to have the teacher score them (a streamed
             set, of which nothing was scored beforehand).
 
@@ -39,19 +65,16 @@ class TeacherScoringCollator:
         ValueError: `matrix` with a cross-encoder's scores, a layout with padding on the left, or a mini_batch_size
             below 1.
 
-    Example:
-        Three rows `{"text_a": "a", "text_b": "b", "label": 1}` give
+    Examples:
+        `tokenizer` is the student's own.
 
-        - `input_ids`, `attention_mask` (3, T): the pair prompts; `span_a`, `span_b` (3, T) bool: the texts' own
-          tokens;
-        - `answer_position` (3,): where the answer is predicted;
-        - `alone_input_ids`, `alone_attention_mask`, `alone_span` (3, U): text_b after the prompt's prefix (with
-          `encode_alone`);
-        - with a layout instead of these, what `packing.shared_rows` gives;
-        - `mini_batches`: with a mini_batch_size, a list of such dictionaries in place of all of these;
-        - `labels` (3,) int64, if the rows have labels; `rows` (3,), if they are numbered;
-        - `teacher_a`, `teacher_b` (3, d) float32 unit vectors and the texts' `keys_a`, `keys_b` (3,) int64; or, not
-          for a matrix, `teacher_similarity` (3,) float32 in [-1, 1].
+        >>> collator = TeacherScoringCollator(PairPrompt.from_preset(tokenizer), tokenizer.pad_token_id)
+        >>> rows = [("where is my card", "cash", 0), ("a refund", "refund me", 1)]
+        >>> batch = collator([{"text_a": a, "text_b": b, "label": label} for a, b, label in rows])
+        >>> batch["labels"], batch["input_ids"].shape == batch["span_a"].shape
+        (tensor([0, 1]), True)
+        >>> tokenizer.decode(batch["input_ids"][0][batch["span_a"][0]])
+        'where is my card'
     """
 
     prompt: PairPrompt
@@ -72,7 +95,17 @@ class TeacherScoringCollator:
         self._check_teacher()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Batch `rows`, each with text_a, text_b and optionally label and row."""
+        """Batch rows.
+
+        Args:
+            rows: B of them, each with text_a, text_b and, all or none, label and row (its number).
+
+        Returns:
+            Tensors by name, see the class.
+
+        Raises:
+            ValueError: a matrix is asked for of a cross-encoder's scores.
+        """
         pairs = self.prompt.encode_pairs([row["text_a"] for row in rows], [row["text_b"] for row in rows])
         size = self.mini_batch_size
         if size is None:

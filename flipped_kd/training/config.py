@@ -44,14 +44,15 @@ def _mapping(value: Any) -> Any:
 class FlippedDistillationConfig(TrainingArguments):
     """Everything that [`FlippedDistillationTrainer`] can be told, on top of transformers' TrainingArguments.
 
-    Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them. Those that differ from
-    TrainingArguments prevent known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look
-    for unused parameters, activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like
-    length share a batch (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
+    Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them, and marked so; what it
+    leaves open is our reading, chosen by measuring (docs/choices.md). Those that differ from TrainingArguments prevent
+    known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look for unused parameters,
+    activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like length share a batch
+    (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
 
     Args:
-        max_length: tokens of a whole pair prompt; texts are cut to fit, the instruction and the answer position never
-            are.
+        max_length: tokens of a whole pair prompt, at least 16; texts are cut to fit, the instruction and the answer
+            position never are.
         prompt: preset of [`PairPrompt`]: "en", "zh", or the form of a published reranker, "qwen3_reranker" or
             "bge_reranker_gemma".
         instruction: replaces the preset's instruction; "" leaves it out.
@@ -77,7 +78,7 @@ class FlippedDistillationConfig(TrainingArguments):
             vectors and there are texts enough before training (not of a stream), else at random, and the log says so.
             With dist_weight, mcl_weight and answer_teacher_weight 0, an adapter of one's own, or init_lora_weights in
             the LoraConfig, A is left alone.
-        sup_weight: weight of L_sup, the answer's cross-entropy.
+        sup_weight: weight of L_sup, the answer's cross-entropy, finite and >= 0, as the two others.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
             None: .5 where the teacher takes part by dist_weight or mcl_weight and has an AUC of at least .85 on
@@ -85,19 +86,21 @@ class FlippedDistillationConfig(TrainingArguments):
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
         mcl_weight: weight of L_MCL, the margin-aware contrast. With this, dist_weight and
             answer_teacher_weight 0 it is plain LoRA fine-tuning.
-        contrast: "pairwise" or "infonce".
-        margin: m_c in radians, in [0, pi].
-        positive_margin: scaling of the positives' margin: "teacher", "constant" or "none".
+        contrast: "pairwise" or "infonce" (our readings; see `MarginAwareContrastiveLoss`).
+        margin: m_c in radians, in [0, pi] (paper: 0.06).
+        positive_margin: scaling of the positives' margin: "teacher" (our reading), "constant" or "none".
         negative_margin: the same for negatives.
-        dist_loss: "pearson" wants similarities that rise in a line with the teacher's; "mse" wants the same ones,
-            which fights a start that has no offset (SmolLM2, banking77: AUC of the answer .84 against .71, of both
-            .900 against .882); "kl", or another objective in the place of L_dist: "margin_mse", "pairwise_logistic",
-            "plackett_luce", "sinkhorn", "cosent", "angle" (docs/objectives.md).
+        dist_loss: the form of L_dist (the paper says "aligned"; all are our readings). "pearson" wants similarities
+            that rise in a line with the teacher's; "mse" wants the same ones, which fights a start that has no offset
+            (SmolLM2, banking77: AUC of the answer .84 against .71, of both .900 against .882); "kl", or another
+            objective in the place of L_dist: "margin_mse", "pairwise_logistic", "plackett_luce", "sinkhorn", "cosent",
+            "angle" (docs/objectives.md).
         temperature: t in (0, 100] of L_MCL and of every `dist_loss` but "mse", "margin_mse" and
             "pearson".
         positive_threshold: tau_pos in [0, 1]: a positive stays in L_dist if the teacher's P >= tau_pos; 0 keeps every
-            one.
-        negative_threshold: tau_neg in [0, 1]: a negative stays in L_dist if P < tau_neg; 1 keeps every one.
+            one (paper: 0.5).
+        negative_threshold: tau_neg in [0, 1]: a negative stays in L_dist if P < tau_neg; 1 keeps every one (paper:
+            0.5).
         contrast_filter: what the thresholds drop from L_MCL: only pairs of the batch whose label 0 is "assumed" (texts
             that no row of the data set pairs), or "all" on which teacher and label disagree, as from L_dist and as in
             the paper: for labels that are wrong more often than the teacher. Where only labelled pairs are compared
@@ -105,21 +108,31 @@ class FlippedDistillationConfig(TrainingArguments):
         gather_across_devices: contrast every rank's texts with those of all ranks, with exact gradients: many ranks
             then train as one process with the whole global batch does. Without it each rank's contrast is its own
             batch, and gradients are averaged, as everywhere.
-        mini_batch_size: pairs the student reads at a time. The contrast is still per_device_train_batch_size (times
-            the ranks, if gathered), by gradient caching: a second forward instead of the memory. None: all at once.
-            Gradient accumulation never enlarges the contrast.
+        mini_batch_size: pairs the student reads at a time, at least 1. The contrast is still
+            per_device_train_batch_size (times the ranks, if gathered), by gradient caching: a second forward instead
+            of the memory. None: all at once. Gradient accumulation never enlarges the contrast.
         score: what predictions are made of: "answer", "similarity" or "both".
         max_grad_value: clips each gradient entry to [-v, v] (paper: 1). None: 1 where possible (one process, DDP),
             else max_grad_norm with one log line. 0: no clipping by value, max_grad_norm applies.
         precision: "auto" (what `accelerate launch` was told, else bf16 autocast on a GPU that has it, else float32),
             "bf16", "fp16" or "fp32". Once resolved it is one of the last three.
         teacher_cache_dir: folder of the teacher's scores, shared between runs; by default <output_dir>/_teacher_cache.
-        teacher_batch_size: texts a forward of the teacher.
+        teacher_batch_size: texts a forward of the teacher, at least 1.
         cpu_threads: threads of torch on a CPU. None: where a launcher has set one thread and the machine has more
             cores than processes, the cores over the processes; else as it is.
 
     Raises:
         ValueError: a setting is out of range or contradicts another; the message names it, the rule and the remedy.
+
+    Examples:
+        >>> settings = FlippedDistillationConfig(output_dir=folder, representation="joint", dist_loss="mse")
+        >>> settings.margin, settings.weight_decay, settings.distils
+        (0.06, 0.1, True)
+        >>> FlippedDistillationConfig(output_dir=folder, dist_weight=0, mcl_weight=0, answer_teacher_weight=0).distils
+        False
+        >>> FlippedDistillationConfig(output_dir=folder, margin=4.0)
+        Traceback (most recent call last):
+        ValueError: margin=4.0: an angular margin lies in [0, pi] radians (paper: 0.06).
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]
@@ -334,6 +347,9 @@ class FlippedDistillationConfig(TrainingArguments):
             rule = "clip at a finite positive value, or give 0 for no clipping by value."
             finite = math.isfinite(self.max_grad_value) and self.max_grad_value >= 0
             require(finite, "max_grad_value", self.max_grad_value, rule)
+            if self.max_grad_value and not self.max_grad_norm:
+                # Trainer skips its clipping step where this is 0, which says nothing about clipping by value.
+                self.max_grad_norm = TrainingArguments.max_grad_norm
         for name in ("bf16_full_eval", "fp16_full_eval"):
             rule = "it would round the adapter that is being trained, in place: give precision instead."
             require(not getattr(self, name), name, getattr(self, name), rule)

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -21,7 +21,6 @@ from ..evaluation.metrics import matching_metrics
 from ..utils.choices import ScoreKind
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
-from .picklable import make_picklable
 from .processes import ready_to_evaluate
 from .saving import PublishingTrainer
 
@@ -58,10 +57,6 @@ class PairScoringTrainer(PublishingTrainer):
         return validate_pairs(
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
-        return SequentialSampler(eval_dataset)
 
     # ---- Evaluation ----
 
@@ -102,10 +97,13 @@ class PairScoringTrainer(PublishingTrainer):
         return output._replace(metrics={**(output.metrics or {}), **terms})
 
     def score_pairs(self, dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """(answer log-odds (n,), similarity (n,)) of each pair, in order; pairs of like length share a batch.
+        """Both scores of each pair, in order; pairs of like length share a batch.
 
         Args:
             dataset: n pairs with text_a, text_b and label.
+
+        Returns:
+            The answer's log-odds (n,), and the cosine of both texts (n,) in [-1, 1].
 
         Raises:
             ValueError: a column is missing, or a row is no pair.
@@ -135,7 +133,13 @@ class PairScoringTrainer(PublishingTrainer):
             self.compute_metrics, self.args.batch_eval_metrics = keep
 
     def fit_match_score(self, dataset: datasets.Dataset | None = None) -> MatchScore:
-        """Fit thresholds and the combination of both scores on `dataset` (the evaluation set by default).
+        """Fit thresholds and the combination of both scores.
+
+        Args:
+            dataset: n held-out pairs of both classes; by default the (first) evaluation set.
+
+        Returns:
+            The match score, which is kept and saved with the adapter.
 
         Raises:
             ValueError: there is no such set, or its labels are all of one class.
@@ -154,12 +158,6 @@ class PairScoringTrainer(PublishingTrainer):
         )
         self.scored_step = self.state.global_step
         return self.match_score
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer; what it puts round the student can be copied and pickled."""
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        make_picklable(cast(nn.Module, self.model), self.accelerator)
-        return prepared
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, then fit the match score on the evaluation set, if there is one.

@@ -18,7 +18,7 @@ from ..students.probing import can_be_stopped
 
 @dataclass
 class PairVectors:
-    """Unit representations (B, D) of a batch of pairs.
+    """Unit representations of a batch of B pairs, (B, D) float32 with D = `LoraEncoder.dimension`.
 
     Attributes:
         text_a: the first texts.
@@ -45,9 +45,12 @@ class PairVectors:
 class PairForward:
     """Runs the student over a batch of `TeacherScoringCollator`.
 
+    That text_b is read alone, in its pair, or both is our reading: the paper (arXiv 2507.05617) does not say.
+
     Args:
         encoder: attached to the student.
-        representation: how text_b is represented: "independent", "joint" or "both".
+        representation: how text_b is represented: "independent" (alone, after the prompt's prefix), "joint" (in its
+            pair, after text_a) or "both".
         keeps_logits: whether the student can compute the logits of one position only.
         dtype: the student's, in which it takes attention masks of its own.
     """
@@ -60,9 +63,20 @@ class PairForward:
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Any], vectors: bool = True
     ) -> tuple[Tensor, PairVectors | None]:
-        """Answer logits (B, V) and, if asked for, the representations of both texts.
+        """Read a batch of B pairs.
 
-        A batch in mini-batches is read in parts and joined. `model` is called as it is given, wrapped or not.
+        Args:
+            model: the student that the encoder is attached to; called as it is given, wrapped or not.
+            inputs: any layout of `TeacherScoringCollator`, on the student's device. Mini-batches are read one after
+                the other, and joined.
+            vectors: whether representations are wanted.
+
+        Returns:
+            Logits over the vocabulary at the answer's position (B, V), in the student's precision, and the
+            representations of both texts; None for these where they are not wanted.
+
+        Raises:
+            RuntimeError: an A of the encoder did not run, or ran without gradient where one is needed.
         """
         if "mini_batches" in inputs:
             readings = [self(model, part, vectors) for part in inputs["mini_batches"]]

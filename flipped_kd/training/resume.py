@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -27,6 +27,7 @@ from .checkpoint_files import (
     read_manifest,
     step_of,
 )
+from .events import stand_last
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +148,12 @@ class ResumingTrainer(Trainer):
 
     # ---- Going on ----
 
-    def _load_callback_state(self) -> None:
+    def _restore_callbacks(self) -> None:
         """Give callbacks back what they had counted, such as early stopping's patience.
 
         transformers does so only where restore_callback_states_from_checkpoint asks for it, and then takes their
         settings from the checkpoint too, and the wish to stop of whatever callback had ended the run.
         """
-        if self.args.restore_callback_states_from_checkpoint:
-            super()._load_callback_state()
-            return
         states: Any = self.state.stateful_callbacks
         for callback, saved in self._saved_callbacks(states):
             for name, value in saved["attributes"].items():
@@ -174,19 +172,6 @@ class ResumingTrainer(Trainer):
             found += [(callback, {"attributes": {}, **state}) for callback, state in zip(own, kept, strict=False)]
         return found
 
-    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
-        self._evaluate_if_missed(kwargs["trial"])
-        # Trainer would make a step before it looks; an evaluation that was made up for may have ended the run.
-        if self._nothing_left() or self.control.should_training_stop:
-            self.control.should_training_stop = True
-            return
-        # Trainer sets the epoch after it has wrapped the loader to skip batches, and then does not reach the sampler
-        # where several processes share it: they would repeat the first epoch's order.
-        loader = kwargs["train_dataloader"]
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(kwargs["epoch"])
-        super()._run_epoch(**kwargs)
-
     def _init_training_state(
         self,
         max_steps: int,
@@ -195,27 +180,41 @@ class ResumingTrainer(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """As in Trainer; of a stream, whose passes have no known length, the place is read from its epoch."""
-        place = super()._init_training_state(
+        """As in Trainer, with the callbacks' counts; a stream's passes have no length, so its epoch is the place."""
+        epochs, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        if resume_from_checkpoint is None or has_length(self.train_dataset):
-            return place
+        stand_last(self, trial)
+        if resume_from_checkpoint is None:
+            return epochs, batches
+        if not self.args.restore_callback_states_from_checkpoint:
+            self._restore_callbacks()
+        if self._nothing_left():
+            return num_train_epochs, 0
+        if has_length(self.train_dataset):
+            return epochs, batches
         # Trainer counts a batch of a stream as one of max_steps * accumulation, and a new pass as the next integer.
         old = _state_of(Path(resume_from_checkpoint))
         passes, part = divmod(old.epoch or 0.0, 1)
         batches = round(part * old.max_steps * self.args.gradient_accumulation_steps)
         return int(passes), 0 if self.args.ignore_data_skip else batches
 
-    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> TrainOutput:
-        self._evaluate_if_missed(trial)  # no epoch is run where the last one was whole
-        return super()._finalize_training(trial, num_train_samples, start_time)
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        # Trainer would make a step before it looks; an evaluation that was made up for may have ended the run.
+        if self.control.should_training_stop:
+            return
+        # Trainer sets the epoch after it has wrapped the loader to skip batches, and then does not reach the sampler
+        # where several processes share it: they would repeat the first epoch's order.
+        loader = kwargs["train_dataloader"]
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(kwargs["epoch"])
+        super()._run_epoch(**kwargs)
 
     def _nothing_left(self) -> bool:
         """Whether the run was killed between its last checkpoint and its end."""
         return self.state.global_step >= self.state.max_steps or self._ended_early
 
-    def _evaluate_if_missed(self, trial: Any) -> None:
+    def evaluate_if_missed(self, trial: Any) -> None:
         """Evaluate once more as the killed run was about to, or had: at an epoch's end, after its last checkpoint."""
         if not self._resumed:
             return
@@ -228,17 +227,25 @@ class ResumingTrainer(Trainer):
         if args.eval_strategy == IntervalStrategy.EPOCH and at_end and not done and args.eval_delay <= epoch:
             self._determine_best_metric(metrics=self._evaluate(trial, None), trial=trial)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        sampler = super()._get_train_sampler(train_dataset)
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer, without drawing from training's random numbers: how often a run looks does not change it."""
+        with random_states_kept():
+            return super().evaluate(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in Trainer; groups of like length are drawn by seed and epoch."""
+        if self.train_dataset is None:
+            return super().get_train_dataloader()  # which refuses
+        return self._get_dataloader(
+            self.train_dataset, "Training", self._train_batch_size, self._by_seed_and_epoch, is_training=True
+        )
+
+    def _by_seed_and_epoch(self, dataset: Any) -> Any:
+        sampler = self._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochLengthGroupedSampler(sampler.batch_size, sampler.lengths, seed)
         return sampler
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without drawing from training's random numbers: how often a run looks does not change it."""
-        with random_states_kept():
-            return super()._evaluate(*args, **kwargs)
 
     def _clear_leftovers(self, run: Path) -> None:
         """Finish or remove what a killed process left: first on the writer's disk, then on nodes with their own."""

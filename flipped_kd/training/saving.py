@@ -167,11 +167,11 @@ class PublishingTrainer(CheckpointingTrainer):
     def _repo_name(self) -> str:
         return self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, checkpoint: Path) -> None:
         """Upload what the checkpoint holds for use, in the background, as `args.hub_strategy` says.
 
-        transformers copies a fixed list of file names, which leaves out the contracts, and adds training_args.bin, a
-        pickle that holds the Hub token in clear. A push that fails is logged; training goes on.
+        Trainer's own way copies a fixed list of file names, which leaves out the contracts, and adds
+        training_args.bin, a pickle that holds the Hub token in clear. A push that fails is logged; training goes on.
         """
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
@@ -180,18 +180,18 @@ class PublishingTrainer(CheckpointingTrainer):
         if busy and not args.hub_always_push:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        folder, out = Path(checkpoint_folder), Path(str(args.output_dir))
-        for path in folder.iterdir():
+        out = Path(str(args.output_dir))
+        for path in checkpoint.iterdir():
             if path.is_file() and not path.name.startswith(("_", *RESUME_FILES)):
                 shutil.copy(path, out / path.name)
-        if not (folder / SCORE_FILE).is_file():
+        if not (checkpoint / SCORE_FILE).is_file():
             (out / SCORE_FILE).unlink(missing_ok=True)
         message = f"Training in progress, step {self.state.global_step}"
         try:
             jobs = [self._upload(out, None, message)]
             if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
-                jobs.append(self._upload(folder, place, f"{message}, checkpoint"))
+                place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+                jobs.append(self._upload(checkpoint, place, f"{message}, checkpoint"))
         except Exception as error:  # as for an upload that fails later
             logger.warning("%s", failure_of(error, message, args.hub_token))
             return

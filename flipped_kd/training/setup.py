@@ -37,14 +37,27 @@ from .packing import find_layout
 logger = logging.getLogger(__name__)
 
 
-def check_args(args: FlippedDistillationConfig, peft_config: Any = None, prompt: Any = None) -> None:
-    """Refuse settings of another kind or of another trainer, and one process over several GPUs."""
+def check_args(
+    args: FlippedDistillationConfig,
+    peft_config: Any = None,
+    prompt: Any = None,
+    compute_metrics: Any = None,
+    unlabelled_texts: Any = (),
+) -> None:
+    """Refuse arguments of another kind or of another trainer, and one process over several GPUs."""
     if not isinstance(args, FlippedDistillationConfig):
         raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
     for name, given, kind in (("peft_config", peft_config, PeftConfig), ("prompt", prompt, PairPrompt)):
         if given is not None and not isinstance(given, kind):
             made = "peft.LoraConfig" if kind is PeftConfig else "PairPrompt"
             raise ValueError(f"{name} is a {type(given).__name__}: give a {made}, or None for the default.")
+    if isinstance(unlabelled_texts, str):
+        raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
+    if args.batch_eval_metrics and compute_metrics is None:
+        raise ValueError(
+            "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or give "
+            "compute_metrics."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -86,29 +87,52 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             trainable LoRA adapter named "default".
         teacher: a Hub name or folder, a SentenceTransformer, a CrossEncoder, or a `Teacher` of your own. None
             where no weight asks for one (plain fine-tuning).
-        args: settings.
-        train_dataset: pairs with text_a, text_b, label. A stream (`datasets.IterableDataset`) needs max_steps and an
-            eval_dataset; the teacher scores its texts as they come, and of known matches only a batch's own are known.
+        args: settings; None takes all defaults.
+        train_dataset: pairs with text_a, text_b (non-empty str) and label (0 or 1), at least one global batch. A
+            stream (`datasets.IterableDataset`) needs max_steps and an eval_dataset; the teacher scores its texts as
+            they come, and of known matches only a batch's own are known.
         eval_dataset: held-out pairs, or several by name. The teacher is calibrated and match scores are fitted on (the
-            first of) them; without them the teacher is calibrated on the training pairs and no match score is fitted.
+            first of) them; without them the teacher is calibrated on the training pairs and no match score is fitted
+            (our reading: the paper compares raw scores with its threshold).
         processing_class: the student's tokenizer; loaded by `model`'s name if not given.
         peft_config: LoRA settings for a student without adapter; by default rank 32, alpha 64, dropout 0.05 on all
             linear layers.
         prompt: a PairPrompt; by default the preset of `args.prompt`.
         columns: names of the columns in the data sets, where they are not text_a, text_b, label.
+        unlabelled_texts: texts of the field beside the pairs, from which A starts too (see `encoder_start`).
         compute_metrics: takes an EvalPrediction with predictions = (answer log-odds (n,), similarity (n,)) and
             label_ids (n,). By default F1, precision, recall, accuracy (natural threshold), AUC and average precision
             of the answer and, prefixed, of the similarity.
-        unlabelled_texts: texts of the field beside the pairs, from which A starts too (see `encoder_start`).
         callbacks: as in Trainer.
         optimizers: as in Trainer.
 
     Raises:
         ValueError: unusable data, student, teacher or settings; the message names value, rule and remedy. Nothing has
-        been trained then.
+            been trained then.
+        TypeError: `unlabelled_texts` is one text, not several.
+
+    Examples:
+        `student` and `teacher_folder` are folders or Hub ids. Without bars, Trainer prints its logs:
+
+        >>> rows = [("where is my card", "my card is late", 1), ("cancel the loan", "where is my cash", 0)] * 4
+        >>> pairs = datasets.Dataset.from_list([dict(zip(("text_a", "text_b", "label"), row)) for row in rows])
+        >>> settings = FlippedDistillationConfig(
+        ...     output_dir=folder / "run", max_steps=2, per_device_train_batch_size=4, disable_tqdm=True
+        ... )
+        >>> trainer = FlippedDistillationTrainer(student, teacher_folder, settings, pairs, eval_dataset=pairs)
+        >>> result = trainer.train()
+        {'loss': ..., 'loss_sup': ..., 'loss_dist': ..., 'loss_mcl': ..., 'epoch': '1'}
+        {'train_runtime': ..., 'train_loss': ..., 'epoch': '1'}
+        >>> result.global_step
+        2
+        >>> answer, similarity = trainer.score_pairs(pairs)  # log-odds, and cosines
+        >>> answer.shape, similarity.shape
+        ((8,), (8,))
+        >>> trainer.save_model()  # into output_dir, from which FlippedMatcher loads it
+        >>> (folder / "run" / "adapter_model.safetensors").exists()
+        True
     """
 
-    _tag_names = ("flipped-kd", "text-matching")
     # The loss is a mean over the micro-batch; Trainer then divides by the accumulation steps.
     loss_is_scaled_for_ga = False
     # Narrower than in Trainer.
@@ -135,15 +159,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = FlippedDistillationConfig() if args is None else args
-        check_args(args, peft_config, prompt)
+        check_args(args, peft_config, prompt, compute_metrics, unlabelled_texts)
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if args.device.type == "cpu":
             use_cpu_threads(args.cpu_threads)
-        if args.batch_eval_metrics and compute_metrics is None:
-            raise ValueError(
-                "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or "
-                "give compute_metrics."
-            )
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
         eval_dataset = self._checked(eval_dataset, "validation")
@@ -152,6 +171,45 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         tokenizer = processing_class or load_tokenizer(name_of(model))
         student = prepare_student(model, peft_config, args)
         args = with_learning_rate(args, student)
+        self._prepare_reading(student, tokenizer, prompt, args)
+        self.teacher = prepare_teacher(teacher, args)
+        texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
+        continued = isinstance(model, PeftModel)
+        starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
+        check_without_steps(args, starts or continued)
+        if isinstance(train_dataset, datasets.IterableDataset):
+            check_streamed(args, eval_dataset is not None and self.teacher is not None)
+        matrix = self._prepare_losses(train_dataset, args)
+        super().__init__(
+            model=student,
+            args=args,
+            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), args.representation, matrix),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics or pair_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._show_named_bars()
+        check_distributed(args, self.accelerator)
+        check_cached(args, self.accelerator)
+        self.clip_value = resolve_clipping(args, self.accelerator)
+        if isinstance(train_dataset, datasets.Dataset):
+            check_batches(len(train_dataset), args)
+        self._ask_teacher()
+        self.encoder_start = self._start_encoder(starts, unlabelled_texts)
+
+    # ---- Construction ----
+
+    def _prepare_reading(
+        self,
+        student: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: PairPrompt | None,
+        args: FlippedDistillationConfig,
+    ) -> None:
+        """How pairs become tokens, and what of the student's forward is read."""
         self.base_weights = BaseWeights.of(student)
         speed_up_student(student, args.device)
         self.prompt = prompt or PairPrompt.from_preset(
@@ -168,55 +226,36 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         if keeps_logits:
             keep_head_precision(student)
         self.reader = PairForward(self.encoder, args.representation, keeps_logits, student.dtype)
-        self.teacher = prepare_teacher(teacher, args)
-        if isinstance(unlabelled_texts, str):
-            raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
-        texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
-        continued = isinstance(model, PeftModel)
-        starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
-        check_without_steps(args, starts or continued)
+
+    def _prepare_losses(self, train_dataset: Any, args: FlippedDistillationConfig) -> bool:
+        """The loss, the teacher's part in it, and what is kept of both; whether every two texts are compared."""
         # Off the diagonal there is something to compare only if text_b has not read text_a and the teacher can score
         # any two texts.
         matrix = args.representation != "joint" and (self.teacher is None or self.teacher.has_vectors)
-        streamed = isinstance(train_dataset, datasets.IterableDataset)
-        if streamed:
-            check_streamed(args, eval_dataset is not None and self.teacher is not None)
         known = KnownMatches.from_pairs(train_dataset) if isinstance(train_dataset, datasets.Dataset) else None
         self.signal = None if self.teacher is None else TeacherSignal(self.teacher, args, matrix, known)
         self.loss = build_loss(vars(args))
+        self.loss_log = LossLog()
         self.match_score = None
         self.scored_step = None
         self.fitted_scores: tuple[np.ndarray, np.ndarray] | None = None  # what the match score was fitted on
-        self.loss_log = LossLog()
-        super().__init__(
-            model=student,
-            args=args,
-            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), args.representation, matrix),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            compute_metrics=compute_metrics or pair_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        return matrix
+
+    def _show_named_bars(self) -> None:
         for callback in list(self.callback_handler.callbacks):
             if type(callback) is ProgressCallback:  # the default one, no notebook's and no user's
                 self.remove_callback(callback)
                 self.add_callback(PairProgress)
-        check_distributed(args, self.accelerator)
-        check_cached(args, self.accelerator)
-        self.clip_value = resolve_clipping(args, self.accelerator)
-        scored = [part for part in (train_dataset, *self._eval_parts()) if isinstance(part, datasets.Dataset)]
-        if isinstance(train_dataset, datasets.Dataset):
-            check_batches(len(train_dataset), args)
-        if self.signal is not None and scored:
-            self._score_with_teacher(scored)
-            # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
-            self.signal.calibrate((self._eval_parts() or scored)[0], scored[0], seen=not self._eval_parts())
-            self.loss.sup.teacher_weight = self.signal.report["answer_teacher_weight"]
-        self.encoder_start = self._start_encoder(starts, unlabelled_texts)
 
-    # ---- Construction ----
+    def _ask_teacher(self) -> None:
+        """Score all texts that are known before training, and calibrate the scores."""
+        whole = [part for part in (self.train_dataset, *self._eval_parts()) if isinstance(part, datasets.Dataset)]
+        if self.signal is None or not whole:
+            return
+        self._score_with_teacher(whole)
+        # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
+        self.signal.calibrate((self._eval_parts() or whole)[0], whole[0], seen=not self._eval_parts())
+        self.loss.sup.teacher_weight = self.signal.report["answer_teacher_weight"]
 
     def _checked(self, dataset: Any, name: str, numbered: bool = False, both: bool = True) -> Any:
         if not numbered and isinstance(dataset, Mapping):
@@ -281,7 +320,17 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             )
 
     def teacher_similarity(self, dataset: datasets.Dataset) -> np.ndarray:
-        """The teacher's T of each pair, (n,) in [-1, 1]; texts it has not seen are scored now and cached."""
+        """The teacher's T of each pair; texts it has not seen are scored now and cached.
+
+        Args:
+            dataset: n pairs with text_a, text_b and label.
+
+        Returns:
+            T, (n,) in [-1, 1].
+
+        Raises:
+            ValueError: there is no teacher, a column is missing, or a row is no pair.
+        """
         if self.signal is None:
             raise ValueError(
                 "this trainer has no teacher, for which no weight of its settings asks (plain fine-tuning)."
@@ -295,7 +344,24 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean loss of one micro-batch; with `return_outputs` also (answer log-odds (B,), similarity (B,))."""
+        """The loss of one micro-batch of B pairs: w_sup L_sup + w_dist L_dist + w_mcl L_MCL (arXiv 2507.05617).
+
+        Each term is a mean (its divisor stands in its class), over the pairs of all ranks where they are gathered. The
+        terms are added to the log.
+
+        Args:
+            model: the student, wrapped or not.
+            inputs: a batch of `TeacherScoringCollator`, on the student's device, with labels (B,).
+            return_outputs: also give both scores of each pair.
+            num_items_in_batch: of Trainer, which divides by it where a loss is a sum; not used.
+
+        Returns:
+            The loss, a scalar with gradient; with `return_outputs` (loss, (answer, similarity)): the answer's
+            log-odds (B,), logit(yes) - logit(no), and the cosine of both texts (B,) in [-1, 1].
+
+        Raises:
+            FloatingPointError: the loss of a training batch is not finite; the message names step and rows.
+        """
         logits, vectors = self.reader(model, inputs, self.signal is not None or return_outputs)
         gather = self._gather(model, inputs)
         targets = self._targets(inputs, gather)
@@ -429,30 +495,57 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     # ---- Data ----
 
-    def _get_dataloader(  # type: ignore[override]
-        self, dataset: Any, description: str, batch_size: int, **options: Any
-    ) -> DataLoader:
-        """Training drops the short last batch, whose contrast would be another one; evaluation keeps every row."""
-        training = description == "Training"
-        keep = self.args.dataloader_drop_last, self.data_collator
-        if not training:
-            dataset = self._to_score(dataset, description)
-            if self.signal is not None:
-                self._score_with_teacher([dataset])
-        else:
-            # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
-            alone = self.data_collator.encode_alone and self.signal is not None
-            size = self.args.mini_batch_size
-            size = size if size is not None and size < self.args.per_device_train_batch_size else None
-            self.data_collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
-            if isinstance(dataset, datasets.IterableDataset):
-                guided = self.signal is not None
-                self.data_collator = replace(self.data_collator, teacher_scores=None, hand_on_texts=guided)
-        self.args.dataloader_drop_last = training
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of training: without the short last one, whose contrast would be another."""
+        # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
+        alone = self.data_collator.encode_alone and self.signal is not None
+        size = self.args.mini_batch_size
+        size = size if size is not None and size < self.args.per_device_train_batch_size else None
+        collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
+        if isinstance(self.train_dataset, datasets.IterableDataset):
+            collator = replace(collator, teacher_scores=None, hand_on_texts=self.signal is not None)
+        with self._loading(collator, self.args.train_sampling_strategy, drop_last=True):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: str | datasets.Dataset | None = None) -> DataLoader:
+        """Batches of evaluation: every row, in order.
+
+        Args:
+            eval_dataset: pairs, or the name of one of the trainer's sets; None takes the trainer's own.
+        """
+        if isinstance(eval_dataset, datasets.Dataset):
+            eval_dataset = self._to_score(eval_dataset, "Evaluation")
+        own: Any = self.eval_dataset
+        dataset = own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        with self._scoring(dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:
+        """Batches of prediction: every row, in order.
+
+        Args:
+            test_dataset: pairs.
+        """
+        test_dataset = self._to_score(test_dataset, "test")
+        with self._scoring(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
+    def _scoring(self, dataset: Any) -> AbstractContextManager[None]:
+        """Inside, loaders of `dataset` give the teacher's scores and keep every row in its place."""
+        if self.signal is not None and dataset is not None:
+            self._score_with_teacher([dataset])
+        # Trainer would group evaluation by length too, where training is, and so give scores in another order.
+        return self._loading(self.data_collator, "sequential", drop_last=False)
+
+    @contextmanager
+    def _loading(self, collator: TeacherScoringCollator, sampling: str, drop_last: bool) -> Iterator[None]:
+        """Inside, Trainer makes loaders of this kind."""
+        args, keep = self.args, (self.data_collator, self.args.train_sampling_strategy, self.args.dataloader_drop_last)
+        self.data_collator, args.train_sampling_strategy, args.dataloader_drop_last = collator, sampling, drop_last
         try:
-            return super()._get_dataloader(dataset, description, batch_size, **options)
+            yield
         finally:
-            self.args.dataloader_drop_last, self.data_collator = keep
+            self.data_collator, args.train_sampling_strategy, args.dataloader_drop_last = keep
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; texts of a streamed set are scored here, in the main process."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flipped_kd.training.checkpoint_files import STAGING_FOLDER, last_complete_checkpoint, missing_from
+from flipped_kd.training.checkpoint_files import STAGING_FOLDER, complete_checkpoints, missing_from
 from tests.soak import forks, stages, tiny_run
 
 SAVE_SECONDS = 0.03  # about what one save takes
@@ -115,7 +115,7 @@ def _wait_for_a_save(child: int, out: Path, stale: tuple[int, int] | None, rng: 
 def _told(run: int, seconds: float, out: Path, stale: tuple[int, int] | None) -> Kill:
     saving = list((out / STAGING_FOLDER).glob("checkpoint-*")) if _identity(out) != stale else []
     hit = f"saving {saving[0].name}" if saving else "training"
-    newest = last_complete_checkpoint(out)
+    newest = next(iter(complete_checkpoints(out)), None)
     left = any(missing_from(path) for path in saving)
     return Kill(run, seconds, hit, left, newest.name if newest else "step 0")
 
