@@ -28,7 +28,7 @@ from ..students.size import learning_rate_for
 from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
-from ..utils.devices import use_cpu_threads, weights_dtype
+from ..utils.devices import cpu_has_bfloat16, use_cpu_threads, weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
 from .encoder_start import why_not_started
@@ -44,7 +44,7 @@ def check_args(
     compute_metrics: Any = None,
     unlabelled_texts: Any = (),
 ) -> None:
-    """Refuse arguments of another kind or of another trainer, and one process over several GPUs."""
+    """Refuse arguments of another kind or of another trainer, and one process over several GPUs; warn of slow bf16."""
     if not isinstance(args, FlippedDistillationConfig):
         raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
     for name, given, kind in (("peft_config", peft_config, PeftConfig), ("prompt", prompt, PairPrompt)):
@@ -62,6 +62,11 @@ def check_args(
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
             "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
+        )
+    if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
+        logger.warning(
+            "precision='bf16': this CPU does not multiply bfloat16 itself and emulates it, several times slower than "
+            "float32. precision='fp32' is faster here."
         )
 
 

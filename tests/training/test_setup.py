@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,20 @@ def test_settings_of_another_kind_are_refused(given: Any, message: str, student_
     """Also empty ones, which would pass for none."""
     with pytest.raises(ValueError, match=message):
         FlippedDistillationTrainer(str(student_dir), None, train_dataset=pairs, **given)
+
+
+@pytest.mark.parametrize(("native", "precision"), [(False, "bf16"), (True, "bf16"), (False, "fp32")])
+def test_bfloat16_that_a_cpu_emulates_is_warned_of(
+    native: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": native})
+    with caplog.at_level(logging.WARNING, trainer_setup.__name__):
+        trainer_setup.check_args(settings(tmp_path, precision=precision))
+    warned = [record.getMessage() for record in caplog.records]
+    if native or precision == "fp32":
+        assert warned == []
+    else:
+        assert len(warned) == 1 and "this CPU does not multiply bfloat16 itself" in warned[0]
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "emulated"])
