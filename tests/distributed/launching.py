@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from torch.distributed import TCPStore
 
 from tests.cli.helpers import environment
@@ -119,20 +119,22 @@ def complete(attempt: Callable[[float], str], timeout: float = 300) -> str:
         return attempt(timeout)
 
 
-def launched_environment(config: str, options: Sequence[str]) -> dict[str, str]:
-    """What `accelerate launch --config_file recipes/accelerate/CONFIG.yaml OPTIONS` adds to its ranks' environment."""
-    asked = launch_command_parser().parse_args([*_configured(config), *options, "script"])
-    found = prepare_multi_gpu_env(_validate_launch_command(asked)[0])
+def launched_environment(*options: str) -> dict[str, str]:
+    """What `accelerate launch OPTIONS` adds to the environment of the processes it starts."""
+    asked = _validate_launch_command(launch_command_parser().parse_args([*options, "script"]))[0]
+    several = asked.multi_gpu or asked.use_fsdp
+    found = prepare_multi_gpu_env(asked) if several else prepare_simple_launcher_cmd_env(asked)[1]
     return {name: value for name, value in found.items() if os.environ.get(name) != value}
 
 
 def accelerate_launch(config: str, options: Sequence[str], module: str, *arguments: object) -> subprocess.Popen[str]:
     """Start `accelerate launch --config_file recipes/accelerate/CONFIG.yaml OPTIONS -m module arguments`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_configured(config), *options]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *configured(config), *options]
     return start(command, module, *arguments)
 
 
-def _configured(config: str) -> list[str]:
+def configured(config: str) -> list[str]:
+    """The options that name a configuration of recipes/accelerate."""
     return ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
 
 
