@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import gc
 import inspect
 import json
 import os
@@ -297,11 +298,13 @@ def _keep(told: int, streams: Sequence[int]) -> bool:
 
 
 def _main(descriptor: int) -> None:
-    from tests.soak import forks
-
+    gc.disable()  # an import makes much and leaves no garbage
     for name in IMPORTED:
         import_module(name)
+    from tests.soak import forks
+
     forks.prepare()
+    gc.enable()
     start = _next_start(socket.socket(fileno=descriptor))
     if start is None:
         os._exit(0)  # nothing of its own to clean up

@@ -63,6 +63,7 @@ def finished(
     return out, flags, run.stdout
 
 
+@pytest.mark.slow
 def test_everything_promised_is_written(finished: tuple[Path, list[object], str]) -> None:
     out, _, screen = finished
     report = json.loads((out / "report.json").read_text())
@@ -82,12 +83,14 @@ def test_everything_promised_is_written(finished: tuple[Path, list[object], str]
     assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_report_names_no_path_of_the_machine(finished: tuple[Path, list[object], str]) -> None:
     out, _, _ = finished
     assert str(out.parent) not in (out / "report.json").read_text().replace(json.dumps(str(out)), "")
     assert str(ROOT) not in (out / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_others_are_not_overwritten(
     finished: tuple[Path, list[object], str],
 ) -> None:
@@ -102,6 +105,7 @@ def test_a_finished_run_is_not_repeated_and_others_are_not_overwritten(
     assert other.returncode != 0 and "other settings" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_whose_reader_has_gone_ends_as_its_work_does(finished: tuple[Path, list[object], str]) -> None:
     out, flags, _ = finished
     for name in ("report.json", "README.md"):
@@ -112,6 +116,7 @@ def test_a_recipe_whose_reader_has_gone_ends_as_its_work_does(finished: tuple[Pa
     assert (out / "report.json").is_file() and "flipped: both" in (out / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], str], student) -> None:
     model = PeftModel.from_pretrained(student, finished[0])
     assert model.peft_config["default"].r == 32

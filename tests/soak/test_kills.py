@@ -42,12 +42,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8")) | {"status": run.returncode}
 
 
+@pytest.mark.slow
 def test_random_kills(report: dict[str, Any]) -> None:
     assert len(report["kills"]) == KILLS
     assert report["outcomes"] and not any(report["outcomes"])
     assert report["status"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(STAGES) + 1), ids=[stage.name for stage in (*STAGES, REPLACING)])
 def test_killed_while_saving(report: dict[str, Any], number: int) -> None:
     fact, stage = report["stages"][number], (*STAGES, REPLACING)[number]

@@ -17,6 +17,7 @@ from tests.soak.serving import Kill, Server, corpus, table, version_of
 KILLS = 6
 
 
+@pytest.mark.slow
 def test_killed_servers_find_whole_indexes_again(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     run = warm_python.run(

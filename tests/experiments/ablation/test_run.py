@@ -159,6 +159,7 @@ def test_the_plans_of_the_repository_can_be_read(path: Path) -> None:
 # ---- Runs ----
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_and_goes_on(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_runs_side_by_side_and_goes_on(
     assert "2 of 2 runs are finished" in said[-1]
 
 
+@pytest.mark.slow
 def test_its_reader_may_leave(content: dict[str, Any], tmp_path: Path) -> None:
     """The command and its worker processes show on one pipe, which nobody reads any more."""
     content["groups"] = [{"title": "Main", "seeds": 1, "runs": {"plain": PLAIN | {"logging_steps": 1}}}]
