@@ -99,9 +99,9 @@ def launch_by_torchrun(module: str, *arguments: object, ranks: int = 2) -> None:
 
 
 def torchrun(ranks: int) -> list[str]:
-    """The command that starts so many ranks of this machine."""
+    """What is given to `python` to start so many ranks of this machine."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
+        *("-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
         *("--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"),
     ]
 
@@ -128,9 +128,11 @@ def launched_environment(*options: str) -> dict[str, str]:
 
 
 def accelerate_launch(config: str, options: Sequence[str], module: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start `accelerate launch --config_file recipes/accelerate/CONFIG.yaml OPTIONS -m module arguments`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *configured(config), *options]
-    return start(command, module, *arguments)
+    """Start `accelerate launch --config_file recipes/accelerate/CONFIG.yaml OPTIONS -m module arguments`.
+
+    The launcher is forked from a warm Python; its ranks, which it starts itself, are fresh interpreters.
+    """
+    return start(["-m", "accelerate.commands.launch", *configured(config), *options], module, *arguments, by=Program)
 
 
 def configured(config: str) -> list[str]:
@@ -138,10 +140,13 @@ def configured(config: str) -> list[str]:
     return ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
 
 
-def start(command: Sequence[str], module: str, *arguments: object, **variables: str) -> subprocess.Popen[str]:
-    """Start a launcher on a module, offline and without GPUs."""
-    return subprocess.Popen(
-        [*command, "-m", module, *map(str, arguments)],
+def start(
+    command: Sequence[str], module: str, *arguments: object, by: type[subprocess.Popen] | None = None, **variables: str
+) -> subprocess.Popen[str]:
+    """Start a launcher on a module, offline and without GPUs; in a fresh interpreter unless `by` is a `Program`."""
+    words = [*command, "-m", module, *map(str, arguments)]
+    return (by or subprocess.Popen)(
+        words if by else [sys.executable, *words],
         cwd=ROOT,
         env=environment(PYTHONFAULTHANDLER="1", **LOOPBACK, **variables),
         stdout=subprocess.DEVNULL,
