@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch.distributed as dist
 
 
-def main(task: str) -> None:
-    """`end`; `fail`: the last rank does, the first would wait for ever; `hang`: both would."""
+def main(task: str, folder: Path) -> None:
+    """`end`; `fail`: the last rank does, the first would wait for ever; `hang`: both would. Each leaves a file."""
     dist.init_process_group("gloo")
     dist.barrier()
+    (folder / os.environ["RANK"]).touch()
     if task == "fail" and os.environ["RANK"] == "1":
         sys.exit("the last rank fails")
     if task != "end":
@@ -21,4 +23,4 @@ def main(task: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]))

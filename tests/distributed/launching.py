@@ -25,7 +25,17 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in [name for _, name in socket.i
 
 
 class HangError(AssertionError):
-    """Ranks that have not ended; the message shows where each of them was."""
+    """Ranks that have not ended; the message shows where each of them was.
+
+    Args:
+        timeout: seconds that they had.
+        written: by all of them, the stacks last.
+    """
+
+    def __init__(self, timeout: float, written: str) -> None:
+        # faulthandler ends with a line of hundreds of extension modules, which would push the stacks out.
+        lines = [line for line in written.splitlines() if not line.startswith("Extension modules: ")]
+        super().__init__("\n".join([f"not ended after {timeout:g} s:", *lines])[-6000:])
 
 
 class Ranks:
@@ -75,7 +85,7 @@ class Ranks:
             while None in (codes := [program.poll() for program in self.programs]) and not any(codes):
                 if time.monotonic() > until:
                     _show_stacks([psutil.Process(program.pid) for program in self.programs if program.poll() is None])
-                    raise HangError(f"not ended after {timeout} s:\n{self._text()[-6000:]}")
+                    raise HangError(timeout, self._text())
                 time.sleep(0.01)
         finally:
             for program in self.programs:
@@ -164,7 +174,7 @@ def finish(launcher: subprocess.Popen[str], timeout: float = 300, succeeds: bool
     try:
         _, errors = launcher.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise HangError(f"not ended after {timeout} s:\n{_kill(launcher)[-6000:]}") from None
+        raise HangError(timeout, _kill(launcher)) from None
     finally:
         launcher.kill()  # no effect where it has ended
     assert (launcher.returncode == 0) == succeeds, errors[-3000:]
@@ -181,10 +191,12 @@ def _kill(launcher: subprocess.Popen[str]) -> str:
 
 
 def _show_stacks(ranks: Sequence[psutil.Process]) -> None:
-    """Let them write where they are, and end them."""
+    """Let each write where it is, one after the other, and end it."""
+    for rank in ranks:
+        rank.suspend()  # or it would fail, once another has gone, in another place
     for rank in ranks:
         rank.send_signal(signal.SIGABRT)  # faulthandler writes the stacks
-    psutil.wait_procs(ranks, timeout=20)
-    for rank in ranks:
+        rank.resume()
+        psutil.wait_procs([rank], timeout=20)
         if rank.is_running():
             rank.kill()
