@@ -55,7 +55,7 @@ demo: $(STAMP)  ## train SmolLM2 on the embedded finance pairs, report in output
 
 test: $(STAMP)  ## run the tests
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-		$(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+		$(VENV_PYTHON) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(VENV_PYTHON) -m ruff check .

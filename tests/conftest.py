@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import gc
 import random
 import shutil
 from pathlib import Path
@@ -33,6 +34,20 @@ torch.set_num_threads(1)
 
 # The fixtures of the loopback Hub.
 pytest_plugins = ["tests.hub.fixtures"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first: one at the end would keep a worker busy while the others have nothing left."""
+    marks = ("slow", "distributed")
+    long = {item.path for item in items if any(item.get_closest_marker(mark) for mark in marks)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: the garbage collector need not look at it again after each training."""
+    gc.collect()
+    gc.freeze()
+
 
 SUBJECTS = ["my card", "the transfer", "a refund", "the app", "cash", "my salary", "the loan", "an invoice"]
 FORMS = ["where is {}", "{} has not arrived", "how long does {} take", "cancel {} please", "why was {} refused"]

@@ -64,6 +64,7 @@ def test_the_command_helps(installed: Path, tmp_path: Path) -> None:
     assert run(installed, tmp_path, "-m", "flipped_kd", "predict", "--help").startswith("usage: flipped-kd predict")
 
 
+@pytest.mark.slow
 def test_a_card_and_a_report_are_rendered(installed: Path, comparison_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(comparison_dir, folder)

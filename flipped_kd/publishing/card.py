@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ CARD_TEMPLATE = "card_template.md.jinja"
 
 def render_card(data: CardData) -> str:
     """The card as Markdown with YAML front matter; the same data give the same text."""
+    return signed(_templates().get_template(CARD_TEMPLATE).render(card=data, metadata=front_matter(data)))
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """Kept for the process: every save writes a card, and compiling the template takes longer than the rest of it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -51,8 +58,7 @@ def render_card(data: CardData) -> str:
         kinds=SCORE_KINDS,
         small_student=SMALL_STUDENT,
     )
-    text = environment.get_template(CARD_TEMPLATE).render(card=data, metadata=front_matter(data))
-    return signed(text)
+    return environment
 
 
 def write_card(

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,8 +21,8 @@ from flipped_kd.evaluation.match_score import LogOdds, MatchScore
 from flipped_kd.utils.choices import SCORE_KINDS
 from tests.adapters import make_adapter
 from tests.conftest import make_pairs
+from tests.warm_python import ROOT, Program
 
-ROOT = Path(__file__).parents[2]
 # Thresholds that part the pairs otherwise than the natural one.
 ODDS = {
     "answer": LogOdds(1.0, 0.0, 0.0, threshold=1.0),
@@ -93,9 +92,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     """`flipped-kd` in a process of its own."""
-    command = [sys.executable, "-m", "flipped_kd", *map(str, arguments)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()} | options
-    return subprocess.Popen(command, cwd=ROOT, **options)
+    return Program(["-m", "flipped_kd", *arguments], cwd=ROOT, **options)
 
 
 def closed_pipe() -> TextIO:

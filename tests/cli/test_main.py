@@ -18,6 +18,7 @@ import pytest
 
 import flipped_kd
 from flipped_kd.cli.main import VERBS, main
+from tests import warm_python
 from tests.cli.helpers import ROOT, adapter_with_scores, environment, pair_rows, read_rows, write_rows
 from tests.hub.fixtures import connected
 
@@ -192,9 +193,9 @@ def test_no_space_is_code_1_and_loses_nothing(
 
 def test_a_full_standard_output_is_code_1(adapter: Path, tmp_path: Path) -> None:
     pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    command = [sys.executable, "-m", "flipped_kd", "predict", str(adapter), str(pairs), "--quiet"]
+    command = ["-m", "flipped_kd", "predict", adapter, pairs, "--quiet"]
     with open("/dev/full", "wb") as full:
-        found = subprocess.run(
+        found = warm_python.run(
             command, cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
         )
     assert found.returncode == 1

@@ -15,7 +15,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tests.distributed.ddp_run import RUNS, STEPS, make
-from tests.distributed.launching import launch
+from tests.distributed.launching import launch_by_torchrun
 from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of
 
 RANKS = (0, 1)
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.distributed
 def folder(inputs: Callable[..., Path]) -> Path:
     """The files two ranks have left behind after training with every setting of ddp_run.py."""
     folder = inputs(odd=True)
-    launch("tests.distributed.ddp_run", folder)
+    launch_by_torchrun("tests.distributed.ddp_run", folder)
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.distributed.config_run import SAVED, STEPS
-from tests.distributed.launching import accelerate_launch, finish
+from tests.distributed.launching import accelerate_launch, configured, finish, launch, launched_environment
 from tests.invariants.training import assert_equal
 
 RANKS = (0, 1)
@@ -32,11 +32,15 @@ def folder(inputs: Callable[..., Path], pairs: datasets.Dataset, held_out: datas
 
 @pytest.fixture(scope="module")
 def ddp(folder: Path) -> Path:
-    """What ddp.yaml has left: a run that lost a rank, its repetition, two that went through, and a recipe."""
+    """What ddp.yaml has left: a run that lost a rank, its repetition, two that went through, and a recipe.
+
+    The first is started by accelerate launch itself, the others are told what it tells its ranks.
+    """
     log = finish(accelerate_launch("ddp", ON_CPU, "tests.distributed.config_run", folder, "killed"), succeeds=False)
     assert "SIGKILL" in log
     assert sorted(path.name for path in (folder / "resumed").glob("checkpoint-*")) == [f"checkpoint-{SAVED}"]
-    finish(accelerate_launch("ddp", ON_CPU, "tests.distributed.config_run", folder, "resumed,whole,scored,recipe"))
+    told = launched_environment(*configured("ddp"), *ON_CPU)
+    launch("tests.distributed.config_run", folder, "resumed,whole,scored,recipe", **told)
     return folder
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flipped_kd.students.lora_encoder import LoraEncoder
-from tests.distributed.launching import accelerate_launch, complete
+from tests.distributed.launching import configured, launch, launched_environment
 from tests.distributed.sharded_run import RUNS
 from tests.distributed.sharded_steps import NAMES
 from tests.invariants.training import assert_close, assert_equal
@@ -29,7 +29,7 @@ def folder(inputs: Callable[..., Path]) -> Path:
     """What the ranks of sharded_run.py have left behind."""
     folder = inputs(odd=True)
     options = ("--num_processes", "2", "--main_process_port", "0")
-    complete(lambda: accelerate_launch("fsdp2", options, "tests.distributed.sharded_run", folder))
+    launch("tests.distributed.sharded_run", folder, **launched_environment(*configured("fsdp2"), *options))
     return folder
 
 

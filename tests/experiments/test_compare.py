@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,24 +24,30 @@ from flipped_kd.experiments.report.page import write_page
 from flipped_kd.experiments.splits import SPLITS, load_splits
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.utils.locking import sole_writer
+from tests import warm_python
 from tests.broken_files import break_file
-from tests.cli.helpers import closed_pipe
+from tests.cli.helpers import closed_pipe, environment
 from tests.conftest import comparison_settings
+from tests.distributed.launching import launched_environment
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [
-    sys.executable,
-    *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "recipes/train_fin.py"),
-]
+RECIPE = "recipes/train_fin.py"
+ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
-def launch(*flags: object, **streams: Any) -> subprocess.CompletedProcess[str]:
-    """Run the recipe with these flags, offline, from the repository root."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*LAUNCH, "--cpu_threads", "1", *map(str, flags)]
+def launch(*flags: object) -> subprocess.CompletedProcess[str]:
+    """Run the recipe by accelerate launch with these flags, offline, from the repository root."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *ONE_PROCESS, RECIPE, "--cpu_threads", "1"]
+    command += map(str, flags)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def recipe(*flags: object, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """Run it as `launch` does, forked from a warm Python, in the environment that accelerate launch makes."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    return subprocess.run(command, cwd=ROOT, env=environment, text=True, timeout=300, **streams)
+    command = [RECIPE, "--cpu_threads", 1, *flags]
+    launched = environment(**launched_environment(*ONE_PROCESS))
+    return warm_python.run(command, cwd=ROOT, env=launched, text=True, timeout=300, **streams)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,7 @@ def finished(
     return out, flags, run.stdout
 
 
+@pytest.mark.slow
 def test_everything_promised_is_written(finished: tuple[Path, list[object], str]) -> None:
     out, _, screen = finished
     report = json.loads((out / "report.json").read_text())
@@ -77,36 +83,40 @@ def test_everything_promised_is_written(finished: tuple[Path, list[object], str]
     assert not list(out.rglob("training_args.bin")) and not list(out.rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_report_names_no_path_of_the_machine(finished: tuple[Path, list[object], str]) -> None:
     out, _, _ = finished
     assert str(out.parent) not in (out / "report.json").read_text().replace(json.dumps(str(out)), "")
     assert str(ROOT) not in (out / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_others_are_not_overwritten(
     finished: tuple[Path, list[object], str],
 ) -> None:
     out, flags, screen = finished
     before = load_file(out / "adapter_model.safetensors")
-    again = launch(*flags)
+    again = recipe(*flags)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
     assert again.stdout.split("| system")[1] == screen.split("| system")[1]
     after = load_file(out / "adapter_model.safetensors")
     assert all((before[name] == after[name]).all() for name in before)
-    other = launch(*flags, "--learning_rate", 0.5)
+    other = recipe(*flags, "--learning_rate", 0.5)
     assert other.returncode != 0 and "other settings" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_whose_reader_has_gone_ends_as_its_work_does(finished: tuple[Path, list[object], str]) -> None:
     out, flags, _ = finished
     for name in ("report.json", "README.md"):
         (out / name).unlink()
     with closed_pipe() as gone:
-        run = launch(*flags, stdout=gone, stderr=gone)
+        run = recipe(*flags, stdout=gone, stderr=gone)
     assert run.returncode == 0
     assert (out / "report.json").is_file() and "flipped: both" in (out / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], str], student) -> None:
     model = PeftModel.from_pretrained(student, finished[0])
     assert model.peft_config["default"].r == 32
@@ -121,7 +131,7 @@ def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], s
     ],
 )
 def test_bad_flags_are_refused_before_any_work(flags: list[str], message: str, tmp_path: Path) -> None:
-    run = launch(*flags, "--output_dir", tmp_path / "out", "--student", "x", "--teacher", "x")
+    run = recipe(*flags, "--output_dir", tmp_path / "out", "--student", "x", "--teacher", "x")
     assert run.returncode != 0 and message in run.stderr
     assert not (tmp_path / "out" / "runs").exists()
 
@@ -129,7 +139,7 @@ def test_bad_flags_are_refused_before_any_work(flags: list[str], message: str, t
 def test_unknown_key_of_the_yaml_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("learning_rte: 0.1\n")
-    run = launch("--config", config)
+    run = recipe("--config", config)
     assert run.returncode != 0 and "learning_rate" in run.stderr
 
 

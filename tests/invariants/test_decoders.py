@@ -47,7 +47,10 @@ def run_of(
         return runs[key]
 
     yield run
+    runs.clear()
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # what conftest.py has frozen, again
 
 
 def close(found: Any, expected: Any, atol: float) -> None:

@@ -98,6 +98,7 @@ def test_many_answers_are_not_read() -> None:
     assert answer_retrieval(trainer, DataArguments(test_file=files["test_file"]), trained=True) == {}
 
 
+@pytest.mark.slow
 def test_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = ["--config", "recipes/configs/fin_zh_mini.yaml"]

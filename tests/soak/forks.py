@@ -12,13 +12,16 @@ from typing import NoReturn
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from flipped_kd.publishing.card import CARD_TEMPLATE, _templates
+
 
 def prepare() -> None:
     """Call once, before the first child: what is there now is no garbage, and no child need look at it."""
     gc.collect()
     gc.freeze()
-    # Half of the time of loading a model, and kept for the process.
+    # Half of the time of loading a model and most of writing a card, and kept for the process.
     get_checkpoint_conversion_mapping("qwen2")
+    _templates().get_template(CARD_TEMPLATE)
 
 
 def start(job: Callable[[], None], log: Path) -> int:

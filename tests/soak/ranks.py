@@ -2,7 +2,12 @@
 
 `python -m tests.soak.ranks --starts 50` prints a line for each start and exits with 1 if one did not end well. Of one
 that hangs, the stacks of all its processes stand in the log beside its folder. Two ranks over gloo have hung in CI now
-and then, and in no run that was made to find out why: processor time that others take is what CI has more of.
+and then: processor time that others take is what CI has more of.
+
+The ranks are forked from a Python that has imported everything (tests/warm_python.py), so that a start costs seconds,
+and end as every script does: the interpreter gives back what it holds. With `--torchrun` they are fresh interpreters
+under torchrun's agent, which costs ten times as much. What the forked ones lack is the import, the agent (its store is
+there, held by this process) and the last look of Python's garbage collector at what an import has made.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.distributed.launching import HangError, finish, start, torchrun
+from tests.distributed.launching import HangError, Ranks, finish, start, torchrun
+from tests.distributed.leaving import NORMALLY
 from tests.soak import tiny_run
 
 SPIN = "while True: pass"
@@ -44,14 +50,18 @@ def prepare(folder: Path) -> None:
     (folder / "held_out").symlink_to(made / "held_out")
 
 
-def run_once(folder: Path, number: int, module: str, timeout: float) -> str:
+def run_once(folder: Path, number: int, module: str, timeout: float, by_torchrun: bool) -> str:
     """How the start of that number went: "ended", "hung" or "failed"."""
     inputs = folder / f"start-{number}"
     inputs.mkdir()
     for name in ("student", "teacher", "pairs", "held_out"):
         (inputs / name).symlink_to(folder / name)
     try:
-        told, outcome = finish(start(torchrun(2), module, inputs), timeout), "ended"
+        if by_torchrun:
+            told = finish(start(torchrun(2), module, inputs, **{NORMALLY: "1"}), timeout)
+        else:
+            told = Ranks(module, inputs, **{NORMALLY: "1"}).finish(timeout)
+        outcome = "ended"
     except HangError as error:
         told, outcome = str(error), "hung"
     except AssertionError as error:
@@ -65,8 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.ranks", description=__doc__)
     parser.add_argument("--starts", type=int, default=50, help="how often the ranks are started (50)")
     parser.add_argument("--busy", type=int, default=2, help="busy loops beside them (2)")
-    parser.add_argument("--module", default="tests.distributed.checkpoint_run", help="what each rank runs")
+    parser.add_argument("--module", default="tests.soak.short_run", help="what each rank runs")
     parser.add_argument("--timeout", type=float, default=300, help="seconds after which a start counts as hung (300)")
+    parser.add_argument("--torchrun", action="store_true", help="fresh interpreters under torchrun's agent")
     parser.add_argument("--folder", type=Path, help="where inputs and logs are kept; by default nowhere")
     options = parser.parse_args(argv)
     outcomes: Counter[str] = Counter()
@@ -77,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with busy(options.busy):
             for number in range(1, options.starts + 1):
                 begun = time.monotonic()
-                outcome = run_once(folder, number, options.module, options.timeout)
+                outcome = run_once(folder, number, options.module, options.timeout, options.torchrun)
                 outcomes[outcome] += 1
                 print(f"start {number:3d}: {outcome} after {time.monotonic() - begun:.1f} s", flush=True)
                 if outcome != "ended":

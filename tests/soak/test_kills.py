@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm_python
+from tests.cli.helpers import ROOT, environment
 from tests.soak.kills import Kill, table
 from tests.soak.stages import FIRST, LAST, REPLACING, SECOND, STAGES, THIRD
 
-REPOSITORY = Path(__file__).parents[2]
 KILLS = 3
 # What each kill leaves in the staging folder; "checkpoint-*" there is a save that was not finished.
 LEFT = {
@@ -32,11 +29,11 @@ WHOLE = ("all but the name", REPLACING.name)
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the soak found, in a process of its own: this one may have threads, which no fork survives."""
     folder = tmp_path_factory.mktemp("soak")
-    command = [sys.executable, "-m", "tests.soak.kills", "--kills", str(KILLS), "--stages"]
-    run = subprocess.run(
-        [*command, "--folder", str(folder / "runs"), "--report", str(folder / "report.json")],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    command = ["-m", "tests.soak.kills", "--kills", KILLS, "--stages"]
+    run = warm_python.run(
+        [*command, "--folder", folder / "runs", "--report", folder / "report.json"],
+        cwd=ROOT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -45,12 +42,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8")) | {"status": run.returncode}
 
 
+@pytest.mark.slow
 def test_random_kills(report: dict[str, Any]) -> None:
     assert len(report["kills"]) == KILLS
     assert report["outcomes"] and not any(report["outcomes"])
     assert report["status"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(STAGES) + 1), ids=[stage.name for stage in (*STAGES, REPLACING)])
 def test_killed_while_saving(report: dict[str, Any], number: int) -> None:
     fact, stage = report["stages"][number], (*STAGES, REPLACING)[number]

@@ -73,6 +73,7 @@ def run(folder: Path, leaks: bool) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="RssAnon is read from /proc")
 def test_memory_does_not_grow_with_steps(
     student_dir: Path, teacher_dir: Path, pairs: datasets.Dataset, held_out: datasets.Dataset, tmp_path: Path
@@ -86,6 +87,7 @@ def test_memory_does_not_grow_with_steps(
     assert run(tmp_path, leaks=True) > found + 2**20  # so it would be seen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="RssAnon is read from /proc")
 def test_scores_of_many_texts_take_little_memory(tmp_path: Path) -> None:
     few, many = teacher_scale.measure("score", tmp_path, [20_000, 80_000])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +10,20 @@ import pytest
 import torch
 
 from flipped_kd import SearchIndex
+from tests import warm_python
+from tests.cli.helpers import ROOT, environment
 from tests.soak.serving import Kill, Server, corpus, table, version_of
 
-REPOSITORY = Path(__file__).parents[2]
 KILLS = 6
 
 
+@pytest.mark.slow
 def test_killed_servers_find_whole_indexes_again(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.soak.serving", "--kills", str(KILLS), "--report", str(report)],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    run = warm_python.run(
+        ["-m", "tests.soak.serving", "--kills", KILLS, "--report", report],
+        cwd=ROOT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from flipped_kd.teachers import shards as teacher_shards
 from flipped_kd.teachers.cache import TeacherCache, fill_cache
 from flipped_kd.teachers.score_table import TeacherEmbeddings
 from flipped_kd.teachers.shards import CacheIdentity
+from tests.cli.helpers import ROOT, environment
 from tests.conftest import make_pairs
+from tests.warm_python import Program
 
-REPOSITORY = Path(__file__).parents[2]
 # Scores texts FIRST to LAST - 1 in shards of eight and keeps the vectors; dies by SIGKILL after so many shards.
 SCRIPT = """
 import os, signal, sys
@@ -50,14 +49,8 @@ IDENTITY = CacheIdentity("embeddings", "some/teacher", "e" * 64, 2)
 
 
 def start(teacher: Path, cache: Path, out: Path, first: int, last: int, survives: int = -1) -> subprocess.Popen[str]:
-    arguments = [str(part) for part in (teacher, cache, out, first, last, survives)]
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = (teacher, cache, out, first, last, survives)
+    return Program(["-c", SCRIPT, *arguments], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def finished(process: subprocess.Popen[str], out: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -62,6 +63,22 @@ def render_page(data: ReportData, plots: Path | None = None) -> str:
         return pictures
 
     report = data.report
+    training = {**report.get("optimizer", {}), **report["settings"]["training"]}
+    shown = {name: value for name, value in training.items() if name in METHOD or name in report.get("optimizer", {})}
+    return (
+        _templates()
+        .get_template(PAGE_TEMPLATE)
+        .render(
+            title=f"{report['student']} learns to match from {report['teacher']['id']}",
+            report=report,
+            settings=shown,
+            sections=all_sections(data, draw),
+        )
+    )
+
+
+@cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -70,11 +87,4 @@ def render_page(data: ReportData, plots: Path | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters["count"] = "{:,}".format
-    training = {**report.get("optimizer", {}), **report["settings"]["training"]}
-    shown = {name: value for name, value in training.items() if name in METHOD or name in report.get("optimizer", {})}
-    return environment.get_template(PAGE_TEMPLATE).render(
-        title=f"{report['student']} learns to match from {report['teacher']['id']}",
-        report=report,
-        settings=shown,
-        sections=all_sections(data, draw),
-    )
+    return environment

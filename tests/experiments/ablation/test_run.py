@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from flipped_kd.experiments.ablation.tables import (
     overview,
 )
 from flipped_kd.utils.locking import sole_writer
+from tests import warm_python
 from tests.broken_files import break_file
 from tests.cli.helpers import closed_pipe, environment, pair_rows, write_rows
 
@@ -160,6 +159,7 @@ def test_the_plans_of_the_repository_can_be_read(path: Path) -> None:
 # ---- Runs ----
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_and_goes_on(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,14 +196,14 @@ def test_runs_side_by_side_and_goes_on(
     assert "2 of 2 runs are finished" in said[-1]
 
 
+@pytest.mark.slow
 def test_its_reader_may_leave(content: dict[str, Any], tmp_path: Path) -> None:
     """The command and its worker processes show on one pipe, which nobody reads any more."""
     content["groups"] = [{"title": "Main", "seeds": 1, "runs": {"plain": PLAIN | {"logging_steps": 1}}}]
     plan = plan_of(content, tmp_path)
-    command = [sys.executable, "recipes/ablation.py", "--workers", "1"]
-    command += ["--config", str(tmp_path / "plan.yaml"), "--root", str(tmp_path)]
+    command = ["recipes/ablation.py", "--workers", 1, "--config", tmp_path / "plan.yaml", "--root", tmp_path]
     with closed_pipe() as gone:
-        run = subprocess.run(command, cwd=ROOT, env=environment(), stdout=gone, stderr=gone, timeout=300)
+        run = warm_python.run(command, cwd=ROOT, env=environment(), stdout=gone, stderr=gone, timeout=300)
     assert run.returncode == 0
     assert [row["name"] for row in read_rows(plan.output_dir / "rows.jsonl")] == ["plain"]
     assert "plain" in (plan.output_dir / "tables.md").read_text(encoding="utf-8")
