@@ -85,12 +85,18 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def close(self) -> None:
-        """Take nothing more, finish what waits, end the thread."""
+    async def close(self, at_once: bool = False) -> None:
+        """Take nothing more, finish what waits, end the thread; `at_once` leaves it what it does."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join, None if len(self._queue) else JOIN_SECONDS)
+        if self._thread.is_alive() and not at_once:
+            await asyncio.to_thread(self._thread.join, None if len(self._queue) else JOIN_SECONDS)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
 
     @property
     def is_alive(self) -> bool:

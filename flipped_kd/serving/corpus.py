@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ PART_SECONDS = 0.1
 FIRST_PART, LARGEST_PART = 8, 4096
 # Texts, their names, and an index with vectors of at least some of them.
 CorpusRead = tuple[list[str], list[Any], SearchIndex | None]
+# Of a text, an index that has its vector, and where in it.
+Places = dict[str, tuple[SearchIndex, int]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,29 @@ class Corpus:
         self.source = source
         self.index: SearchIndex | None = None
         self._loading = asyncio.Lock()
+        self._working: set[object] = set()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread reads, builds or saves; none of it can be interrupted."""
+        return bool(self._working)
+
+    async def in_thread(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """What a function gives, called in a thread of its own beside the requests."""
+
+        this = object()
+
+        def call() -> T:
+            try:
+                return function(*args, **options)
+            finally:
+                self._working.discard(this)
+
+        self._working.add(this)
+        return await asyncio.to_thread(call)
 
     async def load(
-        self, matcher: FlippedMatcher, batcher: Batcher, read: CorpusRead | None = None
+        self, matcher: FlippedMatcher, batcher: Batcher, read: CorpusRead | None = None, wait: bool = False
     ) -> tuple[int, int, float]:
         """Read the corpus, and serve it once it is ready; the one before is served until then, and if this fails.
 
@@ -106,19 +129,20 @@ class Corpus:
             matcher: encodes its texts.
             batcher: in whose thread.
             read: what `CorpusSource.read` gave, if it was asked already.
+            wait: where it is being read, read it again after that; what is read now may be what was there before.
 
         Returns:
             (texts, texts that had to be encoded, seconds).
 
         Raises:
-            Refused: it is being read already.
+            Refused: it is being read already, and `wait` is off.
             ValueError: it cannot be read, or there is an index of something else in its place.
         """
-        if self._loading.locked():
+        if self._loading.locked() and not wait:
             raise Refused(409, "the corpus is being read already: ask again when that has ended.")
         async with self._loading:
             start = time.monotonic()
-            texts, ids, kept = await asyncio.to_thread(self.source.read) if read is None else read
+            texts, ids, kept = await self.in_thread(self.source.read) if read is None else read
             if kept is not None and not await batcher.between(partial(_fits, matcher, kept)):
                 if self.source.is_index:
                     raise ValueError(f"the index {Path(self.source.path).name!r} is another encoder's: make it again")
@@ -129,10 +153,12 @@ class Corpus:
                 index.ids = ids
             else:
                 known = [index for index in (self.index, kept) if index is not None]
-                index, encoded = await _encode(matcher, batcher, texts, known, self.source.kind)
+                places, new = await self.in_thread(_plan, texts, known)
+                vectors, encoded = await _encode(matcher, batcher, new), len(new)
+                index = await self.in_thread(_assemble, matcher, texts, vectors, places, self.source.kind)
                 index.ids = ids
                 if self.source.index_folder is not None:
-                    await asyncio.to_thread(index.save, self.source.index_folder, overwrite=True)
+                    await self.in_thread(index.save, self.source.index_folder, overwrite=True)
             self.index = index
             seconds = time.monotonic() - start
             logger.info("the corpus is served: %d texts, %d encoded, %.1f s", len(index), encoded, seconds)
@@ -148,17 +174,15 @@ def _fits(matcher: FlippedMatcher, index: SearchIndex) -> bool:
     return True
 
 
-async def _encode(
-    matcher: FlippedMatcher,
-    batcher: Batcher,
-    texts: Sequence[str],
-    known: Sequence[SearchIndex],
-    kind: IndexKind,
-) -> tuple[SearchIndex, int]:
-    """An index of texts, and how many of them were encoded: those that no known index has."""
+def _plan(texts: Sequence[str], known: Sequence[SearchIndex]) -> tuple[Places, list[str]]:
+    """Where vectors are that some index has, and the texts that none has."""
     places = {text: (index, row) for index in known for row, text in enumerate(index.texts)}
     # Longest first, so that what is encoded together is of like length.
-    new = sorted({text for text in texts if text not in places}, key=len, reverse=True)
+    return places, sorted({text for text in texts if text not in places}, key=len, reverse=True)
+
+
+async def _encode(matcher: FlippedMatcher, batcher: Batcher, new: Sequence[str]) -> dict[str, np.ndarray]:
+    """Vectors of texts, made between the requests."""
     vectors: dict[str, np.ndarray] = {}
     size = FIRST_PART
     while len(vectors) < len(new):
@@ -168,21 +192,22 @@ async def _encode(
         vectors |= zip(part, found, strict=True)
         wanted = len(part) * PART_SECONDS / max(time.perf_counter() - start, 1e-6)
         size = int(min(max(1, wanted), 2 * size, LARGEST_PART))
-    return await asyncio.to_thread(_assemble, matcher, texts, vectors, places, kind), len(new)
+    return vectors
 
 
 def _assemble(
     matcher: FlippedMatcher,
     texts: Sequence[str],
     vectors: dict[str, np.ndarray],
-    places: dict[str, tuple[SearchIndex, int]],
+    places: Places,
     kind: IndexKind,
 ) -> SearchIndex:
-    rows = []
-    for text in texts:
+    rows = np.empty((len(texts), matcher.encoder.dimension), np.float32)
+    held = {id(index): index.embeddings.numpy() for index, _ in places.values()}
+    for number, text in enumerate(texts):
         if text in vectors:
-            rows.append(vectors[text])
+            rows[number] = vectors[text]
         else:
             index, row = places[text]
-            rows.append(index.embeddings[row].numpy())
-    return matcher.index(texts, kind=kind, vectors=np.stack(rows))
+            rows[number] = held[id(index)][row]
+    return matcher.index(texts, kind=kind, vectors=rows)

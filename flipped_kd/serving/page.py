@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PAGE, REFERENCE = "page.html", "reference.html.jinja"
 def add_pages(app: FastAPI) -> None:
     """Add them to an application whose routes are there."""
     page = (HERE / PAGE).read_text(encoding="utf-8")
+    # Once: it is open to all, and takes milliseconds.
+    reference_html = cache(lambda: reference_page(app.openapi()))
 
     @app.get("/", include_in_schema=False)
     async def try_it() -> HTMLResponse:
@@ -28,7 +31,7 @@ def add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def reference() -> HTMLResponse:
-        return _html(reference_page(app.openapi()))
+        return _html(reference_html())
 
 
 def reference_page(schema: dict[str, Any]) -> str:

@@ -11,11 +11,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from .app import create_app
+from .connection import Connection
 from .errors import Refused
 from .service import Service
 from .settings import Settings
@@ -41,12 +43,18 @@ def check_exposure(settings: Settings, without_token: bool) -> None:
     logger.warning("%s can be reached from other machines, and asks nobody for a token", settings.host)
 
 
-def serve(service: Service, listening: Callable[[int, Callable[[], Any]], None] | None = None) -> None:
+def serve(
+    service: Service,
+    listening: Callable[[int, Callable[[], Any]], None] | None = None,
+    abandon: Callable[[], Any] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; requests that were begun are answered first. A second signal ends at once.
 
     Args:
         service: not opened yet.
         listening: called with the port once there is one, and with a function that ends the server as a signal does.
+        abandon: called at the end where a thread works still that nobody waits for any more, and that cannot be
+            interrupted: it ends the process. None waits for what it does.
 
     Raises:
         OSError: the address cannot be had.
@@ -55,6 +63,7 @@ def serve(service: Service, listening: Callable[[int, Callable[[], Any]], None] 
     with _listen(service.settings) as sock:
         config = uvicorn.Config(
             create_app(service),
+            http=partial(Connection, service.settings.limits.seconds),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,
@@ -65,7 +74,7 @@ def serve(service: Service, listening: Callable[[int, Callable[[], Any]], None] 
         )
         # uvloop's, where it is installed.
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(service, _Server(config), sock, listening))
+            runner.run(_serve(service, _Server(config), sock, listening, abandon))
 
 
 async def _serve(
@@ -73,33 +82,31 @@ async def _serve(
     server: _Server,
     sock: socket.socket,
     listening: Callable[[int, Callable[[], Any]], None] | None,
+    abandon: Callable[[], Any] | None,
 ) -> None:
     opening = asyncio.create_task(_open(service, server))
-    reloading: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = asyncio.create_task(_reload(service))
-        reloading.add(task)
-        task.add_done_callback(reloading.discard)
-
+    changed = asyncio.Event()
+    reloading = asyncio.create_task(_reload(service, opening, changed))
     loop = asyncio.get_running_loop()
 
     def end() -> None:
         server.force_exit = server.should_exit
         server.should_exit = True
 
-    with _signals(loop, end, reload):
+    with _signals(loop, end, changed.set):
         if listening is not None:
             listening(sock.getsockname()[1], lambda: loop.call_soon_threadsafe(end))
         try:
             await server.serve(sockets=[sock])
         finally:
-            for task in (opening, *reloading):
+            for task in (opening, reloading):
                 task.cancel()
-            await service.close()
+            await service.close(at_once=server.force_exit)
     with contextlib.suppress(asyncio.CancelledError):
         await opening  # raises what it failed at
     logger.info("ended")
+    if abandon is not None and service.is_working:
+        abandon()
 
 
 async def _open(service: Service, server: _Server) -> None:
@@ -111,11 +118,19 @@ async def _open(service: Service, server: _Server) -> None:
         raise
 
 
-async def _reload(service: Service) -> None:
-    try:
-        await service.reload_corpus()
-    except Refused as refused:
-        logger.warning("SIGHUP: %s", refused.reason)
+async def _reload(service: Service, opening: asyncio.Task[None], changed: asyncio.Event) -> None:
+    """Read the corpus after each signal, also one that came while it was read: that reading may have missed it."""
+    await asyncio.wait([opening])
+    while await changed.wait():
+        changed.clear()
+        try:
+            await service.reload_corpus(wait=True)
+        except Refused as refused:
+            logger.warning("SIGHUP: %s", refused.reason)
+        except Exception as error:
+            # The message may quote a text.
+            logger.error("SIGHUP: the corpus is not read anew (%s)", type(error).__name__)
+            logger.debug("traceback", exc_info=True)
 
 
 @contextlib.contextmanager

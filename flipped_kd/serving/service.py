@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +76,7 @@ class Service:
         """
         self.batcher.start()
         # What is wrong with the corpus is known before the model is loaded.
-        read = None if self.corpus is None else await asyncio.to_thread(self.corpus.source.read)
+        read = None if self.corpus is None else await self.corpus.in_thread(self.corpus.source.read)
         matcher, reader = await self.batcher.between(self._opened)
         limits, tokens = self.settings.limits, self.settings.batch_tokens
         self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens)
@@ -89,20 +88,24 @@ class Service:
         matcher = self._load()
         return matcher, JointReader(matcher, self.settings.batch_size)
 
-    async def reload_corpus(self) -> tuple[int, int, float]:
+    async def reload_corpus(self, wait: bool = False) -> tuple[int, int, float]:
         """Read the corpus anew; on any failure the one that is served stays.
+
+        Args:
+            wait: for a reading that goes on, and read it again then.
 
         Returns:
             As `Corpus.load`.
 
         Raises:
             Refused: there is no corpus, it is being read already, or it cannot be read; the reason says why.
+            Exception: anything else that it failed at.
         """
         engine = self.engine
         if self.corpus is None:
             raise Refused(404, "there is no corpus: start the server with --corpus FILE.")
         try:
-            found = await self.corpus.load(engine.matcher, self.batcher)
+            found = await self.corpus.load(engine.matcher, self.batcher, wait=wait)
         except Refused:
             raise
         except (ValueError, OSError) as error:
@@ -110,13 +113,21 @@ class Service:
             reason = redact(_without_folder(error))
             logger.warning("the corpus is not read anew, the one before is served still: %s", reason)
             raise Refused(422, f"the corpus is not read anew, the one before is served still: {reason}") from None
+        except Exception:
+            self.metrics.reloaded(False)
+            raise
         self.metrics.reloaded(True)
         return found
 
-    async def close(self) -> None:
-        """Finish what was begun."""
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread computes, reads or saves."""
+        return self.batcher.is_working or (self.corpus is not None and self.corpus.is_working)
+
+    async def close(self, at_once: bool = False) -> None:
+        """Finish what was begun; `at_once` leaves it."""
         self._ready = False
-        await self.batcher.close()
+        await self.batcher.close(at_once)
 
 
 def _without_folder(error: Any) -> str:

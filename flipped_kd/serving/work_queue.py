@@ -131,6 +131,8 @@ class WorkQueue:
         finished = []
         for entry, value in zip(entries, values, strict=True):
             entry.value, entry.done = value, True
+            # At once: who asks for it before the round has ended would join what nobody computes again.
+            del self._entries[entry.item.key]
             for job in entry.jobs:
                 job.left -= 1
                 if not job.left:
@@ -140,7 +142,9 @@ class WorkQueue:
     def leave(self, entries: Sequence[Entry]) -> None:
         """End a round; what was not done goes back for those who joined while it was computed."""
         for entry in entries:
-            if entry.done or not entry.jobs:
+            if entry.done:
+                continue
+            if not entry.jobs:
                 del self._entries[entry.item.key]
                 continue
             entry.started = False

@@ -43,6 +43,20 @@ def test_one_who_joins_while_an_item_is_computed_gets_its_value() -> None:
     assert queue.settle(chosen, ["value"]) == [first, second]
 
 
+def test_one_who_comes_between_a_value_and_the_end_of_its_round_is_not_forgotten() -> None:
+    queue = WorkQueue()
+    first, _ = queue.add(items("ab"), 0.0)
+    chosen = queue.take(1000)
+    assert not queue.settle(chosen[:1], ["value a"])  # as where a round failed, and each is read alone
+    second, joined = queue.add(items("ab"), 0.0)
+    assert joined == 1 and queue.tokens == 10
+    assert queue.settle(chosen[1:], ["value b"]) == [first]
+    third, joined = queue.add(items("b"), 0.0)
+    queue.leave(chosen)
+    assert joined == 0 and finish(queue, 1000) == ([second, third], ["a", "b"])
+    assert not queue.jobs and not len(queue) and queue.tokens == 0
+
+
 def test_what_failed_goes_back_for_those_who_joined_meanwhile() -> None:
     queue = WorkQueue()
     first, _ = queue.add(items("a"), 0.0)

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ...serving.settings import Settings
 
 logger = logging.getLogger(__name__)
-NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 # What a header can hold, and no header's reader takes apart.
 TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -67,7 +68,7 @@ def serve(options: Namespace) -> None:
 
     use_cpu_threads()
     service = Service(load, settings, corpus, options.score)
-    runtime.serve(service, partial(_tell, settings))
+    runtime.serve(service, partial(_tell, settings), _abandon)
 
 
 def read_token(file: str | None) -> str | None:
@@ -109,6 +110,14 @@ def _corpus(options: Namespace) -> CorpusSource | None:
         None if options.save_index is None else Path(options.save_index),
         options.index_kind or "auto",
     )
+
+
+def _abandon() -> None:
+    """End the process although a thread works: it could be minutes until it looks up, and Python waits for it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _tell(settings: Settings, port: int, _stop: object) -> None:

@@ -1,0 +1,158 @@
+"""Connections: heads without an end, clients that dawdle, and what is no HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flipped_kd.serving.connection import HEAD_BYTES
+from flipped_kd.serving.settings import Limits
+from tests.serving.running import PATIENCE, Running, running, wait_for
+
+HEAD = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+BODY = b'{"inputs": "cash"}'
+GOOD = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture(scope="module")
+def hasty(load: Any) -> Iterator[Running]:
+    with running(load, limits=Limits(seconds=1)) as server:
+        yield server
+
+
+def connect(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def told(connection: socket.socket) -> tuple[int, Any]:
+    """Status and content of an answer after which the server closes."""
+    said = b""
+    while part := connection.recv(65536):
+        said += part
+    head, _, body = said.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def pour(connection: socket.socket, part: bytes, size: int) -> int:
+    """Send a part again and again until the server closes; how many bytes it took."""
+    sent = 0
+    try:
+        while sent < size:
+            connection.sendall(part)
+            sent += len(part)
+    except OSError:
+        pass
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [
+        (b"GET /", b"x" * 4096),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ", b"y" * 4096),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-", b"z" * 4096),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X-Many: yes\r\n" * 300),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: ", b"t" * 4096),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1;", b"extension" * 500),
+    ],
+)
+def test_a_head_without_an_end_is_refused(server: Running, start: bytes, part: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(start)
+        # What the sockets' own buffers hold is taken too.
+        assert pour(connection, part, 64 << 20) < 32 << 20
+    with connect(server) as connection:
+        connection.sendall(start)
+        for _ in range(3 * HEAD_BYTES // len(part)):
+            connection.sendall(part)
+            if select.select([connection], [], [], 0.02)[0]:
+                break
+        status, content = told(connection)
+        assert status == 431 and f"larger than {HEAD_BYTES} bytes" in content["error"]
+    assert server.client.get("/health").status_code == 200
+
+
+def test_trailers_are_not_kept(server: Running) -> None:
+    """However many there are: they come after an answer, too, where nobody reads them."""
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n")
+        connection.sendall(b"X-Trailer: yes\r\n" * 100_000 + b"\r\n")
+        connection.sendall(GOOD.replace(b"Host:", b"Connection: close\r\nHost:"))
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+        assert re.findall(rb"HTTP/1.1 (\d+) ", said) == [b"200", b"200"]
+
+
+def test_a_large_head_that_ends_is_answered(server: Running) -> None:
+    response = server.client.get("/health", headers={"X-Large": "x" * 30_000, "X-Larger": "y" * 30_000})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /em", b"POST /embed HTTP/1.1\r\nHost: loc", GOOD + b"POST /embed HTTP"])
+def test_a_head_that_does_not_come_is_not_waited_for(hasty: Running, sent: bytes) -> None:
+    with connect(hasty) as connection:
+        start = time.monotonic()
+        connection.sendall(sent)
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+        assert 0.5 < time.monotonic() - start < 10
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", said)
+        assert statuses == ([b"200", b"408"] if sent.startswith(GOOD) else [b"408"])
+        assert b"not there after 1 s" in said
+
+
+def test_a_client_that_does_not_take_its_answer_is_left(hasty: Running) -> None:
+    """And its answer with it, which is more than the sockets hold."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = hasty.url.removeprefix("http://").split(":")
+        connection.connect((host, int(port)))
+        asking = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"  # a large answer that costs nothing
+        connection.settimeout(PATIENCE)
+        with pytest.raises(ConnectionError):  # not the time-out that it would be if the server waited, too
+            while True:
+                connection.sendall(asking * 100)
+    assert httpx.get(f"{hasty.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"),
+        *(b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"),
+        *(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_gets_4xx_with_a_reason(server: Running, raw: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(raw + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+        assert re.match(rb"HTTP/1.1 4\d\d ", said), said
+        head, _, body = said.partition(b"\r\n\r\n")
+        length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
+        assert len(json.loads(body[:length])["error"]) > 8
+
+
+def test_requests_in_a_row_are_answered_in_their_order(server: Running) -> None:
+    with connect(server) as connection:
+        connection.sendall(GOOD * 20 + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+    assert re.findall(rb"HTTP/1.1 (\d+) ", said) == [b"200"] * 20 + [b"404"]
+    wait_for(lambda: server.service.batcher.waiting == (0, 0))
