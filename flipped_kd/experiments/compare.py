@@ -165,8 +165,6 @@ def _check_named(student: StudentArguments, data: DataArguments) -> None:
         if value is None:
             raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
     check_models(data.teacher, student.student)
-    if data.seeds < 1:
-        raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
 
 
 def with_learning_rate(student: StudentArguments, config: FlippedDistillationConfig) -> FlippedDistillationConfig:
