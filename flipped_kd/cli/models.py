@@ -14,8 +14,8 @@ from ..evaluation.match_score import ANSWER_ONLY
 from ..inference.loading import local_folder
 from ..inference.matcher import FlippedMatcher
 from ..publishing.files import contents_digest
-from ..teachers.fingerprint import hash_weights
 from ..utils.choices import ScoreKind
+from ..utils.digests import hash_tensors
 from .arguments import UsageError
 from .runtime import shows_progress
 
@@ -28,7 +28,7 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
     matcher, folder = load_matcher(options, device)
     digest = hashlib.sha256(contents_digest(folder).encode())
     if state is None or state.is_main_process:
-        hash_weights(digest, matcher.model)
+        hash_tensors(digest, matcher.model.state_dict().items())
     return matcher, digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from ..utils.atomic import is_passage, pass_on, place_of, write_atomically
+from ..utils.json_files import write_json
 from .table_writers import Layout, open_writer
 from .text_tables import Chunk, Scan, TextTable, scan
 
@@ -146,7 +147,7 @@ class TableJob:
 
     def _write_manifest(self, **more: Any) -> None:
         manifest = {"format_version": FORMAT_VERSION, **self._identity, **more}
-        write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_json(self.folder / MANIFEST, manifest)
 
     def _manifest(self) -> dict[str, Any] | None:
         try:

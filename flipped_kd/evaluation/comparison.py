@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.atomic import write_atomically
+from ..utils.json_files import write_json
 from ..utils.markdown import table
 from .match_score import fit_log_odds
 from .metrics import best_f1_threshold, matching_metrics
@@ -196,5 +196,5 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> N
         f"# Test results\n\n{size['train']} training, {size['validation']} validation and {size['test']} test pairs; "
         f"seeds {report['seeds']}. F1 and accuracy at the threshold with the best F1 on validation.\n\n"
     )
-    write_atomically(Path(folder) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    write_json(Path(folder) / REPORT_FILE, report)
     write_atomically(Path(folder) / REPORT_TABLE_FILE, title + markdown_table(report) + "\n")

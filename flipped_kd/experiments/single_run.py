@@ -23,8 +23,9 @@ from ..teachers.pair_scores import teacher_scores
 from ..training.config import FlippedDistillationConfig
 from ..training.resume import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
-from ..utils.atomic import replacing, write_atomically
+from ..utils.atomic import replacing
 from ..utils.devices import weights_dtype
+from ..utils.json_files import write_json
 from .arguments import DataArguments, StudentArguments
 from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
@@ -217,7 +218,7 @@ def _write_result(folder: Path, result: RunResult) -> None:
     }
     with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-    write_atomically(folder / RUN_FILE, json.dumps(result.facts, indent=2) + "\n")
+    write_json(folder / RUN_FILE, result.facts)
 
 
 def _finished(folder: Path) -> RunResult | None:

@@ -5,7 +5,6 @@ One file, though long: one class, whose parts, budget, probe and saved form must
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.atomic import write_atomically
 from ..utils.checks import is_whole
-from ..utils.json_files import read_versioned
+from ..utils.json_files import read_versioned, write_json
 from .chat_families import INSTRUCTIONS, first_answers, preset_forms, render_chat_template, resolve_answers
 from .pair_tokens import PairTokens
 from .prompt_form import PromptForm
@@ -320,7 +318,7 @@ class PairPrompt:
             Path of the file.
         """
         target = Path(folder) / PROMPT_FILE
-        write_atomically(target, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_json(target, self.to_dict(), ensure_ascii=False)
         return target
 
     @classmethod

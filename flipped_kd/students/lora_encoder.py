@@ -5,7 +5,6 @@ One file, though long: one class, whose trained, merged and saved forms must giv
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..utils.angles import wide
-from ..utils.atomic import replacing, write_atomically
+from ..utils.atomic import replacing
 from ..utils.checks import check_choice
-from ..utils.json_files import AGAIN, read_versioned
+from ..utils.json_files import AGAIN, read_versioned, write_json
 from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
 ENCODER_FILE = "lora_encoder.json"
@@ -330,8 +329,7 @@ class LoraEncoder:
         Args:
             folder: where to, made if absent.
         """
-        target = Path(folder) / ENCODER_FILE
-        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(Path(folder) / ENCODER_FILE, self.to_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:

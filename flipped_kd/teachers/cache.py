@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..utils.atomic import write_atomically
+from ..utils.json_files import write_json
 from .score_table import VectorTable
 from .shards import (
     SHARD_NAME,
@@ -101,7 +101,7 @@ class TeacherCache:
         with _clear_write_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": self.identity.teacher, **self.identity.to_dict()}
-            write_atomically(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
+            write_json(self.folder / METADATA_NAME, metadata)
             # By the clock that dates the files, which on a network drive is not this machine's.
             now = (self.folder / METADATA_NAME).stat().st_mtime
             for path in self.folder.glob(".tmp-*"):

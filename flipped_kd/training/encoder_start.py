@@ -32,6 +32,7 @@ from ..students.lora_encoder import LoraEncoder
 from ..students.ridge import PENALTIES, fit_start, scaled_to
 from ..teachers.base import Teacher
 from ..utils.atomic import replacing
+from ..utils.digests import hash_tensors
 
 logger = logging.getLogger(__name__)
 # Texts that are read at most, and the memory that their means may take: more texts pay less and less.
@@ -216,10 +217,8 @@ def _key(model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: Te
     """Names all that decides a start: base weights and their dtype, prompt, encoder, teacher and texts."""
     parts = [START_VERSION, encoder.to_dict(), prompt.to_dict(), teacher.fingerprint, PENALTIES]
     digest = hashlib.sha256(json.dumps(parts).encode())
-    for name, weight in sorted(model.get_base_model().named_parameters()):
-        if "lora_" not in name:
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    base = model.get_base_model().named_parameters()
+    hash_tensors(digest, ((name, weight) for name, weight in base if "lora_" not in name))
     digest.update(text_keys(texts).tobytes())
     return digest.hexdigest()[:32]
 
