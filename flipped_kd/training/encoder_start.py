@@ -31,6 +31,7 @@ from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
 from ..students.ridge import PENALTIES, fit_start, scaled_to
 from ..teachers.base import Teacher
+from ..teachers.pair_scores import text_vectors
 from ..utils.atomic import replacing
 from ..utils.digests import hash_tensors
 
@@ -162,8 +163,8 @@ def _fit(
     teacher_batch_size: int,
     show_progress: bool,
 ) -> tuple[dict[str, Tensor], float, float]:
-    table = teacher.embed(texts, cache_dir=cache_dir, batch_size=teacher_batch_size, show_progress=show_progress)
-    targets = torch.from_numpy(np.array(table.vectors(text_keys(texts))))
+    cache: dict[str, Any] = {"cache_dir": cache_dir, "batch_size": teacher_batch_size, "show_progress": show_progress}
+    targets = torch.from_numpy(text_vectors(teacher, texts, **cache))
     runner = ModelRunner(model, prompt, inputs, pad_id)
     was_training = model.training
     try:
