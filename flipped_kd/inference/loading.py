@@ -174,6 +174,16 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     return config
 
 
+def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    """(name, revision) of the base of an adapter: the one given, or the one the adapter names."""
+    config = read_adapter_config(folder)
+    if base_model:
+        return os.fspath(base_model), None
+    if not config.base_model_name_or_path:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
+    return config.base_model_name_or_path, config.revision
+
+
 def _load_adapted(
     folder: Path,
     base_model: str | os.PathLike[str] | None,
@@ -181,11 +191,7 @@ def _load_adapted(
     access: Access,
 ) -> PeftModel:
     """The base with the adapter in `folder` upon it."""
-    config = read_adapter_config(folder)
-    name = base_model or config.base_model_name_or_path
-    if not name:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
-    revision = None if base_model else config.revision
+    name, revision = base_of(folder, base_model)
     try:
         if is_gguf(name):
             options = {"token": access.token, "cache_dir": access.cache_dir}
@@ -203,7 +209,7 @@ def _load_adapted(
         ) from error
     check_same_base(folder, base, name)
     misfit = f"the adapter in {folder} does not fit the base {str(name)!r}; it was trained on " + (
-        f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
+        f"{read_adapter_config(folder).base_model_name_or_path!r}" if base_model else "another model of that name"
     )
     try:
         with without_advice():

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
-from ..inference.loading import load_matcher, local_folder, read_adapter_config
+from ..inference.loading import base_of, load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE
 from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
@@ -26,7 +26,7 @@ from ..utils.checks import is_number
 from ..utils.hub_download import Access
 from .card import write_card
 from .files import CARD_FILE
-from .merge import base_of, refuse_quantised
+from .merge import refuse_quantised
 
 logger = logging.getLogger(__name__)
 # Those that keep or join the directions of the A matrices; the others make new ones.

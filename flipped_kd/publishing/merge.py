@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..inference.loading import ADAPTER_CONFIG, is_adapter, local_folder, read_adapter_config
+from ..inference.loading import base_of, is_adapter, local_folder
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
@@ -203,16 +203,6 @@ def _try_layout(
         remove_layout(folder)
         logger.warning("the merged model has no files for sentence-transformers' CrossEncoder: %s", reason)
     return difference, reason
-
-
-def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
-    """(name, revision) of the base to merge into: the one given, or the one the adapter names."""
-    if base_model is not None:
-        return os.fspath(base_model), None
-    config = read_adapter_config(folder)
-    if not config.base_model_name_or_path:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
-    return config.base_model_name_or_path, config.revision
 
 
 def refuse_quantised(base: str, revision: str | None, token: str | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from ..utils.angles import wide
 from ..utils.atomic import replacing
 from ..utils.checks import check_choice
+from ..utils.choices import POOLINGS, Pooling
 from ..utils.json_files import AGAIN, read_versioned, write_json
 from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
@@ -30,8 +31,6 @@ ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
 # Of encoders whose modules are summed; releases that know of none refuse them. Others are written as version 1.
 FORMAT_VERSION = 2
-Pooling = Literal["sum", "concat"]
-POOLINGS = get_args(Pooling)
 
 
 class AllRead(Exception):
