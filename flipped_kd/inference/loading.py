@@ -49,20 +49,13 @@ class LoadedModel:
     match_score: MatchScore | None
 
 
-def local_folder(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    trust_remote_code: bool = False,
-) -> Path:
+def local_folder(name: str | os.PathLike[str], *, revision: str | None = None, access: Access | None = None) -> Path:
     """The folder of a trained model, fetched from the Hub if `name` is no folder here; its contracts are all there.
 
-    `trust_remote_code` also fetches the repository's Python files; the rest as in `FlippedMatcher.from_pretrained`.
+    Where code is trusted, the repository's Python files too; the rest as in `FlippedMatcher.from_pretrained`.
     ValueError: there is no such folder or repository, it cannot be had, lacks a contract file, or one is broken.
     """
-    access = Access(token, cache_dir, trust_remote_code)
+    access = access or Access()
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(

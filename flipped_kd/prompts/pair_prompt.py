@@ -294,18 +294,11 @@ class PairPrompt:
         """Return the prompt as plain JSON values, as `save_pretrained` writes them."""
         wrapped = any((*self.wrap_a, *self.wrap_b))
         trimmed = self._place_a.trim or self._place_b.trim
+        values = {name: getattr(self, name) for name in SETTINGS + RESOLVED_IDS}
         return {
             "format_version": FORMAT_VERSION if trimmed else 1,
             **({"wrap_a": list(self.wrap_a), "wrap_b": list(self.wrap_b)} if wrapped else {}),
-            "prefix": self.prefix,
-            "middle": self.middle,
-            "suffix": self.suffix,
-            "answers": list(self.answers),
-            "max_length": self.max_length,
-            "answer_ids": list(self.answer_ids),
-            "prefix_ids": list(self.prefix_ids),
-            "middle_ids": list(self.middle_ids),
-            "suffix_ids": list(self.suffix_ids),
+            **{name: list(value) if isinstance(value, tuple | list) else value for name, value in values.items()},
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:

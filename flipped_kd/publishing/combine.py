@@ -78,7 +78,8 @@ def combine_adapters(
     weights = _checked_weights(adapters, weights)
     _check_method(method)
     check_target(target)
-    folders = [local_folder(adapter, token=token) for adapter in adapters]
+    access = Access(token)
+    folders = [local_folder(adapter, access=access) for adapter in adapters]
     base, revision = _common_base(folders, base_model)
     _check_prompts(folders)
     _check_encoders(folders)
@@ -86,7 +87,7 @@ def combine_adapters(
         _check_kind(folder)
     refuse_quantised(base, revision, token)
     loaded = load_matcher(
-        folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=Access(token)
+        folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=access
     )
     loaded.encoder.detach()
     for folder in folders[1:]:

@@ -20,6 +20,7 @@ from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.hub_download import Access
 from ..utils.json_files import read_versioned
 from .card import write_card
 from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
@@ -132,7 +133,7 @@ def merge_adapter(
     """
     target = Path(out_dir)
     check_target(target, MERGE_FILE if overwrite else None)
-    folder = local_folder(adapter, revision=revision, token=token)
+    folder = local_folder(adapter, revision=revision, access=Access(token))
     if not is_adapter(folder):
         raise ValueError(f"{adapter} is no adapter but a merged model: there is nothing to merge.")
     base, base_revision = base_of(folder, base_model)

@@ -16,6 +16,7 @@ from .tables import compare, of_set, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # system, name in the legend, colour, marker, offset from the run's line
 SHOWN_SCORES = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", ORANGE, "s", 0.14))
@@ -31,12 +32,9 @@ def draw_runs(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Ite
             found = of_set(rows, group, name)
             if not found:
                 continue
-            figure = new_figure(9.0, 1.6 + 0.42 * len(found))
-            panels = figure.subplots(1, 2, sharey=True)
+            figure, panels = _panels(list(found), 0.42)
             for panel, metric in zip(panels, RATES, strict=True):
                 _draw(panel, found, metric)
-            panels[0].set_yticks(range(len(found)), [plain(run) for run in found])
-            panels[0].set_ylim(len(found) - 0.4, -0.6)
             panels[1].legend(fontsize=8)
             seeds = len(next(iter(found.values())))
             shown = f"dots: {seeds} seeds, markers: mean ± sample standard deviation" if seeds > 1 else "one seed"
@@ -71,8 +69,7 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group])
             shown = [(run, gaps) for run, gaps in lines if all(gap is not None and gap.interval for gap in gaps)]
             if not shown:
                 continue
-            figure = new_figure(9.0, 1.6 + 0.34 * len(shown))
-            panels = figure.subplots(1, 2, sharey=True)
+            figure, panels = _panels([run for run, _ in shown], 0.34)
             for place, (panel, metric) in enumerate(zip(panels, RATES, strict=True)):
                 for line, (_, gaps) in enumerate(shown):
                     gap = gaps[place]
@@ -82,11 +79,6 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group])
                     panel.plot([gap.mean], [line], "o", color=color, markersize=6, mec="w")
                 panel.axvline(0, color=BLACK, linestyle=":", linewidth=1.4)
                 panel.set_xlabel(f"{RATES[metric]} gained")
-                panel.grid(axis="x", color=GRID)
-                panel.set_axisbelow(True)
-                panel.locator_params(axis="x", nbins=6)
-            panels[0].set_yticks(range(len(shown)), [plain(run) for run, _ in shown])
-            panels[0].set_ylim(len(shown) - 0.4, -0.6)
             title = f"{group.title}: {name}\n{group.reference} minus each, 95 % intervals over test pairs and seeds"
             figure.suptitle(plain(title), fontsize=10)
             yield Drawing(f"differences_{number}_{file_name(name)}", figure, title)
@@ -132,6 +124,19 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], groups: Sequence[Gro
             yield Drawing(f"curve_{number}_{file_name(name)}", figure, words)
 
 
+def _panels(lines: Sequence[str], height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A panel for F1 and one for AUC, with a line of that height for each name."""
+    figure = new_figure(9.0, 1.6 + height * len(lines))
+    panels = figure.subplots(1, 2, sharey=True)
+    panels[0].set_yticks(range(len(lines)), [plain(line) for line in lines])
+    panels[0].set_ylim(len(lines) - 0.4, -0.6)
+    for panel in panels:
+        panel.grid(axis="x", color=GRID)
+        panel.set_axisbelow(True)
+        panel.locator_params(axis="x", nbins=6)
+    return figure, panels
+
+
 def _draw(panel: Axes, found: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
     for system, label, color, marker, offset in SHOWN_SCORES:
         for line, rows in enumerate(found.values()):
@@ -155,7 +160,4 @@ def _draw(panel: Axes, found: Mapping[str, Sequence[Mapping[str, Any]]], metric:
     if teacher:
         panel.axvline(float(np.mean(teacher)), color=BLACK, linestyle=":", linewidth=1.4, label="teacher")
     panel.set_xlabel(f"{RATES[metric]} (0 to 1, higher is better)")
-    panel.grid(axis="x", color=GRID)
-    panel.set_axisbelow(True)
     panel.margins(x=0.08)
-    panel.locator_params(axis="x", nbins=6)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.comparison import report_tables
-from ...teachers.suitability import warnings_of
+from ...teachers.suitability import curve_rows, system_rows, warnings_of
 from .ablation import ablation
 from .data import ReportData
 from .elements import Draw, Section, Table
@@ -79,16 +79,10 @@ def teacher(data: ReportData, draw: Draw) -> Section:
         return section
     section.loud = warnings_of(check)
     section.words = list(check["advice"])
-    systems = [("teacher", check["matching"]), ("LLM, not trained", check.get("student"))]
-    names = {"roc_auc": "AUC", "average_precision": "average precision", "f1_tuned": "F1", "f1": "F1 at P = .5"}
-    rows = [[name, *(f"{found[key]:.4f}" for key in names)] for name, found in systems if found]
-    section.tables.append(Table("Validation pairs", ["system", *names.values()], rows))
-    curve = [
-        [f"{row['threshold']:.1f}", f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
-        for row in check["threshold_curve"]
-    ]
+    head = ["system", "AUC", "average precision", "F1", "F1 at P = .5"]
+    section.tables.append(Table("Validation pairs", head, system_rows(check)))
     head = ["threshold", "matches dropped (P < threshold)", "others dropped (P ≥ threshold)"]
-    section.tables.append(Table("What the dual threshold would drop from L_dist", head, curve))
+    section.tables.append(Table("What the dual threshold would drop from L_dist", head, curve_rows(check)))
     section.plots = draw(draw_teacher(check))
     agreement = check["agreement"]
     section.notes.append(
