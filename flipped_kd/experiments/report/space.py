@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from scipy.spatial.distance import pdist
 
 from ...evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE, WHITE
 from .data import SeedData
@@ -50,10 +51,7 @@ def uniformity(vectors: np.ndarray) -> float:
     Source:
         L_uniform of Wang and Isola, arXiv 2005.10242, section 4.1.2, with its t = 2.
     """
-    wide = vectors.astype(np.float64)
-    above = np.triu_indices(len(wide), 1)
-    squares = 2 - 2 * (wide @ wide.T)[above]
-    return float(np.log(np.exp(-2 * squares).mean()))
+    return float(np.log(np.exp(-2 * pdist(vectors, "sqeuclidean")).mean()))
 
 
 def spread_of(seed: SeedData) -> dict[str, tuple[float, float]]:
