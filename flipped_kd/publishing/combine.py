@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -15,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
 from ..inference.loading import base_of, load_matcher, local_folder, read_adapter_config
-from ..prompts.pair_prompt import PROMPT_FILE
+from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
 from ..students.gguf import GgufBase
@@ -186,12 +185,7 @@ def _common_base(folders: list[Path], base_model: str | os.PathLike[str] | None)
 
 def _check_prompts(folders: list[Path]) -> None:
     """Raise ValueError unless all prompts are the same: the adapters would be asked another question than learnt."""
-    prompts = []
-    for folder in folders:
-        path = folder / PROMPT_FILE
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no {PROMPT_FILE}: give an adapter of FlippedDistillationTrainer.")
-        prompts.append(json.loads(path.read_text(encoding="utf-8")))
+    prompts = [read_prompt_file(folder / PROMPT_FILE) for folder in folders]
     for folder, prompt in zip(folders[1:], prompts[1:], strict=True):
         different = sorted(
             name for name in prompt.keys() | prompts[0].keys() if prompt.get(name) != prompts[0].get(name)

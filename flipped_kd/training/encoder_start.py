@@ -95,13 +95,11 @@ def start_encoder(
         show_progress: whether to show progress bars.
 
     Raises:
-        ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, vectors that are not
-            finite, a rank above the teacher's dimension, or modules that cannot be started so.
+        ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, or vectors that are not
+            finite. Ask `why_not_started` before.
     """
-    why = why_not_started(model, encoder, teacher)
-    if why is not None:
-        raise ValueError(f"A cannot start from the teacher: {why}.")
-    matrices = start_matrices(model, encoder)
+    layers: dict[str, Any] = dict(lora_layers(model))
+    matrices = {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
     inputs = EncoderInputs(model, encoder.modules)
     chosen, of_texts = sample_texts(texts, inputs.dimension)
     rank = encoder.modules[0].rank
@@ -185,12 +183,6 @@ def _fit(
     best = min(fits, key=lambda fit: fit.held_out_error)
     matrices = {name: matrix for fit in fits for name, matrix in fit.matrices.items()}
     return matrices, best.penalty, best.held_out_error
-
-
-def start_matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
-    """The A of each module of the encoder set, which are set in place."""
-    layers: dict[str, Any] = dict(lora_layers(model))
-    return {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
 
 
 def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: Teacher) -> str | None:
