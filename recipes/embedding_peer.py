@@ -28,11 +28,10 @@ from flipped_kd.experiments.ablation.plan import Job, settings_of
 from flipped_kd.experiments.ablation.run import judge_run
 from flipped_kd.experiments.arguments import StudentArguments
 from flipped_kd.experiments.compare import with_learning_rate
-from flipped_kd.experiments.single_run import teacher_split_scores
+from flipped_kd.experiments.single_run import named_teacher, teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import default_lora
-from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.training.config import FlippedDistillationConfig
 
 
@@ -45,9 +44,7 @@ class EmbeddingPeer:
     def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
         student, data, config = settings_of(job, folder, cache)
         splits = load_splits(data, job.seed)
-        teacher = load_teacher(
-            data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
-        )
+        teacher = named_teacher(student, data)
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
         of_teacher = teacher_split_scores(teacher, splits, config)
         set_seed(job.seed)  # A's random start belongs to the seed
@@ -80,26 +77,32 @@ def _as_sentence_transformer(student: StudentArguments, config: FlippedDistillat
 
 def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillationConfig, folder: Path) -> None:
     args = SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        learning_rate=config.learning_rate,  # type: ignore[arg-type]  # with_learning_rate has given one
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2,
-        lr_scheduler_type=config.lr_scheduler_type,
-        bf16=config.bf16,
-        use_cpu=config.use_cpu,
-        seed=config.seed,
-        dataloader_drop_last=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        per_device_train_batch_size=config.per_device_train_batch_size, **same_budget(config, folder)
     )
     loss = MultipleNegativesRankingLoss(model)
     SentenceTransformerTrainer(model, args, train_dataset=matches, loss=loss).train()
+
+
+def same_budget(config: FlippedDistillationConfig, folder: Path) -> dict[str, Any]:
+    """Budget and optimizer of a run as arguments of sentence-transformers' trainers, all but the batch size."""
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": config.num_train_epochs,
+        "max_steps": config.max_steps,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "adam_beta2": config.adam_beta2,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "bf16": config.bf16,
+        "use_cpu": config.use_cpu,
+        "seed": config.seed,
+        "dataloader_drop_last": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _cosines(model: SentenceTransformer, pairs: Any, config: FlippedDistillationConfig) -> np.ndarray:

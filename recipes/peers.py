@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from embedding_peer import EmbeddingPeer
+from embedding_peer import EmbeddingPeer, same_budget
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
@@ -30,13 +30,12 @@ from flipped_kd.experiments.ablation.plan import Job, settings_of
 from flipped_kd.experiments.ablation.run import Peer, judge_run
 from flipped_kd.experiments.arguments import StudentArguments
 from flipped_kd.experiments.compare import with_learning_rate
-from flipped_kd.experiments.single_run import teacher_split_scores
+from flipped_kd.experiments.single_run import named_teacher, teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import default_lora
 from flipped_kd.teachers.calibration import PlattCalibration
-from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.pair_scores import teacher_scores
 from flipped_kd.training.config import FlippedDistillationConfig
 
@@ -90,9 +89,7 @@ class CrossEncoderPeer:
     def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
         student, data, config = settings_of(job, folder, cache)
         splits = load_splits(data, job.seed)
-        teacher = load_teacher(
-            data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
-        )
+        teacher = named_teacher(student, data)
         if not teacher.has_vectors:
             raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
@@ -139,25 +136,7 @@ def _train(
     options: dict[str, Any] = {"activation_fn": nn.Identity()} if loss != "BinaryCrossEntropyLoss" else {}
     # A triple is read twice: half as many a step make the same number of forwards.
     size = config.per_device_train_batch_size // (2 if "passage_two" in rows.column_names else 1)
-    args = CrossEncoderTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=size,
-        learning_rate=config.learning_rate,  # type: ignore[arg-type]  # with_learning_rate has given one
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2,
-        lr_scheduler_type=config.lr_scheduler_type,
-        bf16=config.bf16,
-        use_cpu=config.use_cpu,
-        seed=config.seed,
-        dataloader_drop_last=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    args = CrossEncoderTrainingArguments(per_device_train_batch_size=size, **same_budget(config, folder))
     objective = getattr(cross_encoder_losses, loss)(model, **options)
     _Trainer(model, args, train_dataset=rows, loss=objective).train()
 

@@ -158,7 +158,3 @@ def _in_words(error: Exception, debug: bool) -> str:
     if isinstance(error, ValueError | OSError | RuntimeError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

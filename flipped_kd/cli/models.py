@@ -6,6 +6,7 @@ import hashlib
 import logging
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -14,8 +15,9 @@ from ..evaluation.match_score import ANSWER_ONLY
 from ..inference.loading import local_folder
 from ..inference.matcher import FlippedMatcher
 from ..publishing.files import contents_digest
-from ..teachers.fingerprint import hash_weights
 from ..utils.choices import ScoreKind
+from ..utils.digests import hash_tensors
+from ..utils.hub_download import Access
 from .arguments import UsageError
 from .runtime import shows_progress
 
@@ -28,7 +30,7 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
     matcher, folder = load_matcher(options, device)
     digest = hashlib.sha256(contents_digest(folder).encode())
     if state is None or state.is_main_process:
-        hash_weights(digest, matcher.model)
+        hash_tensors(digest, matcher.model.state_dict().items())
     return matcher, digest.hexdigest()
 
 
@@ -40,8 +42,8 @@ def load_matcher(options: Namespace, device: torch.device | None = None) -> tupl
 
         transformers_logging.disable_progress_bar()
         disable_progress_bars()
-    access = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
-    folder = local_folder(options.model, revision=options.revision, **access)
+    access: dict[str, Any] = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
+    folder = local_folder(options.model, revision=options.revision, access=Access(**access))
     matcher = FlippedMatcher.from_pretrained(
         folder, device=options.device or device, dtype=options.dtype, base_model=options.base_model, **access
     )

@@ -6,7 +6,6 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,8 +16,8 @@ from ..data.tables import STANDARD
 from ..data.validation import PairColumns
 from ..evaluation.match_score import ANSWER_ONLY, MatchScore
 from ..evaluation.metrics import matching_metrics
-from ..utils.atomic import write_atomically
 from ..utils.choices import ScoreKind
+from ..utils.json_files import write_json
 from ..utils.markdown import table
 
 
@@ -77,7 +76,7 @@ def show_report(options: Namespace, report: Mapping[str, Any], shown: str) -> No
     elif options.output is None:
         print(shown, file=options.stdout, flush=True)
     else:
-        write_atomically(Path(options.output), json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n")
+        write_json(options.output, _finite(report), ensure_ascii=False)
         print(shown, file=options.screen)
 
 

@@ -197,6 +197,11 @@ def shows_progress(options: Namespace) -> bool:
     return not options.quiet and sys.stderr.isatty()
 
 
+def reading(options: Namespace) -> dict[str, Any]:
+    """How a matcher is told to read many pairs."""
+    return {"batch_size": options.batch_size, "show_progress_bar": shows_progress(options)}
+
+
 def named_column(option: str, column: str | None) -> tuple[str, str] | None:
     return None if column is None else (option, column)
 

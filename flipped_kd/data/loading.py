@@ -87,13 +87,18 @@ def load_pairs(
         require_both_classes=require_both_classes,
         name=name,
     )
-    if max_rows is None or max_rows >= len(checked):
-        return checked
-    rows = np.random.default_rng(seed).choice(len(checked), size=max_rows, replace=False)
-    subset = checked.select(np.sort(rows))
-    if require_both_classes:
+    subset = random_part(checked, max_rows, seed)
+    if require_both_classes and subset is not checked:
         check_both_classes(np.asarray(subset["label"][:]), f"{name}, max_rows={max_rows}, seed={seed}")
     return subset
+
+
+def random_part(pairs: Dataset, size: int | None, seed: int) -> Dataset:
+    """A random part of the rows, in their order; all of them if `size` is None or larger."""
+    if size is None or size >= len(pairs):
+        return pairs
+    rows = np.random.default_rng(seed).choice(len(pairs), size=size, replace=False)
+    return pairs.select(np.sort(rows))
 
 
 def _find(

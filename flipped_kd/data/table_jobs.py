@@ -21,13 +21,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..utils.atomic import is_passage, pass_on, place_of, write_atomically
+from ..utils.atomic import explained, is_passage, pass_on, place_of, write_atomically
+from ..utils.json_files import write_json
 from .table_writers import Layout, open_writer
 from .text_tables import Chunk, Scan, TextTable, scan
 
@@ -36,6 +37,12 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 METADATA_KEY = b"flipped_kd"
 
+# Round what is written at a place.
+clear_write_error = partial(
+    explained,
+    "cannot be written ({reason}); what is finished is kept: make room there or write elsewhere, and repeat the "
+    "command",
+)
 # What is computed for the rows of a part.
 Compute = Callable[[Chunk], pa.Table]
 # Puts what was computed for all rows into another order, and may leave out some of it.
@@ -146,7 +153,7 @@ class TableJob:
 
     def _write_manifest(self, **more: Any) -> None:
         manifest = {"format_version": FORMAT_VERSION, **self._identity, **more}
-        write_atomically(self.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_json(self.folder / MANIFEST, manifest)
 
     def _manifest(self) -> dict[str, Any] | None:
         try:
@@ -307,20 +314,6 @@ class TableJob:
             f"{self.table.source.name!r} or {self.folder} was changed while it was worked on: repeat the command, "
             "with --restart if the input has changed."
         )
-
-
-@contextmanager
-def clear_write_error(place: Path) -> Iterator[None]:
-    """Say what could not be written, and that nothing finished is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno or 0,
-            f"cannot be written ({error.strerror or error}); what is finished is kept: make room there or write "
-            "elsewhere, and repeat the command",
-            str(place),
-        ) from error
 
 
 def _file_digest(path: Path) -> str:

@@ -97,25 +97,32 @@ def _arrow_type(kinds: set[str]) -> pa.DataType | None:
     return None
 
 
-class JsonLinesWriter:
+class TableWriter:
+    """Writes rows into a binary file, which stays open."""
+
+    def write(self, rows: Rows | None, added: pa.Table) -> None:
+        """Write `rows`, each with its row of `added`; without rows, `added` alone."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is left, and what follows the last row."""
+
+    def abandon(self) -> None:
+        """Leave the file as it is, half-written."""
+
+
+class JsonLinesWriter(TableWriter):
     """Writes one JSON object a line, in UTF-8."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
-        """Write `rows`, each with its row of `added`; without rows, `added` alone."""
         for row in _merged(rows, added):
             self._file.write(json_text(row).encode("utf-8") + b"\n")
 
-    def close(self) -> None:
-        """Nothing follows the last row."""
 
-    def abandon(self) -> None:
-        """Nothing is held."""
-
-
-class CsvWriter:
+class CsvWriter(TableWriter):
     """Writes CSV or TSV with a header, in UTF-8."""
 
     def __init__(self, file: BinaryIO, names: Sequence[str], separator: str) -> None:
@@ -130,20 +137,16 @@ class CsvWriter:
         (self._quoted if any("\r" in field for field in fields) else self._plain).writerow(fields)
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
-        """As in `JsonLinesWriter`."""
         for row in _merged(rows, added):
             self._write([_field(row.get(name)) for name in self._names])
 
     def close(self) -> None:
-        """Flush, and leave the file open."""
         self._text.detach()
 
-    def abandon(self) -> None:
-        """Leave the file as it is, half-written."""
-        self._text.detach()
+    abandon = close
 
 
-class ParquetWriter:
+class ParquetWriter(TableWriter):
     """Writes Parquet in row groups of some tens of thousands of rows."""
 
     def __init__(self, file: BinaryIO, layout: Layout, added: pa.Schema) -> None:
@@ -154,19 +157,16 @@ class ParquetWriter:
         self._pending: list[pa.Table] = []
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
-        """As in `JsonLinesWriter`."""
         table = self._as_table([{}] * len(added) if rows is None else rows)
         self._pending.append(pa.Table.from_arrays([*table.columns, *added.columns], schema=self._schema))
         if sum(map(len, self._pending)) >= ROW_GROUP_ROWS or sum(t.nbytes for t in self._pending) >= ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left and the footer, and leave the file open."""
         self._flush()
         self._writer.close()
 
     def abandon(self) -> None:
-        """Leave the file as it is, half-written."""
         self._writer.is_open = False  # or it writes its footer when it is collected, into a closed file
 
     def _as_table(self, rows: Rows) -> pa.Table:
@@ -186,7 +186,7 @@ class ParquetWriter:
             self._pending = []
 
 
-class NumpyWriter:
+class NumpyWriter(TableWriter):
     """Writes one column of vectors as an array (rows, dimension) of float32 that `numpy.load` can map into memory."""
 
     def __init__(self, file: BinaryIO, rows: int, dimension: int) -> None:
@@ -197,15 +197,6 @@ class NumpyWriter:
     def write(self, rows: Rows | None, added: pa.Table) -> None:
         """Write the only column of `added`; the rows are left out."""
         self._file.write(_vectors(added.column(0)).astype("<f4").tobytes())
-
-    def close(self) -> None:
-        """Nothing follows the last row."""
-
-    def abandon(self) -> None:
-        """Nothing is held."""
-
-
-TableWriter = JsonLinesWriter | CsvWriter | ParquetWriter | NumpyWriter
 
 
 def open_writer(format: str, file: BinaryIO, layout: Layout, added: pa.Schema, rows: int) -> TableWriter:

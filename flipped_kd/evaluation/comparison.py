@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.atomic import write_atomically
+from ..utils.json_files import write_json
 from ..utils.markdown import table
 from .match_score import fit_log_odds
 from .metrics import best_f1_threshold, matching_metrics
@@ -20,7 +20,8 @@ from .run_files import REPORT_FILE, REPORT_TABLE_FILE
 REPORT_VERSION = 1
 # What a report of a finished comparison holds at least.
 REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
-COMPARED_METRICS = ("f1", "accuracy", "auc", "average_precision")
+METRIC_HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
+COMPARED_METRICS = tuple(METRIC_HEADS)
 SYSTEMS = {
     "teacher": "teacher (small encoder)",
     "llm": "LLM, not trained",
@@ -49,6 +50,11 @@ class SplitScores:
 
     validation: np.ndarray
     test: np.ndarray
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], kind: str) -> SplitScores:
+        """What an .npz file of a run or a seed holds by that name."""
+        return cls(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
 
 
 def combine(first: SplitScores, second: SplitScores, validation_labels: np.ndarray) -> SplitScores:
@@ -144,28 +150,33 @@ LEARNED = 0.02
 
 
 def markdown_table(report: Mapping[str, Any]) -> str:
-    """The systems and their paired differences as two Markdown tables; mean ± sample standard deviation over seeds."""
+    """The tables of a report as Markdown; mean ± sample standard deviation over seeds."""
+    systems, differences, *rankings = report_tables(report)
+    shown = [systems, differences]
+    shown += [(["all questions ranked for each query", *heads[1:]], rows) for heads, rows in rankings]
+    return "\n\n".join([*(table(heads, rows) for heads, rows in shown), *_warnings(report)])
+
+
+def report_tables(report: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Heads and rows of the systems, of their paired differences and, where the data is an FAQ, of the rankings."""
     several = len(report["seeds"]) > 1
-    heads = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
-    parts = [table(["system", *heads.values()], _system_rows(report["systems"], heads, several))]
-    rows = []
+
+    def of_systems(systems: Mapping[str, Any], heads: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+        return ["system", *heads.values()], [
+            [SYSTEMS.get(name, name), *(_cell(values, metric, several) for metric in heads)]
+            for name, values in systems.items()
+        ]
+
+    gaps = []
     for name, values in report["differences"].items():
-        first, second = name.split(" - ")
+        first, second = (SYSTEMS.get(part, part) for part in name.split(" - "))
         wins = sum(value > 0 for value in values["by_seed"]["auc"])
         cells = [_cell(values, metric, several, sign="+") for metric in ("f1", "auc")]
-        title = f"{SYSTEMS.get(first, first)} − {SYSTEMS.get(second, second)}"
-        rows.append([title, *cells, f"{wins} of {len(report['seeds'])}"])
-    parts.append(table(["paired difference", "ΔF1", "ΔAUC", "seeds with ΔAUC > 0"], rows))
-    if "retrieval" in report:  # how all questions of an FAQ are ranked for the test queries
-        titles = ["all questions ranked for each query", *RETRIEVAL.values()]
-        parts.append(table(titles, _system_rows(report["retrieval"], RETRIEVAL, several)))
-    return "\n\n".join([*parts, *_warnings(report)])
-
-
-def _system_rows(systems: Mapping[str, Any], metrics: Iterable[str], several: bool) -> list[list[str]]:
+        gaps.append([f"{first} − {second}", *cells, f"{wins} of {len(report['seeds'])}"])
     return [
-        [SYSTEMS.get(name, name), *(_cell(values, metric, several) for metric in metrics)]
-        for name, values in systems.items()
+        of_systems(report["systems"], METRIC_HEADS),
+        (["paired difference", "ΔF1", "ΔAUC", "seeds with ΔAUC > 0"], gaps),
+        *([of_systems(report["retrieval"], RETRIEVAL)] if "retrieval" in report else []),
     ]
 
 
@@ -196,5 +207,5 @@ def write_report(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> N
         f"# Test results\n\n{size['train']} training, {size['validation']} validation and {size['test']} test pairs; "
         f"seeds {report['seeds']}. F1 and accuracy at the threshold with the best F1 on validation.\n\n"
     )
-    write_atomically(Path(folder) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+    write_json(Path(folder) / REPORT_FILE, report)
     write_atomically(Path(folder) / REPORT_TABLE_FILE, title + markdown_table(report) + "\n")

@@ -19,7 +19,6 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 
-from ..data.keys import text_keys
 from ..evaluation.comparison import SplitScores
 from ..evaluation.mistakes import choose_examples, judge_systems, shortened
 from ..evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE
@@ -27,6 +26,7 @@ from ..inference.scorer import PairScorer
 from ..students.encoder_modules import lora_layers
 from ..students.probing import is_sharded
 from ..teachers.base import Teacher
+from ..teachers.pair_scores import text_vectors
 from ..training.config import FlippedDistillationConfig
 from ..training.trainer import FlippedDistillationTrainer
 from ..utils.atomic import write_atomically
@@ -164,8 +164,7 @@ def keep_seed(
     }
     if teacher.has_vectors:
         cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
-        table = teacher.embed(list(sample.texts), **cache, show_progress=False)
-        arrays["vectors"] = table.vectors(text_keys(sample.texts))
+        arrays["vectors"] = text_vectors(teacher, sample.texts, **cache, show_progress=False)
     _write_npz(folder / ARTIFACTS_FILE, arrays)
     judged = judge_systems(labels["validation"], of_teacher, students)
     examples = choose_examples(judged, splits.test) | {"groups": [shortened(text) for text in _one_of_each(sample)]}

@@ -29,7 +29,6 @@ from ..publishing.push import open_repository, refuse_local_gguf
 from ..students.gguf import gguf_path, is_gguf
 from ..students.size import count_weights, learning_rate_for
 from ..teachers.base import Teacher
-from ..teachers.loading import load_teacher
 from ..teachers.suitability import check_scores, check_table, warnings_of
 from ..training.config import PLAIN, FlippedDistillationConfig
 from ..utils.devices import use_cpu_threads
@@ -41,7 +40,7 @@ from .arguments import DataArguments, StudentArguments
 from .artifacts import keep_seed
 from .faq_ranking import rankings_of, teacher_retrieval
 from .run_identity import run_settings
-from .single_run import RunResult, say, teacher_split_scores, train_once
+from .single_run import RunResult, named_teacher, say, teacher_split_scores, train_once, warn
 from .splits import SPLITS, Splits, load_splits, unlabelled_texts
 
 logger = logging.getLogger(__name__)
@@ -104,9 +103,7 @@ def _compare(
     shared: dict[str, int],
 ) -> dict[str, Any]:
     started = time.time()
-    teacher = load_teacher(
-        data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
-    )
+    teacher = named_teacher(student, data)
     if config.encoder_start == "teacher" and not (teacher.has_vectors and teacher.dim >= student.lora_r):
         raise ValueError(
             f"encoder_start='teacher' wants a teacher with vectors of at least lora_r={student.lora_r} numbers, which "
@@ -155,8 +152,7 @@ def _shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str
         logger.info("%s", overlap)
         if overlap.pairs:
             found[f"{overlap.first}, {overlap.second}"] = overlap.pairs
-            warning = f"WARNING: {overlap}: what was learned by heart counts as a result; take them out of one."
-            say(config, warning, lambda text: print(text, file=sys.stderr))
+            warn(config, f"{overlap}: what was learned by heart counts as a result; take them out of one.")
     return found
 
 
@@ -165,8 +161,6 @@ def _check_named(student: StudentArguments, data: DataArguments) -> None:
         if value is None:
             raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
     check_models(data.teacher, student.student)
-    if data.seeds < 1:
-        raise ValueError(f"seeds={data.seeds}: at least one run is needed.")
 
 
 def with_learning_rate(student: StudentArguments, config: FlippedDistillationConfig) -> FlippedDistillationConfig:
@@ -269,5 +263,5 @@ def _check_teacher(
     report = check_scores(of_teacher.validation, labels, student=student, thresholds=thresholds)
     say(config, f"\nThe teacher on the validation pairs\n\n{check_table(report)}\n")
     for warning in warnings_of(report):
-        say(config, f"WARNING: {warning}", lambda text: print(text, file=sys.stderr))
+        warn(config, warning)
     return report

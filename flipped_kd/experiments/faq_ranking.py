@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 
 from ..data.faq import Faq, read_faq
-from ..data.keys import text_keys
 from ..evaluation.ranking import rank_questions, rank_scores
 from ..inference.scorer import PairScorer
 from ..teachers.base import Teacher
+from ..teachers.pair_scores import text_vectors
 from ..training.config import FlippedDistillationConfig
 from .arguments import DataArguments
 
@@ -53,14 +53,8 @@ def teacher_retrieval(
     """The same of a teacher's vectors; None of a cross-encoder, which has none."""
     if data.questions_file is None or not teacher.has_vectors:
         return None
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        table = teacher.embed(
-            list(texts), cache_dir=config.teacher_cache_dir, batch_size=config.teacher_batch_size, show_progress=False
-        )
-        return table.vectors(text_keys(list(texts)))
-
-    return rank_questions(_test_faq(data), encode)
+    cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
+    return rank_questions(_test_faq(data), partial(text_vectors, teacher, **cache, show_progress=False))
 
 
 def rankings_of(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float] | None]:

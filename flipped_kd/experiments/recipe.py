@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from ..utils.screen import unfailing_screen
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
 from .parsing import TRAIN_DEFAULTS, parse_settings
-from .single_run import say
+from .single_run import say, warn
 from .splits import SPLITS, load_split
 
 # A teacher or student of this name is built from the training pairs in the run.
@@ -99,11 +98,10 @@ def _demo_models(demo: DemoModels, config: FlippedDistillationConfig) -> tuple[s
     with config.main_process_first(local=False, desc="fetching the models"):
         found = demo.fetch(MODELS_FOLDER, lambda text: say(config, text))
     if found is None:
-        say(
+        warn(
             config,
-            "WARNING: the language model of this setting cannot be had here. What follows is shown on a student of "
+            "the language model of this setting cannot be had here. What follows is shown on a student of "
             "one million random weights, which knows no language: its figures say nothing about the method.",
-            lambda text: print(text, file=sys.stderr),
         )
     return found
 

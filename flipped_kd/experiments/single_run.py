@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from ..students.loading import load_student, load_tokenizer
 from ..students.lora import default_lora
 from ..students.probing import is_sharded
 from ..teachers.base import Teacher
+from ..teachers.loading import load_teacher
 from ..teachers.pair_scores import teacher_scores
 from ..training.config import FlippedDistillationConfig
 from ..training.resume import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
-from ..utils.atomic import replacing, write_atomically
+from ..utils.atomic import replacing
 from ..utils.devices import weights_dtype
+from ..utils.json_files import write_json
 from .arguments import DataArguments, StudentArguments
 from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
@@ -198,6 +201,12 @@ def _similarities(trainer: FlippedDistillationTrainer, splits: Splits) -> SplitS
     return SplitScores(*found)
 
 
+def named_teacher(student: StudentArguments, data: DataArguments) -> Teacher:
+    """The teacher that the settings name."""
+    trusted = student.trust_remote_code
+    return load_teacher(data.teacher or "", revision=data.teacher_revision, trust_remote_code=trusted)
+
+
 def teacher_split_scores(teacher: Teacher, splits: Splits, config: FlippedDistillationConfig) -> SplitScores:
     """The teacher's T of the validation and test pairs, cached."""
     cache: dict[str, Any] = {"cache_dir": config.teacher_cache_dir, "batch_size": config.teacher_batch_size}
@@ -217,7 +226,7 @@ def _write_result(folder: Path, result: RunResult) -> None:
     }
     with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-    write_atomically(folder / RUN_FILE, json.dumps(result.facts, indent=2) + "\n")
+    write_json(folder / RUN_FILE, result.facts)
 
 
 def _finished(folder: Path) -> RunResult | None:
@@ -225,15 +234,18 @@ def _finished(folder: Path) -> RunResult | None:
         return None
     facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     with np.load(folder / SCORES_FILE) as arrays:
-        kinds: list[SplitScores] = [
-            SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
-            for kind in ("answer", "similarity", "before")
-        ]
-        start = SplitScores(arrays["start_validation"], arrays["start_test"]) if "start_test" in arrays else None
-    return RunResult(kinds[0], kinds[1], kinds[2], start, facts)
+        answer, similarity, before = (SplitScores.of(arrays, kind) for kind in ("answer", "similarity", "before"))
+        start = SplitScores.of(arrays, "start") if "start_test" in arrays else None
+    return RunResult(answer, similarity, before, start, facts)
 
 
-def say(config: FlippedDistillationConfig, text: str, emit: Callable[[str], None] = print) -> None:
+def say(config: FlippedDistillationConfig, text: str) -> None:
     """Show a line, once for all processes."""
     if config.process_index == 0:
-        emit(text)
+        print(text)
+
+
+def warn(config: FlippedDistillationConfig, text: str) -> None:
+    """Show a warning on standard error, once for all processes."""
+    if config.process_index == 0:
+        print(f"WARNING: {text}", file=sys.stderr)

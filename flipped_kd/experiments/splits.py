@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import datasets
-import numpy as np
 
 from ..data.faq import faq_pairs, read_faq, subset
-from ..data.loading import load_pairs
+from ..data.loading import load_pairs, random_part
 from ..data.unlabelled import read_texts
 from ..data.validation import PairColumns
 from .arguments import DataArguments
@@ -56,10 +55,7 @@ def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Datas
             raise ValueError("an FAQ's validation and test pairs are bounded by max_eval_queries, not by pairs.")
         queries = read_faq(source, data.questions_file)
         pairs = faq_pairs(queries if split == "train" else subset(queries, data.max_eval_queries))
-        if split != "train" or data.max_train_pairs is None or data.max_train_pairs >= len(pairs):
-            return pairs
-        rows = np.random.default_rng(seed).choice(len(pairs), size=data.max_train_pairs, replace=False)
-        return pairs.select(np.sort(rows))
+        return random_part(pairs, data.max_train_pairs, seed) if split == "train" else pairs
     return load_pairs(
         source,
         split=split if file is None else None,

@@ -34,21 +34,20 @@ class Sample:
     groups: np.ndarray
 
 
-def sample_pairs(pairs: datasets.Dataset, size: int = SAMPLE_PAIRS) -> Sample:
-    """At most `size` pairs: half of them matches, if there are so many of both classes, else as many as there are.
+def sample_pairs(pairs: datasets.Dataset) -> Sample:
+    """At most 200 pairs: half of them matches, if there are so many of both classes, else as many as there are.
 
     A fifth is taken from the largest groups, so that there is something to see; the rest is drawn at random, by the
     same numbers each time.
 
     Args:
         pairs: columns text_a, text_b, label.
-        size: how many.
     """
     labels = np.asarray(pairs["label"], np.int8)
     keys, place = np.unique(np.concatenate(dataset_keys(pairs)), return_inverse=True)
     ends = place.reshape(2, -1)
     component = _components(ends[:, labels == 1], len(keys))
-    rows = _rows(labels, component[ends[0]], _largest(component), size)
+    rows = _rows(labels, component[ends[0]], _largest(component))
     used, first, pairs_of = np.unique(ends[:, rows].reshape(-1), return_index=True, return_inverse=True)
     part = pairs.select(rows)
     both = [*part["text_a"], *part["text_b"]]
@@ -73,18 +72,18 @@ def _largest(component: np.ndarray) -> np.ndarray:
     return order[sizes[order] > 1]
 
 
-def _rows(labels: np.ndarray, component: np.ndarray, largest: np.ndarray, size: int) -> np.ndarray:
+def _rows(labels: np.ndarray, component: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """The rows of the sample, ascending."""
     draw = np.random.default_rng(0)
     matches, others = (draw.permutation(np.flatnonzero(labels == label)) for label in (1, 0))
-    quota = min(len(matches), max(size // 2, size - len(others)))
+    quota = min(len(matches), max(SAMPLE_PAIRS // 2, SAMPLE_PAIRS - len(others)))
     # Each of the largest groups gives the same share; stable, so the rest stays in its random order.
-    share = max(1, size // (5 * GROUPS))
+    share = SAMPLE_PAIRS // (5 * GROUPS)
     preferred = np.zeros(len(matches), bool)
     for group in largest:
         preferred[np.flatnonzero(component[matches] == group)[:share]] = True
     matches = matches[np.argsort(~preferred, kind="stable")][:quota]
-    return np.sort(np.concatenate([matches, others[: size - quota]]))
+    return np.sort(np.concatenate([matches, others[: SAMPLE_PAIRS - quota]]))
 
 
 def _numbered(component: np.ndarray) -> np.ndarray:

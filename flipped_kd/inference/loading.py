@@ -49,20 +49,13 @@ class LoadedModel:
     match_score: MatchScore | None
 
 
-def local_folder(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    trust_remote_code: bool = False,
-) -> Path:
+def local_folder(name: str | os.PathLike[str], *, revision: str | None = None, access: Access | None = None) -> Path:
     """The folder of a trained model, fetched from the Hub if `name` is no folder here; its contracts are all there.
 
-    `trust_remote_code` also fetches the repository's Python files; the rest as in `FlippedMatcher.from_pretrained`.
+    Where code is trusted, the repository's Python files too; the rest as in `FlippedMatcher.from_pretrained`.
     ValueError: there is no such folder or repository, it cannot be had, lacks a contract file, or one is broken.
     """
-    access = Access(token, cache_dir, trust_remote_code)
+    access = access or Access()
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(
@@ -174,6 +167,16 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     return config
 
 
+def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
+    """(name, revision) of the base of an adapter: the one given, or the one the adapter names."""
+    config = read_adapter_config(folder)
+    if base_model:
+        return os.fspath(base_model), None
+    if not config.base_model_name_or_path:
+        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
+    return config.base_model_name_or_path, config.revision
+
+
 def _load_adapted(
     folder: Path,
     base_model: str | os.PathLike[str] | None,
@@ -181,11 +184,7 @@ def _load_adapted(
     access: Access,
 ) -> PeftModel:
     """The base with the adapter in `folder` upon it."""
-    config = read_adapter_config(folder)
-    name = base_model or config.base_model_name_or_path
-    if not name:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
-    revision = None if base_model else config.revision
+    name, revision = base_of(folder, base_model)
     try:
         if is_gguf(name):
             options = {"token": access.token, "cache_dir": access.cache_dir}
@@ -203,7 +202,7 @@ def _load_adapted(
         ) from error
     check_same_base(folder, base, name)
     misfit = f"the adapter in {folder} does not fit the base {str(name)!r}; it was trained on " + (
-        f"{config.base_model_name_or_path!r}" if base_model else "another model of that name"
+        f"{read_adapter_config(folder).base_model_name_or_path!r}" if base_model else "another model of that name"
     )
     try:
         with without_advice():

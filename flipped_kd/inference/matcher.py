@@ -86,9 +86,7 @@ class FlippedMatcher(PairScorer):
         place = torch.device(default_device() if device is None else device)
         precision = resolved_dtype(dtype, place)
         access = Access(token, cache_dir, trust_remote_code)
-        folder = local_folder(
-            name_or_path, revision=revision, token=token, cache_dir=cache_dir, trust_remote_code=trust_remote_code
-        )
+        folder = local_folder(name_or_path, revision=revision, access=access)
         loaded = load_matcher(folder, device=place, dtype=precision, base_model=base_model, access=access)
         matcher = cls(loaded.model, loaded.tokenizer, loaded.prompt, loaded.encoder, loaded.match_score)
         matcher.source = os.fspath(name_or_path)

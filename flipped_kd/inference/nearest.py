@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..utils.checks import check_choice
 from ..utils.choices import INDEX_KINDS, IndexKind
+from ..utils.digests import file_sha256
 
 # Up to so many texts "auto" compares a query with every one: that takes some milliseconds there.
 EXACT_UP_TO = 100_000
@@ -113,7 +113,7 @@ class ApproximateSearch:
     def save(self, path: Path) -> dict[str, Any]:
         """Write the index to `path`; gives what `load` needs besides, as plain JSON values."""
         _faiss().write_index(self.faiss_index, str(path))
-        return {"kind": self.kind, "depth": self.depth, "recall": self.recall, "sha256": _sha256(path)}
+        return {"kind": self.kind, "depth": self.depth, "recall": self.recall, "sha256": file_sha256(path)}
 
     @classmethod
     def load(cls, path: Path, header: dict[str, Any], vectors: np.ndarray) -> ApproximateSearch:
@@ -125,7 +125,7 @@ class ApproximateSearch:
         """
         faiss = _faiss()
         # Before FAISS reads it: its reader trusts the sizes that a file states.
-        if _sha256(path) != header["sha256"]:
+        if file_sha256(path) != header["sha256"]:
             raise ValueError(f"{path.name} is not the file that was written")
         index = faiss.read_index(str(path))
         if (index.ntotal, index.d) != vectors.shape:
@@ -189,8 +189,3 @@ def _faiss() -> Any:
             "kind='exact'."
         ) from error
     return faiss
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

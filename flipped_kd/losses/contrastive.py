@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from ..utils.checks import check_choice, check_range, check_same_shape
 from .citations import FLIPPED_CITATION
 from .dual_threshold import PairSelection
 
+Contrast = Literal["pairwise", "infonce"]
 Margin = Literal["teacher", "constant", "none"]
+CONTRASTS, MARGINS = get_args(Contrast), get_args(Margin)
 NEEDS_MATRIX = (
     "{name}={value!r} compares rows and columns of a similarity matrix, but only paired similarities are given "
     "(representation 'joint' or 'both', or a cross-encoder teacher): use {name}={other!r}, or "
@@ -62,7 +64,7 @@ class MarginAwareContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        contrast: Literal["pairwise", "infonce"] = "pairwise",
+        contrast: Contrast = "pairwise",
         margin: float = 0.06,
         positive_margin: Margin = "teacher",
         negative_margin: Margin = "teacher",
@@ -70,9 +72,9 @@ class MarginAwareContrastiveLoss(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        check_choice("contrast", contrast, ("pairwise", "infonce"))
-        check_choice("positive_margin", positive_margin, ("teacher", "constant", "none"))
-        check_choice("negative_margin", negative_margin, ("teacher", "constant", "none"))
+        check_choice("contrast", contrast, CONTRASTS)
+        check_choice("positive_margin", positive_margin, MARGINS)
+        check_choice("negative_margin", negative_margin, MARGINS)
         check_range("margin", margin, 0.0, math.pi)
         check_range("temperature", temperature, 0.0, 100.0, open_low=True)
         check_range("scale", scale, 0.0)

@@ -5,7 +5,6 @@ One file, though long: one class, whose parts, budget, probe and saved form must
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ..utils.atomic import write_atomically
 from ..utils.checks import is_whole
-from ..utils.json_files import read_versioned
+from ..utils.json_files import read_versioned, write_json
 from .chat_families import INSTRUCTIONS, first_answers, preset_forms, render_chat_template, resolve_answers
 from .pair_tokens import PairTokens
 from .prompt_form import PromptForm
@@ -296,18 +294,11 @@ class PairPrompt:
         """Return the prompt as plain JSON values, as `save_pretrained` writes them."""
         wrapped = any((*self.wrap_a, *self.wrap_b))
         trimmed = self._place_a.trim or self._place_b.trim
+        values = {name: getattr(self, name) for name in SETTINGS + RESOLVED_IDS}
         return {
             "format_version": FORMAT_VERSION if trimmed else 1,
             **({"wrap_a": list(self.wrap_a), "wrap_b": list(self.wrap_b)} if wrapped else {}),
-            "prefix": self.prefix,
-            "middle": self.middle,
-            "suffix": self.suffix,
-            "answers": list(self.answers),
-            "max_length": self.max_length,
-            "answer_ids": list(self.answer_ids),
-            "prefix_ids": list(self.prefix_ids),
-            "middle_ids": list(self.middle_ids),
-            "suffix_ids": list(self.suffix_ids),
+            **{name: list(value) if isinstance(value, tuple | list) else value for name, value in values.items()},
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
@@ -320,7 +311,7 @@ class PairPrompt:
             Path of the file.
         """
         target = Path(folder) / PROMPT_FILE
-        write_atomically(target, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+        write_json(target, self.to_dict(), ensure_ascii=False)
         return target
 
     @classmethod

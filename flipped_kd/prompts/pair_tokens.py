@@ -46,3 +46,11 @@ def pad_batch(
         input_ids[row, columns] = torch.tensor(sequence, dtype=torch.long)
         attention_mask[row, columns] = 1
     return input_ids, attention_mask
+
+
+def span_mask(spans: Sequence[tuple[int, int]], shifts: Sequence[int], width: int) -> torch.Tensor:
+    """Bool (B, width): true in the half-open span of each row, which is moved to the right by its shift."""
+    mask = torch.zeros(len(spans), width, dtype=torch.bool)
+    for row, ((first, last), shift) in enumerate(zip(spans, shifts, strict=True)):
+        mask[row, first + shift : last + shift] = True
+    return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -14,8 +13,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
-from ..inference.loading import load_matcher, local_folder, read_adapter_config
-from ..prompts.pair_prompt import PROMPT_FILE
+from ..inference.loading import base_of, load_matcher, local_folder, read_adapter_config
+from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
 from ..students.gguf import GgufBase
@@ -26,7 +25,7 @@ from ..utils.checks import is_number
 from ..utils.hub_download import Access
 from .card import write_card
 from .files import CARD_FILE
-from .merge import base_of, refuse_quantised
+from .merge import refuse_quantised
 
 logger = logging.getLogger(__name__)
 # Those that keep or join the directions of the A matrices; the others make new ones.
@@ -78,7 +77,8 @@ def combine_adapters(
     weights = _checked_weights(adapters, weights)
     _check_method(method)
     check_target(target)
-    folders = [local_folder(adapter, token=token) for adapter in adapters]
+    access = Access(token)
+    folders = [local_folder(adapter, access=access) for adapter in adapters]
     base, revision = _common_base(folders, base_model)
     _check_prompts(folders)
     _check_encoders(folders)
@@ -86,7 +86,7 @@ def combine_adapters(
         _check_kind(folder)
     refuse_quantised(base, revision, token)
     loaded = load_matcher(
-        folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=Access(token)
+        folders[0], device=torch.device("cpu"), dtype=torch.float32, base_model=base_model, access=access
     )
     loaded.encoder.detach()
     for folder in folders[1:]:
@@ -185,12 +185,7 @@ def _common_base(folders: list[Path], base_model: str | os.PathLike[str] | None)
 
 def _check_prompts(folders: list[Path]) -> None:
     """Raise ValueError unless all prompts are the same: the adapters would be asked another question than learnt."""
-    prompts = []
-    for folder in folders:
-        path = folder / PROMPT_FILE
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no {PROMPT_FILE}: give an adapter of FlippedDistillationTrainer.")
-        prompts.append(json.loads(path.read_text(encoding="utf-8")))
+    prompts = [read_prompt_file(folder / PROMPT_FILE) for folder in folders]
     for folder, prompt in zip(folders[1:], prompts[1:], strict=True):
         different = sorted(
             name for name in prompt.keys() | prompts[0].keys() if prompt.get(name) != prompts[0].get(name)

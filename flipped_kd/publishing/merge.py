@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..inference.loading import ADAPTER_CONFIG, is_adapter, local_folder, read_adapter_config
+from ..inference.loading import base_of, is_adapter, local_folder
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.hub_download import Access
 from ..utils.json_files import read_versioned
 from .card import write_card
 from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
@@ -132,7 +133,7 @@ def merge_adapter(
     """
     target = Path(out_dir)
     check_target(target, MERGE_FILE if overwrite else None)
-    folder = local_folder(adapter, revision=revision, token=token)
+    folder = local_folder(adapter, revision=revision, access=Access(token))
     if not is_adapter(folder):
         raise ValueError(f"{adapter} is no adapter but a merged model: there is nothing to merge.")
     base, base_revision = base_of(folder, base_model)
@@ -203,16 +204,6 @@ def _try_layout(
         remove_layout(folder)
         logger.warning("the merged model has no files for sentence-transformers' CrossEncoder: %s", reason)
     return difference, reason
-
-
-def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[str, str | None]:
-    """(name, revision) of the base to merge into: the one given, or the one the adapter names."""
-    if base_model is not None:
-        return os.fspath(base_model), None
-    config = read_adapter_config(folder)
-    if not config.base_model_name_or_path:
-        raise ValueError(f"{folder / ADAPTER_CONFIG} names no base: give base_model='its folder or Hub id'.")
-    return config.base_model_name_or_path, config.revision
 
 
 def refuse_quantised(base: str, revision: str | None, token: str | None) -> None:

@@ -11,9 +11,7 @@ import torch
 from peft import PeftModel
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from ..utils.angles import wide
 from .probing import unwrapped

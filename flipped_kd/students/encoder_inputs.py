@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,18 +43,13 @@ class EncoderInputs:
     def _find_shared(self, model: PeftModel) -> None:
         seen: dict[str, Tensor] = {}
 
-        def recorder(name: str) -> Any:
-            def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                seen[name] = inputs[0]  # kept, so that no other tensor takes its place in memory
+        def record(name: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = inputs[0]  # kept, so that no other tensor takes its place in memory
 
-            return record
-
-        handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in self._layers.items()]
-        try:
+        with ExitStack() as hooks:
+            for name, layer in self._layers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(partial(record, name)))
             probe_rows(model)
-        finally:
-            for handle in handles:
-                handle.remove()
         first: dict[int, str] = {}
         for name, tensor in seen.items():
             source = first.setdefault(id(tensor), name)
@@ -78,23 +74,19 @@ class EncoderInputs:
         """
         captured: dict[str, Tensor] = {}
 
-        def recorder(name: str) -> Any:
-            def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                captured[name] = inputs[0]
-                if stop and len(captured) == len(self.widths):
-                    raise AllRead
+        def record(name: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            captured[name] = inputs[0]
+            if stop and len(captured) == len(self.widths):
+                raise AllRead
 
-            return record
-
-        handles = [self._layers[name].register_forward_pre_hook(recorder(name)) for name in self.widths]
-        try:
-            yield captured
-        except AllRead:
-            if not stop:
-                raise
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for name in self.widths:
+                hooks.enter_context(self._layers[name].register_forward_pre_hook(partial(record, name)))
+            try:
+                yield captured
+            except AllRead:
+                if not stop:
+                    raise
 
     def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
         """Means over each row's own tokens, (B, dimension) float32, not normalised.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..utils.atomic import write_atomically
-from ..utils.json_files import AGAIN, read_versioned
+from ..utils.digests import file_sha256
+from ..utils.json_files import AGAIN, read_versioned, write_json
 from ..utils.redaction import redact
 
 GGUF_FILE = "gguf_base.json"
@@ -46,7 +44,7 @@ class GgufBase:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write gguf_base.json into `folder`, whole or not at all."""
         content = {"format_version": FORMAT_VERSION} | asdict(self)
-        write_atomically(Path(folder) / GGUF_FILE, json.dumps(content, indent=2) + "\n")
+        write_json(Path(folder) / GGUF_FILE, content)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> GgufBase | None:
@@ -144,12 +142,7 @@ def check_same_file(wanted: GgufBase, found: GgufBase, name: str | os.PathLike[s
 def _inspected(path: Path, size: int, modified: int) -> tuple[str, str | None]:
     """(sha256, what the file calls its model) of a whole GGUF file; size and time tell a changed one apart."""
     name = _checked_name(path)
-    return _sha256(path), name
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path), name
 
 
 def _checked_name(path: Path) -> str | None:

@@ -5,13 +5,12 @@ One file, though long: one class, whose trained, merged and saved forms must giv
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,17 +21,16 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..utils.angles import wide
-from ..utils.atomic import replacing, write_atomically
+from ..utils.atomic import replacing
 from ..utils.checks import check_choice
-from ..utils.json_files import AGAIN, read_versioned
+from ..utils.choices import POOLINGS, Pooling
+from ..utils.json_files import AGAIN, read_versioned, write_json
 from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
 ENCODER_FILE = "lora_encoder.json"
 MATRICES_FILE = "lora_encoder.safetensors"
 # Of encoders whose modules are summed; releases that know of none refuse them. Others are written as version 1.
 FORMAT_VERSION = 2
-Pooling = Literal["sum", "concat"]
-POOLINGS = get_args(Pooling)
 
 
 class AllRead(Exception):
@@ -330,8 +328,7 @@ class LoraEncoder:
         Args:
             folder: where to, made if absent.
         """
-        target = Path(folder) / ENCODER_FILE
-        write_atomically(target, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(Path(folder) / ENCODER_FILE, self.to_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> LoraEncoder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,16 +106,11 @@ def calls(model: nn.Module, modules: Mapping[str, nn.Module]) -> Calls:
 def _calls(model: nn.Module, modules: Mapping[str, nn.Module], training: bool) -> Calls:
     shapes: Calls = {}
 
-    def recorder(name: str) -> Any:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            shapes.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else None)
+    def record(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        shapes.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else None)
 
-        return record
-
-    handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(record, name)))
         probe_rows(model, training=training)
-    finally:
-        for handle in handles:
-            handle.remove()
     return shapes

@@ -45,7 +45,6 @@ def fit_start(
     read_by: Mapping[str, Sequence[str]],
     targets: Tensor,
     rank: int,
-    penalties: Sequence[float] = PENALTIES,
 ) -> RidgeFit:
     """Fit A of several modules jointly, so that the sum of their outputs gives the teacher's vectors.
 
@@ -55,7 +54,6 @@ def fit_start(
         read_by: by name of an input, the modules that are given it (q, k and v share theirs); each gets an A.
         targets: the teacher's vectors (n, d).
         rank: r, rows of each A; at most n and d.
-        penalties: the values of lambda to choose from, each > 0.
 
     Raises:
         ValueError: too few texts or dimensions for the rank, inputs or targets that are constant or not finite.
@@ -78,7 +76,7 @@ def fit_start(
         spreads[name] = centred.square().sum(1).mean().sqrt()
         centred /= spreads[name]
         kernel += (centred @ centred.T).double() * (len(read_by[name]) / modules)
-    penalty, error = choose_penalty(kernel, targets, penalties)
+    penalty, error = choose_penalty(kernel, targets, PENALTIES)
     offset = targets.mean(0)
     alpha = solve_ridge(kernel, targets - offset, penalty)
     fitted = kernel @ alpha

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,11 +20,7 @@ def learning_rate_for(weights: float) -> float:
 
 
 def count_weights(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    download: Mapping[str, Any] | None = None,
+    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> int:
     """How many weights a student has, by its configuration alone: no weight is loaded.
 
@@ -34,14 +28,12 @@ def count_weights(
         name: as `load_student` takes it.
         revision: branch, tag or commit.
         trust_remote_code: run code from the repository.
-        download: options of the download of a GGUF file.
 
     Raises:
         ValueError: there is no usable configuration.
     """
     if is_gguf(name):
-        path, _ = gguf_path(name, revision, **(download or {}))
-        config = load_gguf_config(path)
+        config = load_gguf_config(gguf_path(name, revision)[0])
     else:
         try:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

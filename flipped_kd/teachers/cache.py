@@ -16,19 +16,20 @@ batch size: texts are scored in one fixed order, every shard's batches start afr
 shards. Only where other texts were added in between, or two runs wrote the same texts, do last bits differ.
 """
 
-import errno
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..utils.atomic import write_atomically
+from ..utils.atomic import explained
+from ..utils.json_files import write_json
 from .score_table import VectorTable
 from .shards import (
     SHARD_NAME,
@@ -45,6 +46,11 @@ logger = logging.getLogger(__name__)
 
 METADATA_NAME = "teacher_cache.json"
 STALE_TEMPORARY_SECONDS = 24 * 3600
+_clear_write_error = partial(
+    explained,
+    "the teacher cache cannot be written ({reason}). It needs a writable directory with free space: make room there, "
+    "or choose another directory with cache_dir",
+)
 
 
 class TeacherCache:
@@ -101,7 +107,7 @@ class TeacherCache:
         with _clear_write_error(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             metadata = {"teacher": self.identity.teacher, **self.identity.to_dict()}
-            write_atomically(self.folder / METADATA_NAME, (json.dumps(metadata, indent=2) + "\n").encode())
+            write_json(self.folder / METADATA_NAME, metadata)
             # By the clock that dates the files, which on a network drive is not this machine's.
             now = (self.folder / METADATA_NAME).stat().st_mtime
             for path in self.folder.glob(".tmp-*"):
@@ -213,17 +219,3 @@ def _missing(table: VectorTable, keys: np.ndarray) -> tuple[np.ndarray, int]:
     """The first position of each key that the table lacks, int64 (m,), and how many distinct keys there are."""
     distinct, first = np.unique(keys, return_index=True)
     return first[~table.contains(distinct)], len(distinct)
-
-
-@contextmanager
-def _clear_write_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno or errno.EIO,
-            f"the teacher cache cannot be written ({reason}). It needs a writable directory with free space: "
-            "make room there, or choose another directory with cache_dir",
-            str(folder),
-        ) from error

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from ..evaluation.metrics import scores_and_labels
+from ..utils.angles import wide
 
 # Penalty on the slope, as a share of the mean loss: slope^2 / (2 * SLOPE_SCALE). At a slope of 20, usual for cosines,
 # it costs 2e-4 nats; on separable data, where the unpenalised slope is infinite, it stops the slope at a few hundred
@@ -115,8 +116,7 @@ class PlattCalibration:
             P in [0, 1], the same shape and kind, float64 for float64 input and else float32.
         """
         if isinstance(scores, torch.Tensor):
-            wide = scores if scores.dtype == torch.float64 else scores.float()
-            return torch.sigmoid(self.scale * wide + self.offset)
+            return torch.sigmoid(self.scale * wide(scores) + self.offset)
         array = np.asarray(scores)
         dtype = np.float64 if array.dtype == np.float64 else np.float32
         logits = torch.as_tensor(self.scale * array.astype(np.float64) + self.offset)

@@ -9,6 +9,7 @@ from typing import Any
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from ..utils.hub_download import Access, fetch
+from ..utils.provenance import is_hub_id
 from ..utils.weight_files import check_weight_files
 
 # What is fetched from the Hub: no pickle is ever downloaded.
@@ -65,7 +66,7 @@ def name_of_model(model: SentenceTransformer | CrossEncoder) -> str:
     if model.model_card_data.model_id:
         return str(model.model_card_data.model_id)
     name = "" if model.config is None else str(model.config._name_or_path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
+    if is_hub_id(name):
         return name
     return _base_name(Path(name)) if name else type(model).__name__
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Module
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..utils.digests import hash_tensors, tensor_bytes
 
 # Fields of a model's config that do not change what it computes.
 VOLATILE_CONFIG = {"_name_or_path", "transformers_version", "dtype", "architectures", "use_cache"}
@@ -29,19 +30,8 @@ def model_fingerprint(model: SentenceTransformer | CrossEncoder) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256(_settings(model, _tokenizer_settings))
-    hash_weights(digest, model)
+    hash_tensors(digest, model.state_dict().items())
     return digest.hexdigest()
-
-
-def hash_weights(digest: Any, model: torch.nn.Module) -> None:
-    """Feed every weight of `model`, by name, into a digest of hashlib; where they lie does not matter."""
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-
-
-def _bytes_of(tensor: torch.Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 class FingerprintMemory:
@@ -68,7 +58,7 @@ def _signature(model: SentenceTransformer | CrossEncoder) -> tuple[object, ...]:
     settings = hashlib.sha256(_settings(model, _tokenizer_as_it_is)).digest()
     tensors = model.state_dict()
     with ThreadPoolExecutor() as pool:  # zlib lets other threads run meanwhile
-        sums = list(pool.map(lambda tensor: zlib.crc32(_bytes_of(tensor)), tensors.values()))
+        sums = list(pool.map(lambda tensor: zlib.crc32(tensor_bytes(tensor)), tensors.values()))
     shapes = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
     return settings, tuple(zip(shapes, sums, strict=True))
 

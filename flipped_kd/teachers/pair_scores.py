@@ -1,13 +1,14 @@
-"""The teacher's score of each labelled pair, whatever kind of teacher it is."""
+"""What a teacher says of pairs and texts: its score of each pair, whatever its kind, and its vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 
-from ..data.keys import dataset_keys
+from ..data.keys import dataset_keys, text_keys
 from .base import Teacher
 
 
@@ -21,3 +22,8 @@ def teacher_scores(teacher: Teacher, pairs: datasets.Dataset, **cache: Any) -> n
     """
     table = teacher.score_datasets([pairs], **cache)
     return table.similarity(*dataset_keys(pairs)).astype(np.float64)
+
+
+def text_vectors(teacher: Teacher, texts: Sequence[str], **cache: Any) -> np.ndarray:
+    """The vectors of a teacher that has some, (n, dim) float32; arguments as of `teacher_scores`."""
+    return teacher.embed(list(texts), **cache).vectors(text_keys(texts))

@@ -29,6 +29,16 @@ def ordered_pair_keys(keys_a: np.ndarray, keys_b: np.ndarray) -> np.ndarray:
     return pair_keys(np.asarray(keys_a, dtype=np.int64) ^ _FIRST_TEXT, np.asarray(keys_b, dtype=np.int64))
 
 
+def gathered(blocks: Sequence[np.ndarray], starts: np.ndarray, rows: np.ndarray, dim: int) -> np.ndarray:
+    """The rows of blocks (n_i, dim) that lie one behind the other from `starts` on, copied: float32 (rows, dim)."""
+    result = np.empty((len(rows), dim), dtype=np.float32)
+    block_of = np.searchsorted(starts, rows, side="right") - 1
+    for block in np.unique(block_of):
+        chosen = block_of == block
+        result[chosen] = blocks[block][rows[chosen] - starts[block]]
+    return result
+
+
 class VectorTable:
     """Read-only vectors by key, memory-mapped from shards.
 
@@ -106,13 +116,7 @@ class VectorTable:
 
     def vectors(self, keys: np.ndarray) -> np.ndarray:
         """The keys' vectors, copied out of the memory map: float32 (n, dim). Raises ValueError as `rows` does."""
-        rows = self.rows(keys)
-        result = np.empty((len(rows), self.dim), dtype=np.float32)
-        shards = np.searchsorted(self._offsets, rows, side="right") - 1
-        for shard in np.unique(shards):
-            chosen = shards == shard
-            result[chosen] = self._vectors[shard][rows[chosen] - self._offsets[shard]]
-        return result
+        return gathered(self._vectors, self._offsets, self.rows(keys), self.dim)
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if len(self._keys) == 0:

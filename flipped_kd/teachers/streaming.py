@@ -15,7 +15,7 @@ import numpy as np
 
 from .base import Teacher
 from .cache import TeacherCache, scoring_order
-from .score_table import VectorTable
+from .score_table import VectorTable, gathered
 
 
 class StreamedScores:
@@ -78,12 +78,7 @@ class StreamedScores:
         order = np.argsort(waiting)
         rows = order[np.searchsorted(waiting, keys, sorter=order)]
         starts = np.cumsum([0] + [len(block) for block in self._keys])
-        blocks = np.searchsorted(starts, rows, side="right") - 1
-        result = np.empty((len(keys), self.cache.identity.dim), dtype=np.float32)
-        for block in np.unique(blocks):
-            here = blocks == block
-            result[here] = self._values[block][rows[here] - starts[block]]
-        return result
+        return gathered(self._values, starts, rows, self.cache.identity.dim)
 
     def _compute(self, keys: np.ndarray, items: list[Any]) -> None:
         """Put into the buffer what neither it nor the cache has."""

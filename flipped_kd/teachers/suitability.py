@@ -146,25 +146,27 @@ def _about_student(teacher: float, student: float) -> str:
     return f"The LLM as it is has AUC {student:.3f}, the teacher {teacher:.3f}: there is something to learn."
 
 
+def system_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Teacher and, where it is known, bare LLM: name, AUC, average precision, F1 at the tuned threshold and at .5."""
+    systems = [("teacher", report["matching"]), ("LLM, not trained", report.get("student"))]
+    keys = ("roc_auc", "average_precision", "f1_tuned", "f1")
+    return [[name, *(f"{found[key]:.4f}" for key in keys)] for name, found in systems if found is not None]
+
+
+def curve_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """What each threshold would drop: its value, share of the positives, share of the negatives."""
+    return [
+        [f"{row['threshold']:.1f}", f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
+        for row in report["threshold_curve"]
+    ]
+
+
 def check_table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    agreement, matching, curve = report["agreement"], report["matching"], report["threshold_curve"]
-    systems = [("teacher", matching), ("LLM, not trained", report.get("student"))]
-    metrics = table(
-        ["", "AUC", "average precision", "F1, threshold of validation", "F1, probability .5"],
-        [
-            [name, *(f"{found[key]:.4f}" for key in ("roc_auc", "average_precision", "f1_tuned", "f1"))]
-            for name, found in systems
-            if found is not None
-        ],
-    )
-    dropped = table(
-        ["tau", "positives dropped (P < tau)", "negatives dropped (P >= tau)"],
-        [
-            [row["threshold"], f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
-            for row in curve
-        ],
-    )
+    agreement = report["agreement"]
+    heads = ["", "AUC", "average precision", "F1, threshold of validation", "F1, probability .5"]
+    metrics = table(heads, system_rows(report))
+    dropped = table(["tau", "positives dropped (P < tau)", "negatives dropped (P >= tau)"], curve_rows(report))
     size = f"{agreement['n']} pairs, {agreement['positive_share']:.1%} of them matches"
     error = f"calibration error {agreement['expected_calibration_error']:.3f}"
     advice = "\n".join(f"- {words}" for words in report["advice"])

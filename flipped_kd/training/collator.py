@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.keys import text_keys
 from ..prompts.pair_prompt import PairPrompt
-from ..prompts.pair_tokens import PairTokens, pad_batch
+from ..prompts.pair_tokens import PairTokens, pad_batch, span_mask
 from ..teachers.score_table import TeacherScores
 from .packing import RowLayout, shared_rows
 
@@ -135,7 +135,7 @@ class TeacherScoringCollator:
             batch["alone_span"] = self._spans(alone, batch["alone_input_ids"].shape[1], [t.text_a for t in alone])
         length = batch["input_ids"].shape[1]
         batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
-        batch["span_b"] = self._spans(pairs, length, [_present(pair.text_b) for pair in pairs])
+        batch["span_b"] = self._spans(pairs, length, [pair.text_b or (0, 0) for pair in pairs])
         ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
         return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
 
@@ -151,11 +151,8 @@ class TeacherScoringCollator:
         return {"input_ids": ids, "attention_mask": mask}
 
     def _spans(self, tokens: Sequence[PairTokens], length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
-        mask = torch.zeros(len(tokens), length, dtype=torch.bool)
-        for row, (entry, (start, end)) in enumerate(zip(tokens, spans, strict=True)):
-            shift = length - len(entry.input_ids) if self.padding_side == "left" else 0
-            mask[row, start + shift : end + shift] = True
-        return mask
+        left = self.padding_side == "left"
+        return span_mask(spans, [length - len(entry.input_ids) if left else 0 for entry in tokens], length)
 
     def _teacher(self, texts_a: list[str], texts_b: list[str]) -> dict[str, Any]:
         self._check_teacher()  # the scores may have been set since
@@ -174,8 +171,3 @@ class TeacherScoringCollator:
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return {"labels": torch.tensor([int(row["label"]) for row in rows])} if "label" in rows[0] else {}
-
-
-def _present(span: tuple[int, int] | None) -> tuple[int, int]:
-    assert span is not None, "a pair has two spans"
-    return span

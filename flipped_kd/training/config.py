@@ -16,13 +16,17 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 
 from ..losses.build import OBJECTIVES
+from ..losses.contrastive import CONTRASTS, MARGINS
+from ..losses.flipped import CONTRAST_FILTERS
 from ..utils.checks import is_number, require, require_integer
+from ..utils.choices import POOLINGS, SCORE_KINDS
 from ..utils.devices import has_bfloat16
 
 # Metrics of an evaluation that are better the lower they are, by their endings. transformers knows "loss" alone, and
 # would keep the worst checkpoint by loss_dist.
 LOWER_IS_BETTER = ("loss", "loss_sup", "loss_dist", "loss_mcl", "dropped_positive", "dropped_negative")
 
+SAMPLING = ("group_by_length", "random", "sequential")
 # What makes of the method plain fine-tuning, which needs no teacher.
 PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_weight": 0.0}
 
@@ -155,7 +159,7 @@ class FlippedDistillationConfig(TrainingArguments):
         default="group_by_length",
         metadata={
             "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
-            "choices": ["group_by_length", "random", "sequential"],
+            "choices": list(SAMPLING),
         },
     )
     remove_unused_columns: bool = field(
@@ -283,14 +287,14 @@ class FlippedDistillationConfig(TrainingArguments):
     def _check_method(self) -> None:
         for name, allowed in {
             "representation": ("independent", "joint", "both"),
-            "contrast": ("pairwise", "infonce"),
-            "encoder_pooling": ("sum", "concat"),
+            "contrast": CONTRASTS,
+            "encoder_pooling": POOLINGS,
             "encoder_start": ("auto", "teacher", "random"),
-            "contrast_filter": ("assumed", "all"),
+            "contrast_filter": CONTRAST_FILTERS,
             "dist_loss": tuple(OBJECTIVES),
-            "positive_margin": ("teacher", "constant", "none"),
-            "negative_margin": ("teacher", "constant", "none"),
-            "score": ("answer", "similarity", "both"),
+            "positive_margin": MARGINS,
+            "negative_margin": MARGINS,
+            "score": SCORE_KINDS,
         }.items():
             value = getattr(self, name)
             require(value in allowed, name, value, f"choose one of {list(allowed)}.")
@@ -355,10 +359,9 @@ class FlippedDistillationConfig(TrainingArguments):
             require(not getattr(self, name), name, getattr(self, name), rule)
         rule = "scores of all pairs are one array; leave it True."
         require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
-        strategies = ("group_by_length", "random", "sequential")
-        rule = f"choose one of {list(strategies)}; batches of unequal numbers of pairs would weigh pairs unequally."
+        rule = f"choose one of {list(SAMPLING)}; batches of unequal numbers of pairs would weigh pairs unequally."
         value = self.train_sampling_strategy
-        require(value in strategies, "train_sampling_strategy", value, rule)
+        require(value in SAMPLING, "train_sampling_strategy", value, rule)
         rule = "L_sup is the cross-entropy of one answer token; leave it 0."
         require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
 

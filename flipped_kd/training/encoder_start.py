@@ -31,7 +31,9 @@ from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
 from ..students.ridge import PENALTIES, fit_start, scaled_to
 from ..teachers.base import Teacher
+from ..teachers.pair_scores import text_vectors
 from ..utils.atomic import replacing
+from ..utils.digests import hash_tensors
 
 logger = logging.getLogger(__name__)
 # Texts that are read at most, and the memory that their means may take: more texts pay less and less.
@@ -93,13 +95,11 @@ def start_encoder(
         show_progress: whether to show progress bars.
 
     Raises:
-        ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, vectors that are not
-            finite, a rank above the teacher's dimension, or modules that cannot be started so.
+        ValueError: fewer texts than the encoder's rank, texts or vectors that do not differ, or vectors that are not
+            finite. Ask `why_not_started` before.
     """
-    why = why_not_started(model, encoder, teacher)
-    if why is not None:
-        raise ValueError(f"A cannot start from the teacher: {why}.")
-    matrices = start_matrices(model, encoder)
+    layers: dict[str, Any] = dict(lora_layers(model))
+    matrices = {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
     inputs = EncoderInputs(model, encoder.modules)
     chosen, of_texts = sample_texts(texts, inputs.dimension)
     rank = encoder.modules[0].rank
@@ -161,8 +161,8 @@ def _fit(
     teacher_batch_size: int,
     show_progress: bool,
 ) -> tuple[dict[str, Tensor], float, float]:
-    table = teacher.embed(texts, cache_dir=cache_dir, batch_size=teacher_batch_size, show_progress=show_progress)
-    targets = torch.from_numpy(np.array(table.vectors(text_keys(texts))))
+    cache: dict[str, Any] = {"cache_dir": cache_dir, "batch_size": teacher_batch_size, "show_progress": show_progress}
+    targets = torch.from_numpy(text_vectors(teacher, texts, **cache))
     runner = ModelRunner(model, prompt, inputs, pad_id)
     was_training = model.training
     try:
@@ -183,12 +183,6 @@ def _fit(
     best = min(fits, key=lambda fit: fit.held_out_error)
     matrices = {name: matrix for fit in fits for name, matrix in fit.matrices.items()}
     return matrices, best.penalty, best.held_out_error
-
-
-def start_matrices(model: PeftModel, encoder: LoraEncoder) -> dict[str, Tensor]:
-    """The A of each module of the encoder set, which are set in place."""
-    layers: dict[str, Any] = dict(lora_layers(model))
-    return {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
 
 
 def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: Teacher) -> str | None:
@@ -216,10 +210,8 @@ def _key(model: PeftModel, encoder: LoraEncoder, prompt: PairPrompt, teacher: Te
     """Names all that decides a start: base weights and their dtype, prompt, encoder, teacher and texts."""
     parts = [START_VERSION, encoder.to_dict(), prompt.to_dict(), teacher.fingerprint, PENALTIES]
     digest = hashlib.sha256(json.dumps(parts).encode())
-    for name, weight in sorted(model.get_base_model().named_parameters()):
-        if "lora_" not in name:
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    base = model.get_base_model().named_parameters()
+    hash_tensors(digest, ((name, weight) for name, weight in base if "lora_" not in name))
     digest.update(text_keys(texts).tobytes())
     return digest.hexdigest()[:32]
 

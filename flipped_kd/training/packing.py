@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..prompts.pair_tokens import PairTokens, pad_batch
+from ..prompts.pair_tokens import PairTokens, pad_batch, span_mask
 from ..students.attention import NAME as CPU_ATTENTION
 from ..students.attention import additive_mask
 from ..students.probing import attention_window, is_sharded
@@ -98,12 +98,12 @@ def shared_rows(
         "input_ids": pad_batch(rows, pad_token_id)[0],
         "position_ids": position + layout.offset,
         "attention_mask": visible[:, None],
-        "span_a": _spans([pair.text_a for pair in pairs], shifts, width),
-        "span_b": _spans([pair.text_b or (0, 0) for pair in pairs], shifts, width),
+        "span_a": span_mask([pair.text_a for pair in pairs], shifts[:count], width),
+        "span_b": span_mask([pair.text_b or (0, 0) for pair in pairs], shifts[:count], width),
     }
     if alone:
         laid_out["alone_row"] = torch.tensor(row_of[count:])
-        laid_out["alone_span"] = _spans([text.text_a for text in alone], shifts[count:], width)
+        laid_out["alone_span"] = span_mask([text.text_a for text in alone], shifts[count:], width)
     return laid_out
 
 
@@ -153,13 +153,6 @@ def _slots(row_of: Sequence[int], ends: Sequence[int], rows: int) -> tuple[list[
         of_row[row].append(end)
     most = max(len(found) for found in of_row)
     return slots, torch.tensor([found + [found[0] if found else 0] * (most - len(found)) for found in of_row])
-
-
-def _spans(spans: Sequence[tuple[int, int]], shifts: Sequence[int], width: int) -> Tensor:
-    mask = torch.zeros(len(spans), width, dtype=torch.bool)
-    for row, ((first, last), shift) in enumerate(zip(spans, shifts, strict=False)):
-        mask[row, first + shift : last + shift] = True
-    return mask
 
 
 @torch.no_grad()

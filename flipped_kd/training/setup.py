@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from ..students.cpu_dropout import speed_up_dropout
 from ..students.loading import check_causal, load_student
 from ..students.lora import add_adapter, default_lora, keep_input_precision
 from ..students.lora_encoder import LoraEncoder
-from ..students.probing import input_device, is_sharded
+from ..students.probing import input_device, is_sharded, unwrapped
 from ..students.size import learning_rate_for
 from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.base import Teacher
@@ -84,7 +84,7 @@ def prepare_student(
         if peft_config is not None:
             raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
         check_adapter(model)
-        base = cast(PreTrainedModel, model.get_base_model())
+        base = unwrapped(model)
         check_not_resized(base)
         check_causal(base)
         return model
@@ -113,7 +113,7 @@ def prepare_student(
 def check_tokens(student: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt) -> None:
     """Refuse a tokenizer with more entries than the student has embeddings: the adapter could not be loaded."""
     if not is_sharded(student):
-        base = cast(PreTrainedModel, student.get_base_model())
+        base = unwrapped(student)
         embedding: Any = base.get_input_embeddings()
         why = "give the model's own tokenizer; or resize the model, save both into one folder, and give that."
         check_vocabulary(embedding.weight.shape[0], tokenizer, prompt, type(base).__name__, why)
@@ -124,7 +124,7 @@ def speed_up_student(student: PeftModel, device: torch.device) -> None:
     speed_up_dropout(student)
     keep_input_precision(student)
     if device.type == "cpu":
-        speed_up_attention(cast(PreTrainedModel, student.get_base_model()))
+        speed_up_attention(unwrapped(student))
 
 
 def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | None:
@@ -153,7 +153,7 @@ def with_learning_rate(args: FlippedDistillationConfig, student: PeftModel) -> F
     """
     if args.learning_rate is not None:
         return args
-    weights = cast(PreTrainedModel, student.get_base_model()).num_parameters()
+    weights = unwrapped(student).num_parameters()
     args = copy.copy(args)  # the caller's may serve a student of another size
     args.learning_rate = learning_rate_for(weights)
     logger.info("learning rate %g, for a student of %.0f million weights", args.learning_rate, weights / 1e6)
@@ -285,7 +285,7 @@ def build_collator(
         pad_id,
         encode_alone=representation != "joint",
         matrix=matrix,
-        layout=find_layout(cast(PreTrainedModel, student.get_base_model()), prompt.max_length),
+        layout=find_layout(unwrapped(student), prompt.max_length),
     )
 
 

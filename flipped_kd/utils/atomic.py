@@ -209,6 +209,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def explained(words: str, place: Path) -> Iterator[None]:
+    """Give an OSError of the block `words`, in which `{reason}` stands for what it said, and the name of `place`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, words.format(reason=reason), str(place)) from error
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write text (as UTF-8) or bytes to `path`, whole or not at all."""
     with replacing(path) as partial:

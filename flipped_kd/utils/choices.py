@@ -8,6 +8,10 @@ from typing import Literal, get_args
 ScoreKind = Literal["answer", "similarity", "both"]
 SCORE_KINDS: tuple[ScoreKind, ...] = get_args(ScoreKind)
 
+# How the outputs of A become a vector.
+Pooling = Literal["sum", "concat"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
 # How a corpus is searched.
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)

@@ -135,7 +135,7 @@ def _reason(error: Exception, access: Access) -> str:
         return f"there is no such repository, or it is private and {who} does not open it. Check the name; log in."
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such branch, tag or commit. Check revision."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    status = status_of(error)
     if status in (401, 403):
         return f"{who} was refused. Log in again with `hf auth login`, or give another token."
     if status is not None:

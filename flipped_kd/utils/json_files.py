@@ -6,10 +6,18 @@ Each of our files says its `format_version`: a whole number that grows where an 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from .atomic import write_atomically
+
 AGAIN = "save or download it again"
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, ensure_ascii: bool = True) -> None:
+    """Write JSON for people to read too, whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=ensure_ascii) + "\n")
 
 
 def read_json_object(path: Path, remedy: str = AGAIN) -> dict[str, Any]:

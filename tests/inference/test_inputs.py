@@ -18,7 +18,6 @@ from flipped_kd import FlippedMatcher, SearchIndex
 from tests.adapters import MIXED_PAIRS, make_adapter, make_base
 
 TABLE = pd.DataFrame({"text_a": ["a"], "text_b": ["b"]})
-SET = datasets.Dataset.from_dict({"text_a": ["a"], "text_b": ["b"]})
 DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
 
 

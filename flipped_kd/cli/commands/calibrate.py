@@ -15,7 +15,7 @@ from ..arguments import UsageError
 from ..models import open_matcher
 from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table
-from ..runtime import shows_progress
+from ..runtime import reading
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,7 @@ def calibrate(options: Namespace) -> None:
     check_report_file(str(target), options.pairs, overwrite=options.overwrite or options.output is None)
     pairs = labelled_pairs(options, options.pairs)
     matcher, _ = open_matcher(options)
-    answer, similarity = matcher.scores(
-        pairs, batch_size=options.batch_size, show_progress_bar=shows_progress(options)
-    )
+    answer, similarity = matcher.scores(pairs, **reading(options))
     labels = np.asarray(pairs["label"])
     default = matcher.match_score.default if matcher.match_score is not None else "both"
     score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)

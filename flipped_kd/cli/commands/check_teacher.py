@@ -21,7 +21,7 @@ from ...teachers.suitability import check_scores, check_table, warnings_of
 from ...utils.weight_files import check_models
 from ..outputs import check_report_file
 from ..reports import labelled_pairs, show_report
-from ..runtime import shows_progress
+from ..runtime import reading, shows_progress
 
 
 def check_teacher(options: Namespace) -> None:
@@ -70,9 +70,4 @@ def bare_answers(options: Namespace, parts: list[Any]) -> list[np.ndarray]:
     torch.nn.Module.to(model, torch.device(options.device or default_device()))
     student = add_adapter(model, default_lora(rank=1))
     matcher = FlippedMatcher(student, tokenizer, prompt, LoraEncoder.from_model(student))
-    return [
-        matcher.scores(part, kind="answer", batch_size=options.batch_size, show_progress_bar=shows_progress(options))[
-            0
-        ]
-        for part in parts
-    ]
+    return [matcher.scores(part, kind="answer", **reading(options))[0] for part in parts]

@@ -11,7 +11,7 @@ from ...utils.provenance import shown_name
 from ..models import checked_kind, open_matcher
 from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table, show_report
-from ..runtime import shows_progress
+from ..runtime import reading
 
 
 def evaluate(options: Namespace) -> None:
@@ -23,12 +23,7 @@ def evaluate(options: Namespace) -> None:
     kind = None if options.score is None else checked_kind(matcher, options.score)
     scorer = matcher.match_score or ANSWER_ONLY
     kinds = list(scorer.kinds) if kind is None else [kind]
-    answer, similarity = matcher.scores(
-        pairs,
-        batch_size=options.batch_size,
-        show_progress_bar=shows_progress(options),
-        kind=kinds[0] if len(kinds) == 1 else None,
-    )
+    answer, similarity = matcher.scores(pairs, kind=kinds[0] if len(kinds) == 1 else None, **reading(options))
     judged = judged_scores(scorer, kinds, answer, similarity, np.asarray(pairs["label"]))
     report = {"model": shown_name(options.model)} | judged
     show_report(options, report, metrics_table(report))

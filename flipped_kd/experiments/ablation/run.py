@@ -199,17 +199,14 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
 
 def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     # Here: a process that only reads rows or makes tables needs no training libraries.
-    from ...teachers.loading import load_teacher
     from ..faq_ranking import teacher_retrieval
-    from ..single_run import teacher_split_scores, train_once
+    from ..single_run import named_teacher, teacher_split_scores, train_once
     from ..splits import load_splits
 
     student, data, config = settings_of(job, folder, cache)
     config.disable_tqdm = True
     splits = load_splits(data, job.seed)
-    teacher = load_teacher(
-        data.teacher or "", revision=data.teacher_revision, trust_remote_code=student.trust_remote_code
-    )
+    teacher = named_teacher(student, data)
     result = train_once(student, data, config, splits, teacher, looks_before=job.looks_before)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
     of_teacher = teacher_split_scores(teacher, splits, config)

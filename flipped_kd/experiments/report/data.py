@@ -98,18 +98,14 @@ def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:
     if shared and all(scores.values()):
         judged = judge_systems(
             shared["labels_validation"],
-            SplitScores(shared["teacher_validation"], shared["teacher_test"]),
+            SplitScores.of(shared, "teacher"),
             {
-                name: (_split_scores(arrays, "answer"), _split_scores(arrays, "similarity"))
+                name: (SplitScores.of(arrays, "answer"), SplitScores.of(arrays, "similarity"))
                 for name, arrays in scores.items()
             },
         )
     path = folder / EXAMPLES_FILE
     return SeedData(shared, students, judged, read_json_object(path, AGAIN) if path.is_file() else {})
-
-
-def _split_scores(arrays: Mapping[str, np.ndarray], kind: str) -> SplitScores:
-    return SplitScores(arrays[f"{kind}_validation"], arrays[f"{kind}_test"])
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

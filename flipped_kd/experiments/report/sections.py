@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.comparison import RETRIEVAL, SYSTEMS
-from ...teachers.suitability import warnings_of
+from ...evaluation.comparison import report_tables
+from ...teachers.suitability import curve_rows, system_rows, warnings_of
 from .ablation import ablation
 from .data import ReportData
 from .elements import Draw, Section, Table
@@ -29,7 +29,6 @@ from .plots import (
 from .space import draw_space, draw_spread, spread_of
 
 ANEW = "Runs save this when they are made: train once more with another --output_dir."
-HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
 SHORT = {"llm_sft": "plain", "llm_flipped": "flipped"}
 
 
@@ -48,25 +47,9 @@ def results(data: ReportData, draw: Draw) -> Section:
     """Every system on the test pairs, and paired differences."""
     report = data.report
     section = Section("results", "Results", words=[*_verdict(report)])
-    rows = [
-        [SYSTEMS.get(name, name), *(_number(values, metric, data.several) for metric in HEADS)]
-        for name, values in report["systems"].items()
-    ]
-    section.tables.append(Table("Test pairs", ["system", *HEADS.values()], rows))
-    gaps = []
-    for name, values in report["differences"].items():
-        first, second = (SYSTEMS.get(part, part) for part in name.split(" - "))
-        wins = sum(value > 0 for value in values["by_seed"]["auc"])
-        cells = [_number(values, metric, data.several, "+") for metric in ("f1", "auc")]
-        gaps.append([f"{first} − {second}", *cells, f"{wins} of {len(report['seeds'])}"])
-    head = ["paired difference", "ΔF1", "ΔAUC", "seeds with ΔAUC > 0"]
-    section.tables.append(Table("Differences, paired by seed", head, gaps))
-    if "retrieval" in report:
-        ranked = [
-            [SYSTEMS.get(name, name), *(_number(values, metric, data.several) for metric in RETRIEVAL)]
-            for name, values in report["retrieval"].items()
-        ]
-        section.tables.append(Table("All questions ranked for each query", ["system", *RETRIEVAL.values()], ranked))
+    titles = ("Test pairs", "Differences, paired by seed", "All questions ranked for each query")
+    for title, (heads, rows) in zip(titles, report_tables(report), strict=False):  # the last of an FAQ alone
+        section.tables.append(Table(title, heads, rows))
     section.plots = draw(draw_results(report))
     spread = " ± is the sample standard deviation over seeds." if data.several else ""
     section.notes.append(f"F1 and accuracy are at the threshold with the best F1 on the validation pairs.{spread}")
@@ -96,16 +79,10 @@ def teacher(data: ReportData, draw: Draw) -> Section:
         return section
     section.loud = warnings_of(check)
     section.words = list(check["advice"])
-    systems = [("teacher", check["matching"]), ("LLM, not trained", check.get("student"))]
-    names = {"roc_auc": "AUC", "average_precision": "average precision", "f1_tuned": "F1", "f1": "F1 at P = .5"}
-    rows = [[name, *(f"{found[key]:.4f}" for key in names)] for name, found in systems if found]
-    section.tables.append(Table("Validation pairs", ["system", *names.values()], rows))
-    curve = [
-        [f"{row['threshold']:.1f}", f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
-        for row in check["threshold_curve"]
-    ]
+    head = ["system", "AUC", "average precision", "F1", "F1 at P = .5"]
+    section.tables.append(Table("Validation pairs", head, system_rows(check)))
     head = ["threshold", "matches dropped (P < threshold)", "others dropped (P ≥ threshold)"]
-    section.tables.append(Table("What the dual threshold would drop from L_dist", head, curve))
+    section.tables.append(Table("What the dual threshold would drop from L_dist", head, curve_rows(check)))
     section.plots = draw(draw_teacher(check))
     agreement = check["agreement"]
     section.notes.append(
@@ -239,8 +216,3 @@ def mistakes(data: ReportData, draw: Draw) -> Section:
 def _again(data: ReportData) -> str:
     command = data.report.get("command") or "that of the recipe"
     return f"The same command given again ({command}; finished runs are not repeated)"
-
-
-def _number(values: Mapping[str, Any], metric: str, several: bool, sign: str = "") -> str:
-    number = f"{values[metric]:{sign}.4f}"
-    return f"{number} ± {values['std'][metric]:.4f}" if several else number
