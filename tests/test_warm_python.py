@@ -139,6 +139,6 @@ def test_what_is_read_at_import_asks_for_another_process(monkeypatch: pytest.Mon
 
 
 def test_it_ends_with_who_uses_it() -> None:
-    code = "import socket; from tests.warm_python import _next_start\n"
+    code = "import socket; from tests.warm_process import _next_start\n"
     code += "mine, theirs = socket.socketpair(); mine.close(); print(_next_start(theirs))"
     assert told(code) == "None\n"
