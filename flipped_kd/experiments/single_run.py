@@ -192,13 +192,8 @@ def _similarities(trainer: FlippedDistillationTrainer, splits: Splits) -> SplitS
     if trainer.is_fsdp_enabled or is_sharded(trainer.model):
         return _both_splits(trainer, splits)[1]
     scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
-    found = []
-    for part in (splits.validation, splits.test):
-        texts = list(dict.fromkeys([*part["text_a"], *part["text_b"]]))
-        vectors = dict(zip(texts, np.asarray(scorer.encode(texts, show_progress_bar=False)), strict=True))
-        pairs = zip(part["text_a"], part["text_b"], strict=True)
-        found.append(np.array([float(vectors[a] @ vectors[b]) for a, b in pairs]))
-    return SplitScores(*found)
+    parts = splits.validation, splits.test
+    return SplitScores(*(scorer.scores(part, kind="similarity", show_progress_bar=False)[1] for part in parts))
 
 
 def named_teacher(student: StudentArguments, data: DataArguments) -> Teacher:

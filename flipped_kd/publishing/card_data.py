@@ -14,7 +14,7 @@ from ..evaluation.comparison import COMPARED_METRICS, REPORT_KEYS, REPORT_VERSIO
 from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
 from ..evaluation.run_files import REPORT_FILE
-from ..inference.loading import ADAPTER_CONFIG
+from ..inference.loading import ADAPTER_CONFIG, MODEL_CONFIG
 from ..losses.build import build_loss
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.gguf import GgufBase, is_gguf
@@ -144,8 +144,12 @@ def card_data(
         found = {**found, "settings": {**settings, "training": training}}
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
-    config = _adapter_config(source, required=not merged)
-    model_config, merge = (_read_json_if(merged, folder / name) for name in ("config.json", MERGE_FILE))
+    config = _read_if_there(source / ADAPTER_CONFIG)
+    if config is None and not merged:
+        raise ValueError(
+            f"{source} holds no {ADAPTER_CONFIG}: give an adapter folder, or merged=True for a merged one."
+        )
+    model_config, merge = (_read_if_there(folder / name) if merged else None for name in (MODEL_CONFIG, MERGE_FILE))
     gguf = GgufBase.from_pretrained(source)
     base = _base(config, found, merge)
     # A merge with another base was made on that one.
@@ -211,19 +215,8 @@ def _report(
     return cast(dict[str, Any], without_paths(report))
 
 
-def _read_json_if(wanted: bool, path: Path) -> dict[str, Any] | None:
-    return read_json_object(path) if wanted and path.is_file() else None
-
-
-def _adapter_config(folder: Path, required: bool) -> dict[str, Any] | None:
-    path = folder / ADAPTER_CONFIG
-    if path.is_file():
-        return read_json_object(path)
-    if required:
-        raise ValueError(
-            f"{folder} holds no {ADAPTER_CONFIG}: give an adapter folder, or merged=True for a merged one."
-        )
-    return None
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    return read_json_object(path) if path.is_file() else None
 
 
 def _base(

@@ -117,9 +117,8 @@ class TeacherSignal:
             tau_neg=self.args.negative_threshold,
         )
         self.report["answer_teacher_weight"] = self._answer_weight(scores, labels, seen)
-        dropping = [
-            name for name, drops in (("L_dist", self.args.dist_weight), ("L_MCL", self._filters_mcl())) if drops
-        ]
+        filtered = self.args.mcl_weight if self.args.contrast_filter == "all" else 0.0
+        dropping = [name for name, weight in (("L_dist", self.args.dist_weight), ("L_MCL", filtered)) if weight]
         for label in ("positive", "negative") if dropping else ():
             share = self.report[f"dropped_{label}_share"]
             if share > DROPPED_SHARE_LIMIT:
@@ -145,10 +144,6 @@ class TeacherSignal:
             *(weight, auc, STRONG_TEACHER),
         )
         return weight
-
-    def _filters_mcl(self) -> bool:
-        """Whether labelled pairs leave L_MCL."""
-        return bool(self.args.mcl_weight) and self.args.contrast_filter == "all"
 
     # ---- A streamed training set ----
 
