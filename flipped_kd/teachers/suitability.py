@@ -159,7 +159,7 @@ def check_table(report: Mapping[str, Any]) -> str:
         ],
     )
     dropped = table(
-        ["tau", "positives dropped (P < tau)", "negatives dropped (P >= tau)"],
+        ["threshold", "matches dropped (P < threshold)", "others dropped (P >= threshold)"],
         [
             [row["threshold"], f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
             for row in curve
