@@ -24,6 +24,7 @@ from flipped_kd.experiments.ablation.tables import (
     overview,
     values,
 )
+from flipped_kd.teachers.suitability import check_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,6 +116,15 @@ def test_the_embedded_tables_are_those_of_the_committed_cards() -> None:
     assert markdown_table(mini) in RESULTS
     systems, _, _ = markdown_table(demo).partition("\n\n")
     assert systems in RESULTS
+
+
+def test_the_check_of_a_teacher_that_is_shown_is_that_of_the_committed_card() -> None:
+    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(\d+ pairs, .*?)```", start, re.DOTALL)
+    report = json.loads((ROOT / "model_cards" / "fin_demo" / "report.json").read_text("utf-8"))
+    printed = check_table(report["teacher_check"]).splitlines()
+    # Of the table of thresholds only the row of the default is shown.
+    assert shown.splitlines() == [line for line in printed if not re.match(r"\| 0\.[^5] ", line)]
 
 
 @pytest.mark.parametrize("name", ["ablation_main", "ablation_smollm2"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..utils.choices import SCORE_KINDS
@@ -33,6 +34,18 @@ class Parser(argparse.ArgumentParser):
         # No abbreviations: a mistyped option must not pass for another one.
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Refuse what is unknown here, where the verb's own options are known, and say what is like it."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown[0])}")
+        return found, unknown
+
+    def _suggestion(self, unknown: str) -> str:
+        written = unknown.partition("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(written, list(self._option_string_actions), n=1)
+        return f"; did you mean {near[0]}?" if near and written.startswith("-") else ""
 
     def error(self, message: str) -> NoReturn:
         """Raise what `main` prints."""

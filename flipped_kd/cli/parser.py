@@ -350,10 +350,10 @@ def _report(verbs: Any) -> None:
         verbs,
         "report",
         "FOLDER",
-        "show a finished recipe as one HTML page with plots",
+        "show a finished training as one HTML page with plots",
         "Writes report.html, which opens without network, and plots/*.png into the folder.",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="output folder of a finished recipe")
+    parser.add_argument("folder", metavar="FOLDER", help="output folder of a finished training or recipe")
     parser.add_argument(
         "--ablation", type=Path, metavar="FILE", help="rows of an ablation (JSON Lines): its runs and sweeps"
     )

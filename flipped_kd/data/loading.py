@@ -167,4 +167,7 @@ def _clear_folder_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (DatasetGenerationError, EmptyDatasetError, DataFilesNotFoundError, ValueError) as error:
-        raise ValueError(f"the folder {path.name!r} cannot be read: {error.__cause__ or error}") from error
+        remedy = ""
+        if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
+            remedy = f": give a file, or a folder with files that end in {', '.join(FILE_KINDS)}"
+        raise ValueError(f"the folder {path.name!r} cannot be read: {error.__cause__ or error}{remedy}") from error

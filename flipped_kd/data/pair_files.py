@@ -117,6 +117,8 @@ class PairFiles:
                 **options,
             )
         except (DatasetGenerationError, ValueError) as error:
+            if "corresponds to no data" in str(error):
+                raise ValueError(f"{self.name!r} has no rows: a pair set needs at least one row") from error
             raise ValueError(f"{self.name!r} cannot be read as {self.kind}: {error.__cause__ or error}") from error
 
     def _csv_options(self, columns: PairColumns) -> dict[str, Any]:

@@ -142,6 +142,8 @@ class TextTable:
         """Refuse a file without one of the needed columns, given by option; by default all of them."""
         if needed is None:
             needed = [*self.columns.items(), *([self.id_column] if self.id_column else [])]
+        if not present:
+            raise ValueError(f"{self.source.name!r} is empty: a table needs a header line and at least one row.")
         for option, column in needed:
             if column not in present:
                 raise ValueError(

@@ -144,8 +144,8 @@ def check_columns(present: Sequence[str], columns: PairColumns, name: str) -> No
     missing = [column for column in dataclasses.astuple(columns) if column not in present]
     if missing:
         raise ValueError(
-            f"{name} has no column {missing}; its columns are {sorted(present)}: "
-            "name those that hold the texts and the label by columns, such as {'text_a': 'question1'}"
+            f"{name} has no column {missing}; its columns are {sorted(present)}: name those that hold the texts "
+            "and the label by --text-a-column, --text-b-column, --label-column (Python: columns={'text_a': 'a_name'})"
         )
 
 
@@ -233,8 +233,8 @@ def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | N
         return None
     if threshold is not None:
         return f"column {columns.label!r} is {_short(label)}, but with label_threshold it must be a finite number"
-    remedy = "load_pairs and validate_pairs make labels of scores by label_threshold"
-    return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1 ({remedy})"
+    remedy = "write 1 for a match and 0 for none, or give a label_threshold where labels are scores"
+    return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1: {remedy}"
 
 
 def _type_fault(schema: pa.Schema, columns: PairColumns) -> str:
@@ -258,7 +258,8 @@ def report_bad_rows(first: str, bad: int, total: int, *, skip: bool, name: str) 
     """Raise ValueError for bad rows, or log them where they are to be skipped and some are left."""
     message = f"{name}: {first}. {bad} of {total} rows are bad"
     if not skip:
-        raise ValueError(f"{message}: correct them, or have load_pairs drop them by skip_bad_rows=True")
+        others = ", or leave them out by --skip-bad-rows (in Python: skip_bad_rows=True)" if bad < total else ""
+        raise ValueError(f"{message}: correct them{others}")
     if bad == total:
         raise ValueError(f"{message}, so {name} is empty without them: check that columns names the right ones")
     logger.warning("%s and dropped", message)

@@ -35,7 +35,7 @@ MODEL_CONFIG = "config.json"
 # What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHT_FILES = ["*.safetensors"]
-OWN = "FlippedDistillationTrainer (an adapter) or flipped_kd.merge_adapter (a merged model)"
+OWN = "a training (`flipped-kd train`, FlippedDistillationTrainer) or a merge (`flipped-kd merge`, merge_adapter)"
 
 
 @dataclass

@@ -166,7 +166,9 @@ def check_table(report: Mapping[str, Any]) -> str:
     agreement = report["agreement"]
     heads = ["", "AUC", "average precision", "F1, threshold of validation", "F1, probability .5"]
     metrics = table(heads, system_rows(report))
-    dropped = table(["tau", "positives dropped (P < tau)", "negatives dropped (P >= tau)"], curve_rows(report))
+    dropped = table(
+        ["threshold", "matches dropped (P < threshold)", "others dropped (P >= threshold)"], curve_rows(report)
+    )
     size = f"{agreement['n']} pairs, {agreement['positive_share']:.1%} of them matches"
     error = f"calibration error {agreement['expected_calibration_error']:.3f}"
     advice = "\n".join(f"- {words}" for words in report["advice"])

@@ -86,8 +86,14 @@ def test_version_and_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "the following arguments are required: VERB"),
         (["nothing"], "invalid choice: 'nothing'"),
+        (["--debgu", "report", "m"], "did you mean --debug? (see flipped-kd --help)"),
         (["predict"], "required: MODEL, PAIRS"),
-        (["predict", "m", "p", "--scor", "both"], "--scor"),
+        (
+            ["predict", "m", "p", "--scor", "both"],
+            "did you mean --score? (see flipped-kd predict --help)",
+        ),
+        (["predict", "m", "p", "--text_a_column=q"], "did you mean --text-a-column?"),
+        (["report", "m", "n"], "unrecognized arguments: n (see flipped-kd report --help)"),
         (["predict", "m", "p", "--score", "cosine"], "'cosine'"),
         (["predict", "m", "p", "--batch-size", "0"], "--batch-size: '0' is no whole number from 1"),
         (["predict", "m", "p", "--threshold", "1.5"], "'1.5' is no number from 0 to 1"),

@@ -54,7 +54,7 @@ def test_a_folder_gives_the_pairs_that_its_files_give(kind, tmp_path):
         ("jsonl", '{"text_a": "x", "b": "y", "label": 1}\n', r"no column \['text_b'\]; its columns are"),
         ("jsonl", '{"text_a": "x", "text_b": 7, "label": 1}\n', r"row 0 .*'text_b' is 7 \(int\)"),
         ("parquet", "no parquet", "'many' cannot be read"),
-        ("xyz", "a", "'many' cannot be read"),
+        ("xyz", "a", r"'many' cannot be read: .*: give a file, or a folder with files that end in .*\.csv"),
     ],
 )
 def test_a_bad_file_of_a_folder_is_named(kind, content, message, tmp_path):

@@ -167,6 +167,7 @@ ARROW_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa
         ("in.csv", "text_a,text_b\na\n", "line 2 has 1 fields"),
         ("in.csv", "text_a,text_a\na,b\n", "twice"),
         ("in.csv", "a,b\n", "no column 'text_a'"),
+        ("in.csv", "", "'in.csv' is empty"),
         ("in.parquet", "PAR1", "cannot be read as Parquet"),
         ("in.xls", "", r"ending '.xls'.*'\.jsonl'"),
     ],

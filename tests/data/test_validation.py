@@ -40,7 +40,10 @@ def test_class_labels_become_integers():
 
 @pytest.mark.parametrize("label", [2, -1, 0.5, None, "yes", "", "2", float("nan"), 2**53 + 1, [1], {"a": 1}])
 def test_other_labels_are_refused(label):
-    with pytest.raises(ValueError, match=r"test: row 0 .*column 'label' is .*a label is 0 or 1.*4 of 4 rows are bad"):
+    with pytest.raises(
+        ValueError,
+        match=r"test: row 0 .*column 'label' is .*a label is 0 or 1: write 1 .*4 of 4 rows are bad: correct them$",
+    ):
         validate_pairs(pairs(label=[label] * 4), name="test")
 
 
@@ -50,7 +53,9 @@ def test_texts_that_say_nothing_are_refused(text, column, tmp_path):
     rows = [dict(row) for row in ROWS]
     rows[2][column] = text
     path = write_lines(tmp_path / "pairs.jsonl", rows)
-    with pytest.raises(ValueError, match=rf"row 2 .*column '{column}' is .*1 of 4 rows .*skip_bad_rows=True"):
+    with pytest.raises(
+        ValueError, match=rf"row 2 .*column '{column}' is .*1 of 4 rows .*--skip-bad-rows .*skip_bad_rows=True"
+    ):
         load_pairs(path)
     kept = load_pairs(path, skip_bad_rows=True, require_both_classes=False)
     assert rows_of(kept) == ROWS[:2] + ROWS[3:]

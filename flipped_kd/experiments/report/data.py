@@ -81,11 +81,11 @@ def gather(folder: Path, ablation: Path | None = None) -> ReportData:
 
 def _read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent} holds no report.json: give the output folder of a finished recipe.")
+        raise ValueError(f"{path.parent} holds no report.json: give the output folder of a finished training.")
     report = read_json_object(path, AGAIN)
     missing = [key for key in REPORT_KEYS if key not in report]
     if missing:
-        raise ValueError(f"{path} lacks {missing}: give the output folder of a finished recipe.")
+        raise ValueError(f"{path} lacks {missing}: give the output folder of a finished training.")
     check_version(report.get("format_version", 1), REPORT_VERSION, path)
     return dict(without_paths(report))
 
