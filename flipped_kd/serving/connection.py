@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import error_body
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+
 # Of the address and the headers together; nginx takes half of it.
 HEAD_BYTES = 65_536
+# Requests that were sent before the answer to the one before them; uvicorn keeps any number.
+IN_A_ROW = 64
 
 
-class _TooLarge(Exception):
+class _TooMuch(Exception):
     """Ends the parsing."""
 
 
@@ -31,7 +36,8 @@ class Connection(HttpToolsProtocol):
         self._seconds = seconds
         self._head_bytes = self._silent_bytes = 0
         self._in_head = True
-        self._too_large = False
+        self._wrong = HTTPStatus.BAD_REQUEST
+        self._running: RequestResponseCycle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
 
@@ -47,7 +53,8 @@ class Connection(HttpToolsProtocol):
         self._silent_bytes += len(data)
         super().data_received(data)
         if self._silent_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self._wrong = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refuse()
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -69,6 +76,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
+        if len(self.pipeline) >= IN_A_ROW:
+            self._wrong = HTTPStatus.TOO_MANY_REQUESTS
+            raise _TooMuch
         self._in_head, self._silent_bytes = False, 0
         _stop(self._head_timer)
         self._head_timer = None
@@ -83,19 +93,21 @@ class Connection(HttpToolsProtocol):
         self._silent_bytes = 0
         self._head_bytes += size
         if self._in_head and self._head_bytes > HEAD_BYTES:
-            self._too_large = True
-            raise _TooLarge
+            self._wrong = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            raise _TooMuch
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, or was not parsed to its end."""
-        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._too_large else HTTPStatus.BAD_REQUEST)
+        self._refuse()
 
     def _too_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+            self._wrong = HTTPStatus.REQUEST_TIMEOUT
+            self._refuse()
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self) -> None:
+        status = self._wrong
         reason = {
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"the request's head is larger than {HEAD_BYTES} bytes: "
             "send less.",
@@ -106,32 +118,56 @@ class Connection(HttpToolsProtocol):
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        runs = self.cycle is not None and not self.cycle.response_complete
         # Nothing may stand between the parts of an answer that is being sent, nor before one that comes first.
-        if not self.pipeline and not (runs and self.cycle.response_started):
+        if not self.pipeline and (
+            self._running is None or self._running.response_complete or not self._running.response_started
+        ):
             self.transport.write(head.encode("ascii") + body)
-            if runs:
-                self.cycle.disconnected = True  # its own answer would come after this one
+        self._leave()
         self.transport.close()
 
     # ---- The answer ----
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """The next request runs; `self.cycle` is the one that was sent last."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _leave(self) -> None:
+        """Nobody is there for the answers that are to come."""
+        for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
 
     def pause_writing(self) -> None:
         """The client does not take its answer."""
         super().pause_writing()
         if self._answer_timer is None:
-            self._answer_timer = self.loop.call_later(self._seconds, self.transport.abort)
+            self._look_again(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """It has taken some."""
+        """It has taken almost all that there is."""
         super().resume_writing()
         _stop(self._answer_timer)
         self._answer_timer = None
+
+    def _look_again(self, left: int) -> None:
+        self._answer_timer = self.loop.call_later(self._seconds, self._has_taken, left)
+
+    def _has_taken(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._look_again(left)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         _stop(self._head_timer)
         _stop(self._answer_timer)
+        self._leave()
         super().connection_lost(exc)
 
 

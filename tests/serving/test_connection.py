@@ -6,14 +6,17 @@ import json
 import re
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import httpx
 import pytest
+import uvicorn
 
-from flipped_kd.serving.connection import HEAD_BYTES
+from flipped_kd.serving.connection import HEAD_BYTES, IN_A_ROW, Connection
 from flipped_kd.serving.settings import Limits
 from tests.serving.running import PATIENCE, Running, running, wait_for
 
@@ -112,18 +115,67 @@ def test_a_head_that_does_not_come_is_not_waited_for(hasty: Running, sent: bytes
         assert b"not there after 1 s" in said
 
 
-def test_a_client_that_does_not_take_its_answer_is_left(hasty: Running) -> None:
+@contextmanager
+def uvicorn_alone(size: int, seconds: float) -> Iterator[tuple[uvicorn.Server, int, list[str]]]:
+    """A server without a model: each answer has so many bytes; its port and the paths that were asked for."""
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        length = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    config = uvicorn.Config(app, http=partial(Connection, seconds), lifespan="off", log_config=None)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        wait_for(lambda: server.started)
+        yield server, sock.getsockname()[1], asked
+        server.should_exit = True
+        thread.join(PATIENCE)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_a_client_that_does_not_take_its_answer_is_left(caplog: pytest.LogCaptureFixture) -> None:
     """And its answer with it, which is more than the sockets hold."""
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = hasty.url.removeprefix("http://").split(":")
-        connection.connect((host, int(port)))
-        asking = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"  # a large answer that costs nothing
-        connection.settimeout(PATIENCE)
-        with pytest.raises(ConnectionError):  # not the time-out that it would be if the server waited, too
-            while True:
-                connection.sendall(asking * 100)
-    assert httpx.get(f"{hasty.url}/health").status_code == 200
+    with uvicorn_alone(4 << 20, 0.5) as (server, port, asked), socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(GET * 8)
+        wait_for(lambda: server.server_state.connections)
+        wait_for(lambda: not server.server_state.connections)
+        assert 0 < len(asked) < 8
+        wait_for(lambda: not server.server_state.tasks)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_client_that_takes_its_time_gets_all_of_it() -> None:
+    with uvicorn_alone(8 << 20, 0.5) as (_, port, _), socket.create_connection(("127.0.0.1", port), 10) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        slow.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
+        taken = 0
+        while part := slow.recv(1 << 20):
+            taken += len(part)
+            time.sleep(0.01)
+    assert taken > 8 << 20
+
+
+def test_requests_that_nobody_waits_for_are_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """Those that one client has sent before their turn."""
+    with uvicorn_alone(10, 5) as (server, port, asked), socket.create_connection(("127.0.0.1", port)) as connection:
+        # Sooner or later a part holds more than may wait.
+        pour(connection, GET * 1000, 64 << 20)
+        wait_for(lambda: not server.server_state.connections)
+        assert len(asked) < 1_000_000
+    with (
+        uvicorn_alone(10, 5) as (server, port, asked),
+        socket.create_connection(("127.0.0.1", port), 10) as connection,
+    ):
+        connection.sendall(GET * IN_A_ROW)
+        wait_for(lambda: len(asked) == IN_A_ROW)
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize(

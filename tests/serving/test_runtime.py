@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -20,6 +21,11 @@ import pytest
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.cli.main import main
+from flipped_kd.serving import runtime
+from flipped_kd.serving.corpus import CorpusSource
+from flipped_kd.serving.errors import Refused
+from flipped_kd.serving.service import Service
+from flipped_kd.serving.settings import Settings
 from tests.cli.helpers import environment, start
 from tests.serving.running import is_ready, running, wait_for
 
@@ -197,6 +203,86 @@ def test_a_second_signal_does_not_wait(adapter_dir: Path) -> None:
             assert child.poll() is None
             child.send_signal(signal.SIGTERM)
             assert child.wait(30) == 0
+
+
+def test_a_second_signal_leaves_what_is_computed(adapter_dir: Path) -> None:
+    texts = [f"where is my card {number} " * 8 for number in range(2000)]
+    with process(adapter_dir, "--batch-tokens", 200_000, "--max-tokens", 200_000) as (child, client, lines):
+        wait_for(lambda: is_ready(client), 60)
+        failed: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                httpx.post(f"{client.base_url}/embed", json={"inputs": texts}, timeout=60)
+            except httpx.HTTPError as error:
+                failed.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.3)
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert child.wait(60) == 0 and time.monotonic() - start < 20
+        asking.join(60)
+    assert lines[-1] == "flipped-kd: ended" and "Traceback" not in "\n".join(lines)
+
+
+def test_a_signal_while_the_corpus_is_read_reads_it_again(
+    adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading that goes on may have seen the file as it was before."""
+    corpus = tmp_path / "faq.txt"
+    corpus.write_text("where is my card\n", encoding="utf-8")
+    source = CorpusSource(str(corpus))
+    service = Service(lambda: FlippedMatcher.from_pretrained(adapter_dir, device="cpu"), Settings(), source)
+    read, may_end = CorpusSource.read, threading.Event()
+    reads: list[int] = []
+
+    def slowly(self: CorpusSource) -> Any:
+        found = read(self)
+        reads.append(len(found[0]))
+        assert len(reads) == 1 or may_end.wait(30)
+        return found
+
+    monkeypatch.setattr(CorpusSource, "read", slowly)
+
+    async def change() -> None:
+        opening, changed = asyncio.create_task(service.open()), asyncio.Event()
+        changed.set()  # while the model is loaded
+        reloading = asyncio.create_task(runtime._reload(service, opening, changed))
+        while len(reads) < 2:
+            await asyncio.sleep(0.01)
+        corpus.write_text("where is my card\ncancel the loan\n", encoding="utf-8")
+        for _ in range(5):
+            changed.set()
+        with pytest.raises(Refused, match="being read already"):
+            await service.reload_corpus()
+        may_end.set()
+        while service.corpus is None or service.corpus.index is None or len(service.corpus.index) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert reads == [1, 1, 2]  # however many signals came meanwhile
+        reloading.cancel()
+        await service.close()
+
+    asyncio.run(asyncio.wait_for(change(), 60))
+
+
+def test_a_reload_that_fails_in_another_way_is_counted_and_told_without_texts(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "faq.txt").write_text("where is my card\n", encoding="utf-8")
+    with running(load, CorpusSource(str(tmp_path / "faq.txt")), token=TOKEN) as server:
+
+        def fails(self: CorpusSource) -> Any:
+            raise RuntimeError("where is my card")
+
+        monkeypatch.setattr(CorpusSource, "read", fails)
+        answer = server.post("/corpus/reload", {})
+        assert answer.status_code == 500 and "where is my card" not in answer.text + caplog.text
+        assert 'flipped_kd_corpus_reloads_total{result="failed"} 1.0' in server.client.get("/metrics").text
+        assert server.answer("/search", {"query": "card"})["results"]
 
 
 def test_other_names_can_be_allowed(load: Any) -> None:
