@@ -4,6 +4,8 @@
 tests' tiny model, whose requests are so cheap that there are many, and asks it by several clients: every route, texts
 that were never sent before, bodies that are refused, clients that leave, a corpus that changes. It samples the
 server's memory, threads and open files, draws them, and exits with 1 if the memory grows.
+
+One file, though long: requests, clients, samples and plot serve this run alone.
 """
 
 from __future__ import annotations
