@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time
 from io import TextIOWrapper
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -97,18 +97,20 @@ def _arrow_type(kinds: set[str]) -> pa.DataType | None:
     return None
 
 
-class TableWriter:
+class TableWriter(Protocol):
     """Writes rows into a binary file, which stays open."""
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
         """Write `rows`, each with its row of `added`; without rows, `added` alone."""
-        raise NotImplementedError
+        ...
 
     def close(self) -> None:
-        """Write what is left, and what follows the last row."""
+        """Write what is left, and what follows the last row; here nothing."""
+        return
 
     def abandon(self) -> None:
-        """Leave the file as it is, half-written."""
+        """Leave the file as it is, half-written; here nothing is held."""
+        return
 
 
 class JsonLinesWriter(TableWriter):

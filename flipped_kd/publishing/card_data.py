@@ -133,15 +133,6 @@ def card_data(
     """
     folder, source = Path(folder), Path(adapter or folder)
     found = _report(report, folder, source)
-    if found is not None:
-        settings = found["settings"]
-        # What the report says, in its order, and what it lacks behind it.
-        training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
-        if training["answer_teacher_weight"] is None:  # the run chose it by its teacher
-            agreement = found["runs"][0]["llm_flipped"].get("teacher_agreement") or {}
-            chosen = agreement.get("answer_teacher_weight", 0.0)
-            training = training | {"answer_teacher_weight": chosen}
-        found = {**found, "settings": {**settings, "training": training}}
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
     config = _read_if_there(source / ADAPTER_CONFIG)
@@ -153,16 +144,12 @@ def card_data(
     gguf = GgufBase.from_pretrained(source)
     base = _base(config, found, merge)
     # A merge with another base was made on that one.
-    on_gguf = gguf is not None and (merge is None or merge.get("base_difference") is None)
-    if gguf is not None and on_gguf and (not base.on_hub or is_gguf(base.name)):
-        base = ModelSource(gguf.repo_id or gguf.file, gguf.repo_id is not None, gguf.revision)
+    if gguf is not None and (merge is None or merge.get("base_difference") is None):
+        if not base.on_hub or is_gguf(base.name):
+            base = ModelSource(gguf.repo_id or gguf.file, gguf.repo_id is not None, gguf.revision)
     title = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     facts = [run["llm_flipped"] for run in found["runs"]] if found else []
     terms, thresholds, citations = _losses(found["settings"]["training"]) if found else ([], {}, [])
-    teacher = None
-    if found is not None:
-        name, revision = found["teacher"]["id"], found["teacher"]["revision"]
-        teacher = ModelSource(name, revision is not None or is_hub_id(name), revision)
     return CardData(
         title=title,
         repo=repo_id or f"path/to/{title}",
@@ -178,7 +165,7 @@ def card_data(
         encoder=LoraEncoder.from_pretrained(folder).to_dict(),
         score=MatchScore.from_pretrained(folder).to_dict() if (folder / SCORE_FILE).is_file() else None,
         report=found,
-        teacher=teacher,
+        teacher=_teacher(found),
         losses=terms,
         thresholds=thresholds,
         citations=citations,
@@ -200,7 +187,7 @@ def card_data(
 def _report(
     report: Mapping[str, Any] | str | os.PathLike[str] | None, folder: Path, source: Path
 ) -> dict[str, Any] | None:
-    """The report without any local path, or None if there is none."""
+    """The report without any local path and with the settings that it lacks, or None if there is none."""
     where = "the report"
     if not isinstance(report, Mapping):
         beside = [path / REPORT_FILE for path in (folder, source) if (path / REPORT_FILE).is_file()]
@@ -212,7 +199,25 @@ def _report(
     if missing:
         raise ValueError(f"{where} lacks {missing}: give the report.json that a comparison has written.")
     check_version(report["format_version"], REPORT_VERSION, where)
-    return cast(dict[str, Any], without_paths(report))
+    return _completed(cast(dict[str, Any], without_paths(report)))
+
+
+def _completed(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the settings that it lacks: those newer than it, and what the run chose by its teacher."""
+    settings = report["settings"]
+    # What the report says, in its order, and what it lacks behind it.
+    training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
+    if training["answer_teacher_weight"] is None:
+        agreement = report["runs"][0]["llm_flipped"].get("teacher_agreement") or {}
+        training |= {"answer_teacher_weight": agreement.get("answer_teacher_weight", 0.0)}
+    return {**report, "settings": {**settings, "training": training}}
+
+
+def _teacher(report: Mapping[str, Any] | None) -> ModelSource | None:
+    if report is None:
+        return None
+    name, revision = report["teacher"]["id"], report["teacher"]["revision"]
+    return ModelSource(name, revision is not None or is_hub_id(name), revision)
 
 
 def _read_if_there(path: Path) -> dict[str, Any] | None:

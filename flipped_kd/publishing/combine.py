@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 
-from ..inference.loading import base_of, load_matcher, local_folder, read_adapter_config
+from ..inference.loading import LoadedModel, base_of, load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.base_weights import BaseWeights, check_same_base
 from ..students.encoder_modules import adapted_modules
@@ -95,7 +95,6 @@ def combine_adapters(
         model = _combined(cast(PeftModel, loaded.model), folders, weights, method, options)
     model.peft_config["default"].base_model_name_or_path = base
     model.peft_config["default"].revision = revision
-    adapted = {module.name: module for module in adapted_modules(model)}
     if method not in KEEPS_DIRECTIONS:
         logger.warning(
             "method=%r makes new A matrices: encode() of the combined adapter is not that of its parts; check the "
@@ -103,19 +102,24 @@ def combine_adapters(
             method,
         )
     with whole_or_absent(target) as partial:
-        with without_advice():
-            model.save_pretrained(str(partial), selected_adapters=["default"])
-        (partial / CARD_FILE).unlink(missing_ok=True)  # PEFT's, which names a local base
-        loaded.tokenizer.save_pretrained(partial)
-        loaded.prompt.save_pretrained(partial)
-        modules = [adapted[module.name] for module in loaded.encoder.modules]
-        LoraEncoder(modules, pooling=loaded.encoder.pooling).save_pretrained(partial)
-        gguf = GgufBase.from_pretrained(folders[0])
-        for record in (gguf, BaseWeights.of(model)):
-            if record is not None:
-                record.save_pretrained(partial)
+        _save(model, loaded, folders[0], partial)
     write_card(target, plots=False)
     return target
+
+
+def _save(model: PeftModel, first: LoadedModel, first_folder: Path, folder: Path) -> None:
+    """Write the combined adapter with the contracts of the first, which all share."""
+    with without_advice():
+        model.save_pretrained(str(folder), selected_adapters=["default"])
+    (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's, which names a local base
+    first.tokenizer.save_pretrained(folder)
+    first.prompt.save_pretrained(folder)
+    adapted = {module.name: module for module in adapted_modules(model)}
+    modules = [adapted[module.name] for module in first.encoder.modules]
+    LoraEncoder(modules, pooling=first.encoder.pooling).save_pretrained(folder)
+    for record in (GgufBase.from_pretrained(first_folder), BaseWeights.of(model)):
+        if record is not None:
+            record.save_pretrained(folder)
 
 
 def _combined(

@@ -77,8 +77,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there."""
         if len(self.pipeline) >= IN_A_ROW:
-            self._wrong = HTTPStatus.TOO_MANY_REQUESTS
-            raise _TooMuch
+            raise _TooMuch  # the connection ends without an answer: those to the requests before come first
         self._in_head, self._silent_bytes = False, 0
         _stop(self._head_timer)
         self._head_timer = None

@@ -129,6 +129,7 @@ def _load_gguf(
             output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True),
         )
+    # NotImplementedError: a quantisation that gguf cannot undo.
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"student {str(name)!r} cannot be read from GGUF: {error} {SOURCES}") from error
     model, report = loaded
