@@ -78,7 +78,7 @@ class DataArguments:
             report then holds the flipped student against the teacher and the bare LLM.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or bounds the pairs of an FAQ, whose queries are counted.
     """
 
     train_file: str | None = field(default=None, metadata={"help": "Training pairs: file or Hub data set."})
@@ -124,6 +124,9 @@ class DataArguments:
         for name in ("max_train_pairs", "max_validation_pairs", "max_test_pairs", "max_eval_queries"):
             if getattr(self, name) is not None:
                 require_integer(name, getattr(self, name), 1, "leave it out to take all.")
+        for name in ("max_validation_pairs", "max_test_pairs"):
+            rule = "an FAQ's validation and test pairs are bounded by max_eval_queries, not by pairs; leave it out."
+            require(self.questions_file is None or getattr(self, name) is None, name, getattr(self, name), rule)
         if self.label_threshold is not None:
             rule = "scores from here on count as label 1; give a finite number."
             require(math.isfinite(self.label_threshold), "label_threshold", self.label_threshold, rule)

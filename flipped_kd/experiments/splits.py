@@ -51,8 +51,6 @@ def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Datas
     if source is None:
         raise ValueError(f"no {split} pairs are named: give --{split}_file or --dataset_name.")
     if data.questions_file is not None:
-        if data.max_validation_pairs is not None or data.max_test_pairs is not None:
-            raise ValueError("an FAQ's validation and test pairs are bounded by max_eval_queries, not by pairs.")
         queries = read_faq(source, data.questions_file)
         pairs = faq_pairs(queries if split == "train" else subset(queries, data.max_eval_queries))
         return random_part(pairs, data.max_train_pairs, seed) if split == "train" else pairs

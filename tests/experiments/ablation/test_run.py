@@ -96,6 +96,15 @@ def test_values_of_a_plan_have_the_types_of_their_settings(content: dict[str, An
     assert json.loads(json.dumps(runs["no"].resolved))["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
 
 
+def test_pair_limits_of_an_faq_are_refused_before_anything_is_trained(content: dict[str, Any], tmp_path: Path) -> None:
+    content["base"]["max_test_pairs"] = 100
+    content["sets"]["faq"] = content["sets"]["tiny"] | {"questions_file": "questions.jsonl"}
+    with pytest.raises(ValueError, match=r"of faq: max_test_pairs=100: an FAQ's .* bounded by max_eval_queries"):
+        plan_of(content, tmp_path)
+    content["sets"]["faq"] |= {"max_test_pairs": None, "max_eval_queries": 20}
+    assert {job.set for job in plan_of(content, tmp_path).jobs} == {"tiny", "faq"}
+
+
 def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
     plan = plan_of(content, tmp_path)
     (tmp_path / "elsewhere").mkdir()
