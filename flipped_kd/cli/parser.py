@@ -98,7 +98,7 @@ def _evaluate(verbs: Any) -> None:
         "MODEL PAIRS",
         "judge a model on labelled pairs",
         "Prints F1, precision, recall and accuracy at the threshold that was chosen on validation pairs and saved "
-        "with the model, and at the natural one (probability .5), AUC and average precision, for each score it has.",
+        "with the model, and at a probability of .5, AUC and average precision, for each score it has.",
     )
     add_model(parser)
     parser.add_argument("pairs", metavar="PAIRS", help="file or Hub data set with columns text_a, text_b, label")

@@ -57,7 +57,7 @@ def metrics_table(report: Mapping[str, Any]) -> str:
     heads = ("F1", "precision", "recall", "accuracy", "AUC", "average precision")
     rows = []
     for kind, metrics in report["scores"].items():
-        for end, chosen in (("_tuned", "validation"), ("", "natural")):
+        for end, chosen in (("_tuned", "validation"), ("", "fixed")):
             if f"f1{end}" not in metrics:
                 continue
             values = [metrics[f"{name}{end}"] for name in ("f1", "precision", "recall", "accuracy")]

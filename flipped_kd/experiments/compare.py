@@ -157,9 +157,15 @@ def _shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str
 
 
 def _check_named(student: StudentArguments, data: DataArguments) -> None:
-    for name, value in (("student", student.student), ("teacher", data.teacher)):
-        if value is None:
-            raise ValueError(f"no {name} is named: give --{name} a folder or a Hub name.")
+    """Refuse settings that name no model or no pairs, all that is missing at once."""
+    models = {"student": student.student, "teacher": data.teacher}
+    missing = [f"--{name}, a folder or a Hub name" for name, value in models.items() if value is None]
+    if data.dataset_name is None:
+        files = [f"--{split}_file" for split in SPLITS if getattr(data, f"{split}_file") is None]
+        remedy = ", or --dataset_name for all splits" if len(files) == len(SPLITS) else ""
+        missing += [f"{' and '.join(files)}, labelled pairs{remedy}"] if files else []
+    if missing:
+        raise ValueError(f"settings are missing. Give {'; '.join(missing)}.")
     check_models(data.teacher, student.student)
 
 

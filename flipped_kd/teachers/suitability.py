@@ -91,7 +91,7 @@ def advice(report: Mapping[str, Any]) -> list[str]:
             f"Weak: AUC {auc:.3f} is little better than chance (.5). Fine-tune the teacher on these pairs, or take "
             "one of this domain and language."
         )
-    for label, name in (("positive", "positives"), ("negative", "negatives")):
+    for label, name in (("positive", "matches"), ("negative", "others")):
         share = agreement[f"dropped_{label}_share"]
         if share > DROPPED_SHARE_LIMIT:
             said.append(_about_dropped(report, label, name, share))
@@ -154,7 +154,7 @@ def system_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def curve_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """What each threshold would drop: its value, share of the positives, share of the negatives."""
+    """What each threshold would drop: its value, share of the matches, share of the others."""
     return [
         [f"{row['threshold']:.1f}", f"{row['dropped_positive_share']:.1%}", f"{row['dropped_negative_share']:.1%}"]
         for row in report["threshold_curve"]

@@ -125,7 +125,7 @@ def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train_file", "recipes/data/fin_mini/train.jsonl"], "no validation pairs are named"),
+        (["--train_file", "pairs.jsonl"], "Give --validation_file and --test_file, labelled pairs."),
         (["--seeds", "0"], "seeds=0"),
         (["--learning_rte", "1"], "learning_rte"),
     ],
@@ -134,6 +134,13 @@ def test_bad_flags_are_refused_before_any_work(flags: list[str], message: str, t
     run = recipe(*flags, "--output_dir", tmp_path / "out", "--student", "x", "--teacher", "x")
     assert run.returncode != 0 and message in run.stderr
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_all_settings_that_are_missing_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="settings are missing") as found:
+        run_comparison(StudentArguments(), DataArguments(test_file="t.csv"), FlippedDistillationConfig(str(tmp_path)))
+    wanted = ("--student", "--teacher", "--train_file and --validation_file,")
+    assert all(name in str(found.value) for name in wanted) and "--test_file" not in str(found.value)
 
 
 def test_unknown_key_of_the_yaml_is_refused(tmp_path: Path) -> None:

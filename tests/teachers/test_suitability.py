@@ -43,8 +43,8 @@ def test_advice_says_what_the_numbers_say() -> None:
     noisy, labels = made_scores(0.65)
     report = check_scores(noisy, labels, validation=made_scores(0.65, seed=1))
     assert report["agreement"]["dropped_positive_share"] > DROPPED_SHARE_LIMIT
-    assert any("of the positives" in words for words in report["advice"])
-    assert any("of the negatives" in words for words in report["advice"])
+    assert any("of the matches" in words for words in report["advice"])
+    assert any("of the others" in words for words in report["advice"])
     assert not any("Usable" in words for words in report["advice"])
     random = np.random.default_rng(0).standard_normal(2000)
     assert any(words.startswith("Weak") for words in check_scores(random, labels)["advice"])
