@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,10 +96,13 @@ def train_once(
     with random_states_kept():  # a run is the same whether it looks or not
         if wants_answers:
             # B = 0 at the start: the adapter changes nothing yet, so this is the bare LLM.
-            untrained = before, start = _both_splits(trainer, splits)
+            if trainer.encoder_start is None and config.max_steps != 0:
+                before = _alone(trainer, splits, "answer")
+            else:
+                untrained = before, start = _both_splits(trainer, splits)
             by_answer = answer_retrieval(trainer, data, trained=False)
         elif looks_before and trainer.encoder_start is not None:
-            start = _similarities(trainer, splits)
+            start = _alone(trainer, splits, "similarity")
     if trainer.encoder_start is None:
         start = None
     if on_bare_answers is not None:
@@ -187,13 +190,20 @@ def _both_splits(
     return SplitScores(validation[0], test[0]), SplitScores(validation[1], test[1])
 
 
-def _similarities(trainer: FlippedDistillationTrainer, splits: Splits) -> SplitScores:
-    """Of the validation and test pairs by vectors alone, where one process can read the student by itself."""
-    if trainer.is_fsdp_enabled or is_sharded(trainer.model):
-        return _both_splits(trainer, splits)[1]
+def _alone(trainer: FlippedDistillationTrainer, splits: Splits, kind: Literal["answer", "similarity"]) -> SplitScores:
+    """One of the two scores of the validation and test pairs, in half the time of both.
+
+    A sharded student cannot be read by one process, and several processes share the pairs: there both are computed.
+    """
+    if trainer.is_fsdp_enabled or is_sharded(trainer.model) or trainer.args.world_size > 1:
+        return _both_splits(trainer, splits)[kind == "similarity"]
     scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
-    parts = splits.validation, splits.test
-    return SplitScores(*(scorer.scores(part, kind="similarity", show_progress_bar=False)[1] for part in parts))
+    found, bar = [], not trainer.args.disable_tqdm
+    with trainer.compute_loss_context_manager():  # in the precision of the run
+        for part in (splits.validation, splits.test):
+            scores = scorer.scores(part, kind=kind, show_progress_bar=bar)
+            found.append(scores[kind == "similarity"])
+    return SplitScores(*found)
 
 
 def named_teacher(student: StudentArguments, data: DataArguments) -> Teacher:

@@ -144,3 +144,28 @@ def test_a_run_is_the_same_whether_it_looks_before_or_not(weights: dict[str, flo
         assert looked.start is not None and blind.start is None
         np.testing.assert_allclose(quick.start.test, looked.start.test, atol=1e-5)
         np.testing.assert_allclose(quick.start.validation, looked.start.validation, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-5), ("bf16", 0.1)])
+def test_scores_read_alone_are_those_of_the_trainer(precision: str, near: float, run: Any, tmp_path: Path) -> None:
+    """The bare LLM's answers and the vectors of a start, against the loop that computes both."""
+    trainers: list[FlippedDistillationTrainer] = []
+    made = training_run._new_trainer
+
+    def remember(*args: Any) -> FlippedDistillationTrainer:
+        trainers.append(made(*args))
+        return trainers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "_new_trainer", remember)
+        patch.setattr(FlippedDistillationTrainer, "train", lambda self, **_: None)  # the student stays as it starts
+        options = {"precision": precision, "use_cpu": True}
+        plain = run(dist_weight=0.0, mcl_weight=0.0, output_dir=str(tmp_path / "plain"), **options)
+        flipped = run(output_dir=str(tmp_path / "flipped"), **options)
+    held_out: Any = trainers[0].eval_dataset
+    answers = trainers[0].score_pairs(held_out)[0]
+    assert np.ptp(answers) > 10 * near
+    assert np.allclose(plain.before.validation, answers, atol=near)
+    assert np.allclose(plain.before.test, answers, atol=near)
+    assert plain.start is None
+    assert np.allclose(flipped.start.test, trainers[1].score_pairs(held_out)[1], atol=near)
