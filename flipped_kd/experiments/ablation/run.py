@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -155,6 +156,7 @@ def _outcomes(
 
 def _start_worker(places: Any, threads: int) -> None:
     """Give a new process its share of cores, and a GPU if there are any."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     place = places.get()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     for name in LAUNCHERS:  # or each worker would take the cores of all
@@ -166,6 +168,14 @@ def _start_worker(places: Any, threads: int) -> None:
     gpus = shown.split(",") if shown else [str(number) for number in range(torch.cuda.device_count())]
     if gpus:  # CUDA looks at it when it is first used, which is later
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+
+
+def _end_with_parent() -> None:
+    """End when the process that waits for the rows has been killed; else the next one would train beside this one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @unfailing_screen()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +229,42 @@ def test_broken_models_are_named_before_any_run(content: dict[str, Any], tmp_pat
     content["groups"][0]["runs"]["full"] = content["groups"][1]["runs"]["full"] = {"student": str(student)}
     with pytest.raises(ValueError, match=r"student/model\.safetensors is broken or truncated"):
         run_plan(plan_of(content, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are looked up in /proc")
+def test_a_worker_ends_with_the_ablation_that_was_killed(content: dict[str, Any], tmp_path: Path) -> None:
+    """Else it would train on, beside the worker of the command that goes on."""
+    content["base"]["max_steps"] = 1_000_000
+    plan_of(content, tmp_path)
+    command = [sys.executable, "recipes/ablation.py", "--config", tmp_path / "plan.yaml", "--root", tmp_path]
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment())
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        runs = tmp_path / "out" / "runs"
+        assert _comes_true(lambda: any(runs.rglob("fingerprint.txt")), 240)
+        begun = [Path("/proc", pid) for pid in children.read_text().split()]
+        assert len(begun) >= 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert _comes_true(lambda: not any(_runs(child) for child in begun), 30)
+    finally:
+        process.kill()
+
+
+def _comes_true(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def _runs(process: Path) -> bool:
+    """Not gone, and not a zombie that nobody has waited for."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
