@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,17 @@ class DemoModels:
     show: Callable[[Path], None]
 
 
+@contextmanager
+def _bad_input_in_a_line() -> Iterator[None]:
+    """What is wrong with settings or data ends the command with the reason alone: `accelerate` adds enough lines."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 @unfailing_screen()
+@_bad_input_in_a_line()
 def run_recipe(
     argv: Sequence[str],
     *,
@@ -76,6 +87,8 @@ def run_recipe(
             if demo is not None and found is not None:
                 embedded = demo.config
                 precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
+                if config.device.type == "cpu" and precision == "auto":
+                    say(config, "This CPU does not multiply bfloat16 itself, so float32 is used. It takes longer.")
                 argv = ["--student", found[0], "--precision", precision, *argv]
                 build_teacher = partial(demo.train_teacher, found[1])
             student, data, config = parse_settings(classes, ["--config", str(embedded), *argv], defaults)
@@ -124,7 +137,8 @@ def _with_mini_models(
             data = dataclasses.replace(data, teacher=str(build_teacher(pairs, out / "teacher", seed=config.seed)))
         if student.student == MINI:
             say(config, f"[mini] student: {out / 'student'}")
-            texts = [*pairs["text_a"], *pairs["text_b"]]
+            seen = pairs if data.max_train_pairs is None else load_split(data, "train", config.seed)
+            texts = [*seen["text_a"], *seen["text_b"]]
             student = dataclasses.replace(
                 student, student=str(build_student(texts, out / "student", seed=config.seed))
             )

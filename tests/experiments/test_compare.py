@@ -133,6 +133,7 @@ def test_the_adapter_loads_with_peft_alone(finished: tuple[Path, list[object], s
 def test_bad_flags_are_refused_before_any_work(flags: list[str], message: str, tmp_path: Path) -> None:
     run = recipe(*flags, "--output_dir", tmp_path / "out", "--student", "x", "--teacher", "x")
     assert run.returncode != 0 and message in run.stderr
+    assert "Traceback" not in run.stderr
     assert not (tmp_path / "out" / "runs").exists()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -239,6 +241,7 @@ def test_a_worker_ends_with_the_ablation_that_was_killed(content: dict[str, Any]
     plan_of(content, tmp_path)
     command = [sys.executable, "recipes/ablation.py", "--config", tmp_path / "plan.yaml", "--root", tmp_path]
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment())
+    begun: list[Path] = []
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         runs = tmp_path / "out" / "runs"
@@ -250,6 +253,9 @@ def test_a_worker_ends_with_the_ablation_that_was_killed(content: dict[str, Any]
         assert _comes_true(lambda: not any(_runs(child) for child in begun), 30)
     finally:
         process.kill()
+        for child in begun:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child.name), signal.SIGKILL)
 
 
 def _comes_true(condition: Callable[[], bool], seconds: float) -> bool:
