@@ -97,6 +97,17 @@ def test_clients_work(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found["texts"]) == 2
 
 
+def test_the_answers_that_are_shown_have_the_form_of_real_ones(server: Running) -> None:
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+    for example, more in zip(shown, ({"rerank": 2}, {}), strict=True):
+        body = {"query": "Where is my refund?", "top_k": 1} | more
+        answer = httpx.post(f"{server.url}/search", json=body).json()
+        assert list(example) == list(answer)
+        for field, value in (example["results"][0] | {"score of": example["score"]}).items():
+            real = (answer["results"][0] | {"score of": answer["score"]})[field]
+            assert type(value) is type(real), field
+
+
 def test_the_client_of_another_engine_gets_the_answers_probability(
     adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
