@@ -104,6 +104,23 @@ def test_the_tables_on_a_real_language_model_say_what_the_committed_rows_say(rea
     assert means_table(real) in RESULTS and differences_table(real, "flipped, 5e-4, 250 steps") in RESULTS
 
 
+def test_the_tables_of_three_fields_say_what_the_committed_rows_say() -> None:
+    group = read_plan(ROOT / "recipes" / "configs" / "ablation_proof.yaml").groups[0]
+    rows = read_rows(ROOT / "recipes" / "results" / "ablation_proof.jsonl")
+    tables = [overview(rows, group, system) for system in ("both", "answer")]
+    assert all(part in RESULTS for table in tables for part in table.strip().split("\n\n"))
+    fields = [of_set(rows, group, name) for name in ("nfcorpus_direct", "banking77_faq")]
+    for title, run, system in (
+        ("teacher", "full", "teacher"),
+        ("plain fine-tuning", "plain", "both"),
+        ("flipped", "full", "both"),
+    ):
+        cells = [mean_cell(found[run], system, "auc", 3).removesuffix(" ± 0.000") for found in fields]
+        assert f"| {title} | {' | '.join(cells)} |" in README.splitlines()
+    assert "| its teacher | +0.004" in tables[0] and "+0.030 [+0.018, +0.042] (2/2)" in tables[0]
+    assert "by 0.030 with an interval from 0.018 to 0.042" in README
+
+
 def test_the_tables_of_the_stand_in_say_what_the_committed_rows_say() -> None:
     group = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml").groups[0]
     table = overview(read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl"), group)
