@@ -12,7 +12,7 @@ STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEMO_OUTPUT := outputs/demo$(if $(filter tiny,$(STUDENT)),_tiny)
-DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 1000 --max_test_pairs 400)
+DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 800 --max_test_pairs 400)
 # What `make bench` runs.
 BENCH ?= -m benchmarks
 
