@@ -12,6 +12,7 @@ STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
 THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEMO_OUTPUT := outputs/demo$(if $(filter tiny,$(STUDENT)),_tiny)
+DEMO_TIME := $(if $(filter tiny,$(STUDENT)),three minutes,9 to 15 minutes)
 DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 800 --max_test_pairs 400)
 # What `make bench` runs.
 BENCH ?= -m benchmarks
@@ -51,6 +52,7 @@ help:  ## show this list
 install: $(STAMP)  ## make .venv and install into it (the other targets do so too)
 
 demo: $(STAMP)  ## train SmolLM2 on the embedded finance pairs, report in outputs/demo (tiny: outputs/demo_tiny)
+	@echo "The demo takes $(DEMO_TIME) on two CPU cores. A table comes at the end; the page is $(DEMO_OUTPUT)/report.html."
 	$(if $(DEMO_MODELS),$(OFFLINE)) $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no --num_cpu_threads_per_process $(THREADS) recipes/train_fin.py --output_dir $(DEMO_OUTPUT) $(DEMO_MODELS) $(ARGS)
 

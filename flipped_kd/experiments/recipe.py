@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.loading import random_part
 from ..training.config import FlippedDistillationConfig
 from ..training.processes import end_together
 from ..utils.devices import cpu_has_bfloat16, use_cpu_threads
+from ..utils.redaction import redact
 from ..utils.screen import unfailing_screen
 from .arguments import DataArguments, StudentArguments
 from .compare import run_comparison
@@ -22,6 +25,7 @@ from .splits import SPLITS, load_split
 
 # A teacher or student of this name is built from the training pairs in the run.
 MINI = "mini"
+PACKAGE = Path(__file__).parents[1]
 # Where fetched models are kept, for all runs.
 MODELS_FOLDER = Path("outputs/models")
 
@@ -45,11 +49,17 @@ class DemoModels:
 
 @contextmanager
 def _bad_input_in_a_line() -> Iterator[None]:
-    """What is wrong with settings or data ends the command with the reason alone: `accelerate` adds enough lines."""
+    """What our checks refuse ends the command with the reason alone, since `accelerate` adds enough lines.
+
+    An error of a library keeps its traceback: it may be a fault of ours.
+    """
     try:
         yield
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if PACKAGE not in raised_in.parents:
+            raise
+        raise SystemExit(redact(f"error: {error}")) from error
 
 
 @unfailing_screen()
@@ -88,7 +98,7 @@ def run_recipe(
                 embedded = demo.config
                 precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
                 if config.device.type == "cpu" and precision == "auto":
-                    say(config, "This CPU does not multiply bfloat16 itself, so float32 is used. It takes longer.")
+                    say(config, "This CPU does not multiply bfloat16 itself: float32 takes two thirds longer.")
                 argv = ["--student", found[0], "--precision", precision, *argv]
                 build_teacher = partial(demo.train_teacher, found[1])
             student, data, config = parse_settings(classes, ["--config", str(embedded), *argv], defaults)
@@ -137,7 +147,7 @@ def _with_mini_models(
             data = dataclasses.replace(data, teacher=str(build_teacher(pairs, out / "teacher", seed=config.seed)))
         if student.student == MINI:
             say(config, f"[mini] student: {out / 'student'}")
-            seen = pairs if data.max_train_pairs is None else load_split(data, "train", config.seed)
+            seen = random_part(pairs, data.max_train_pairs, config.seed)  # those that are trained on
             texts = [*seen["text_a"], *seen["text_b"]]
             student = dataclasses.replace(
                 student, student=str(build_student(texts, out / "student", seed=config.seed))

@@ -191,7 +191,7 @@ def _both_splits(
 
 
 def _alone(trainer: FlippedDistillationTrainer, splits: Splits, kind: Literal["answer", "similarity"]) -> SplitScores:
-    """One of the two scores of the validation and test pairs, in half the time of both.
+    """One of the two scores of the validation and test pairs, without the cost of the other.
 
     A sharded student cannot be read by one process, and several processes share the pairs: there both are computed.
     """

@@ -168,4 +168,5 @@ def test_scores_read_alone_are_those_of_the_trainer(precision: str, near: float,
     assert np.allclose(plain.before.validation, answers, atol=near)
     assert np.allclose(plain.before.test, answers, atol=near)
     assert plain.start is None
-    assert np.allclose(flipped.start.test, trainers[1].score_pairs(held_out)[1], atol=near)
+    cosines = trainers[1].score_pairs(held_out)[1]
+    assert np.allclose(flipped.start.test, cosines, atol=near / 2)
