@@ -44,7 +44,9 @@ def bootstrap(
     """Resample seeds and test pairs together: each draw takes the same seeds and pairs of both.
 
     Seeds say how far another training would differ, pairs how far another test set would. With few seeds the spread
-    between them is drawn a little too small, by a factor of sqrt((S - 1) / S).
+    between them is drawn too small, by a factor of sqrt((S - 1) / S). Where seeds differ twice as much as test sets,
+    95 % intervals hold the truth in 84 % of cases with two seeds, in 88 % with three (simulated); of one seed they are
+    over test pairs alone. A draw without pairs of both classes has no AUC and is left out.
 
     Args:
         rows: S rows of the one run, in the order of their seeds.
@@ -54,7 +56,7 @@ def bootstrap(
         shared: the scores that rows of a set share: "label" and "teacher". None where no row has them.
 
     Returns:
-        None where a row keeps no scores.
+        None where a row keeps no scores, or the test pairs are of one class and the metric is "auc".
     """
     if shared is None or not all(row.get("scores") for row in (*rows, *others)) or metric not in METRICS:
         return None
@@ -67,9 +69,12 @@ def bootstrap(
     gaps = first - second
     seeds = np.random.default_rng(1).integers(0, len(gaps), (len(gaps), DRAWS))
     means = np.take_along_axis(gaps, seeds, axis=0).mean(axis=0)
+    means = means[np.isfinite(means)]
+    if not len(means):
+        return None
     low, high = np.quantile(means, (0.025, 0.975))
     # One draw is added to either side, so that no p is 0.
-    share = (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (DRAWS + 1)
+    share = (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1)
     return Interval(float(low), float(high), min(1.0, 2 * float(share)))
 
 
@@ -114,7 +119,8 @@ def _drawn(key: _Key, system: str, metric: str) -> np.ndarray:
     if metric == "auc":
         return _auc(scores.test, labels[1], times)
     found = scores.test >= best_f1_threshold(scores.validation, labels[0])
-    return 2 * times @ (found & (labels[1] == 1)) / (times @ (found.astype(np.float32) + labels[1]))
+    hits, counted = times @ (found & (labels[1] == 1)), times @ (found.astype(np.float32) + labels[1])
+    return np.divide(2 * hits, counted, out=np.zeros_like(counted), where=counted > 0)  # 0 of nothing, as everywhere
 
 
 def _system(splits: Mapping[str, SplitScores], system: str, validation_labels: np.ndarray) -> SplitScores:
@@ -130,11 +136,12 @@ def _times_drawn(count: int) -> np.ndarray:
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """ROC AUC with each pair counted so many times, (DRAWS,); ties count half."""
+    """ROC AUC with each pair counted so many times, (DRAWS,); ties count half. NaN of draws of one class."""
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     positive, negative = (
         np.add.reduceat(times[:, order] * (labels[order] == label), ties, axis=1, dtype=np.float64) for label in (1, 0)
     )
     below = np.cumsum(negative, axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+    compared = positive.sum(axis=1) * negative.sum(axis=1)
+    return np.divide((positive * below).sum(axis=1), compared, out=np.full(len(times), np.nan), where=compared > 0)

@@ -48,6 +48,15 @@ def rows_of(name: str, quality: float, seeds: int = 3, spread: float = 0.0) -> l
     return rows
 
 
+def with_labels(rows: list[dict[str, Any]], matches: int) -> list[dict[str, Any]]:
+    """The rows, with so many matches among their test pairs."""
+    for row in rows:
+        kept = unpacked_splits(row["scores"])
+        label = SplitScores(kept["label"].validation, (np.arange(PAIRS) < matches).astype(float))
+        row["scores"] = packed_splits(kept | {"label": label})
+    return rows
+
+
 @pytest.mark.parametrize("system", ["answer", "both", "teacher", "answer_plus_teacher"])
 def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     (row,) = rows_of("full", 1.0, seeds=1)
@@ -117,6 +126,22 @@ def test_rows_without_scores_have_the_t_test() -> None:
     values = [[row["metrics"]["answer"]["auc"] for row in part] for part in (full, plain)]
     assert found is not None and found.interval is None
     assert found.chance == pytest.approx(stats.ttest_rel(*values).pvalue)
+
+
+@pytest.mark.parametrize("matches", [2, PAIRS - 2])
+def test_a_draw_of_one_class_is_left_out(matches: int) -> None:
+    """Of 120 pairs with two matches every seventh draw has none."""
+    full, plain = (with_labels(rows_of(name, 1.0, seeds=2), matches) for name in ("full", "plain"))
+    found = bootstrap(full, plain, ("answer", "answer"), "auc", shared_scores(full))
+    assert found is not None and -1 <= found.low <= found.high <= 1 and found.p <= 1
+    found = bootstrap(full, plain, ("answer", "answer"), "f1", shared_scores(full))
+    assert found is not None and -1 <= found.low <= found.high <= 1
+
+
+def test_pairs_of_one_class_have_no_interval_of_their_auc() -> None:
+    """They had a p-value of .0002, and a star."""
+    full, plain = (with_labels(rows_of(name, 1.0, seeds=2), 0) for name in ("full", "plain"))
+    assert bootstrap(full, plain, ("answer", "answer"), "auc", shared_scores(full)) is None
 
 
 def test_holm_by_hand() -> None:
