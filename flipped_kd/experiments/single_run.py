@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..evaluation.comparison import SplitScores
 from ..evaluation.run_files import RUN_FILE, SCORES_FILE
+from ..inference.loading import ADAPTER_WEIGHTS
 from ..inference.scorer import PairScorer
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora import default_lora
@@ -84,7 +86,7 @@ def train_once(
     fingerprint = run_fingerprint(student, data, config, splits, teacher)
     claim_folder(folder, fingerprint, config.should_save)
     finished = _finished(folder)
-    if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
+    if finished is not None and (keep_in is None or _is_kept(folder, keep_in)):
         say(config, f"  finished before: {folder}")
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
@@ -232,6 +234,12 @@ def _write_result(folder: Path, result: RunResult) -> None:
     with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     write_json(folder / RUN_FILE, result.facts)
+
+
+def _is_kept(folder: Path, keep_in: Path) -> bool:
+    """Whether `keep_in` holds an adapter, and not that of another run, such as one of another first seed."""
+    own, kept = folder / ADAPTER_WEIGHTS, keep_in / ADAPTER_WEIGHTS
+    return kept.is_file() and (not own.is_file() or filecmp.cmp(own, kept, shallow=False))
 
 
 def _finished(folder: Path) -> RunResult | None:
