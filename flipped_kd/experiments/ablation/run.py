@@ -149,9 +149,9 @@ def _outcomes(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 error = future.exception()
-                yield job, future.result() if error is None else error
                 if isinstance(error, BrokenProcessPool):  # a process was killed: nothing more can be submitted
-                    return
+                    waiting.clear()
+                yield job, future.result() if error is None else error
 
 
 def _start_worker(places: Any, threads: int) -> None:
