@@ -93,7 +93,7 @@ def holm(p_values: Sequence[float | None]) -> list[bool]:
 
 
 def shared_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The teacher's scores and the labels of a set: the first row that has them keeps them for all."""
+    """The teacher's scores and the labels of a set: the first row that has them keeps them for others."""
     for row in rows:
         scores = row.get("scores") or {}
         if "label" in scores and "teacher" in scores:
@@ -106,7 +106,7 @@ _Key = tuple[tuple[str, str, str], ...]
 
 
 def _key(row: Mapping[str, Any], shared: Mapping[str, Any]) -> _Key:
-    return tuple((name, one["validation"], one["test"]) for name, one in sorted({**row["scores"], **shared}.items()))
+    return tuple((name, one["validation"], one["test"]) for name, one in sorted({**shared, **row["scores"]}.items()))
 
 
 @lru_cache(maxsize=1024)  # a system is compared with several others

@@ -13,8 +13,9 @@ from flipped_kd.evaluation.comparison import SplitScores, combine
 from flipped_kd.evaluation.metrics import best_f1_threshold
 from flipped_kd.experiments.ablation import significance
 from flipped_kd.experiments.ablation.pair_scores import packed_splits, unpacked_splits
+from flipped_kd.experiments.ablation.plan import Group
 from flipped_kd.experiments.ablation.significance import bootstrap, holm, shared_scores
-from flipped_kd.experiments.ablation.tables import compare
+from flipped_kd.experiments.ablation.tables import compare, of_set
 
 PAIRS = 120
 
@@ -126,6 +127,25 @@ def test_rows_without_scores_have_the_t_test() -> None:
     values = [[row["metrics"]["answer"]["auc"] for row in part] for part in (full, plain)]
     assert found is not None and found.interval is None
     assert found.chance == pytest.approx(stats.ttest_rel(*values).pvalue)
+
+
+def test_a_run_without_the_first_seed_has_intervals_as_well() -> None:
+    """Rows of the first seed keep labels and teacher for all."""
+    full, late = rows_of("full", 1.5), rows_of("late", 0.3)
+    whole = compare(full[1:], late[1:], ("answer", "answer"), "auc")
+    for row in full[1:] + late:
+        row["scores"] = {name: row["scores"][name] for name in ("answer", "similarity")}
+    group = Group("Main", ("tiny",), (0, 1, 2), ("full", "late"), "full")
+    found = of_set(full + late[1:], group, "tiny")
+    assert [row["seed"] for row in found["full"]] == [1, 2]
+    again = compare(found["full"], found["late"], ("answer", "answer"), "auc")
+    assert whole is not None and again is not None and again.interval == whole.interval is not None
+
+
+def test_a_row_with_a_teacher_of_its_own_is_judged_by_that() -> None:
+    (full,), (late,) = rows_of("full", 1.5, seeds=1), rows_of("late", 0.3, seeds=1)
+    assert shared_scores([full]) != shared_scores([late])
+    assert significance._key(late, shared_scores([full]) or {}) == significance._key(late, {})
 
 
 @pytest.mark.parametrize("matches", [2, PAIRS - 2])
