@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
@@ -33,7 +33,7 @@ from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, Pa
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.training.config import PLAIN
-from recipes.trainable_cross_encoder import trainable_cross_encoder
+from recipes.trainable_cross_encoder import PairTrainer, trainable_cross_encoder
 
 from .harness import BANKING, STAND_IN, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
 
@@ -132,15 +132,8 @@ def cross_encoder(folder: str, rows: int, grouped: bool = True, vocabulary: int 
     sampler: dict[str, Any] = {"batch_sampler": _length_grouped} if grouped else {}
     args = CrossEncoderTrainingArguments(**common(folder), **sampler, dataloader_drop_last=True)
     clock = Clock()
-    trainer = _WithoutCard(model, args, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[clock])
+    trainer = PairTrainer(model, args, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[clock])
     return partial(_trained, trainer, clock)
-
-
-class _WithoutCard(CrossEncoderTrainer):
-    """Its automatic card would render single texts, which the template of a pair refuses; it costs no step."""
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        pass
 
 
 def _length_grouped(dataset: datasets.Dataset, batch_size: int, drop_last: bool, **options: Any) -> BatchSampler:
