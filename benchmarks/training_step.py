@@ -291,27 +291,22 @@ def main(quick: bool = False) -> list[Row]:
     peaks = {name: peak(name, peak_rows, runs=measured) for name in (*OURS, "CrossEncoderTrainer")}
     large_peaks = {name: peak(name, large_rows, VOCABULARY, measured) for name in large_names}
 
-    def compared(
-        work: str, name: str, other: str, reach: str, times: dict[str, list[float]], pairs: int = rows
-    ) -> Row:
-        return _compared(work, name, other, reach, times, pairs)
-
     def held(work: str, name: str, other: str, reach: str, peaks: dict[str, float]) -> Row:
         values = (f"{n} {peaks[n]:.0f} MiB" for n in (name, other))
         return Row(work, next(values), next(values), peaks[name] / peaks[other], reach)
 
     reaches = {"independent": ">= 1.0", "joint": ">= 1.2", "both": ""}
     peer = "CrossEncoderTrainer"
-    table = [compared(f"training step, {name}", name, peer, reaches[name], seconds) for name in OURS]
-    table.append(compared("training step, answer alone", "plain", peer, "", seconds))
-    table.append(compared("grouping by length, both", "both", "both, ungrouped", "", seconds))
-    table.append(compared(f"grouping by length, {peer}", peer, f"{peer}, ungrouped", "", seconds))
+    table = [_compared(f"training step, {name}", name, peer, reaches[name], seconds, rows) for name in OURS]
+    table.append(_compared("training step, answer alone", "plain", peer, "", seconds, rows))
+    table.append(_compared("grouping by length, both", "both", "both, ungrouped", "", seconds, rows))
+    table.append(_compared(f"grouping by length, {peer}", peer, f"{peer}, ungrouped", "", seconds, rows))
     table += [held(f"peak memory, {name}", name, peer, "<= 1.1", peaks) for name in OURS]
-    table.append(compared("against a loop, batches of pairs and of texts", "both", "loop", "", loops, slow_rows))
+    table.append(_compared("against a loop, batches of pairs and of texts", "both", "loop", "", loops, slow_rows))
     work = "against a loop, a forward per text and pair"
-    table.append(compared(work, "both", "loop, one by one", ">= 4", loops, slow_rows))
+    table.append(_compared(work, "both", "loop, one by one", ">= 4", loops, slow_rows))
     name, other = large_names
-    table.append(compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large, large_rows))
+    table.append(_compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large, large_rows))
     table.append(held("the same, peak memory", name, other, "<= 0.3", large_peaks))
     return table
 
