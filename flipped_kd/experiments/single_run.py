@@ -47,6 +47,7 @@ class RunResult:
         before: the untrained student's answers; empty where nobody asked for them.
         start: the similarities after the start of A, before any step; None where A started at random.
         facts: plain JSON values.
+        is_new: whether it was made now, not found in its folder.
     """
 
     answer: SplitScores
@@ -54,6 +55,7 @@ class RunResult:
     before: SplitScores
     start: SplitScores | None
     facts: dict[str, Any]
+    is_new: bool = True
 
 
 def train_once(
@@ -91,6 +93,7 @@ def train_once(
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
         return finished
+    begun = time.time()
     trainer = _new_trainer(student, data, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
     start, untrained = None, None
@@ -127,6 +130,7 @@ def train_once(
             say(config, "  the student is sharded: questions are not ranked by its vectors")
         else:
             facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
+    facts["seconds"] = round(time.time() - begun, 1)
     result = RunResult(answer, similarity, before, start, facts)
     if config.should_save:
         _write_result(folder, result)
@@ -249,7 +253,7 @@ def _finished(folder: Path) -> RunResult | None:
     with np.load(folder / SCORES_FILE) as arrays:
         answer, similarity, before = (SplitScores.of(arrays, kind) for kind in ("answer", "similarity", "before"))
         start = SplitScores.of(arrays, "start") if "start_test" in arrays else None
-    return RunResult(answer, similarity, before, start, facts)
+    return RunResult(answer, similarity, before, start, facts, is_new=False)
 
 
 def say(config: FlippedDistillationConfig, text: str) -> None:
