@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from .pair_scores import unpacked_splits
 
 SIGNIFICANT = 0.05
 DRAWS = 10_000
+# Draws times pairs that are looked at in one go: all at once, 20,000 test pairs would take 6 GB.
+BLOCK = 2_000_000
 METRICS = ("auc", "f1")
 SYSTEMS = ("teacher", "answer", "similarity", "both", "answer_plus_teacher", "both_plus_teacher")
 
@@ -115,12 +117,13 @@ def _drawn(key: _Key, system: str, metric: str) -> np.ndarray:
     splits = unpacked_splits({name: {"validation": first, "test": second} for name, first, second in key})
     labels = splits["label"].validation.astype(int), splits["label"].test.astype(int)
     scores = _system(splits, system, labels[0])
-    times = _times_drawn(len(labels[1]))
     if metric == "auc":
-        return _auc(scores.test, labels[1], times)
-    found = scores.test >= best_f1_threshold(scores.validation, labels[0])
-    hits, counted = times @ (found & (labels[1] == 1)), times @ (found.astype(np.float32) + labels[1])
-    return np.divide(2 * hits, counted, out=np.zeros_like(counted), where=counted > 0)  # 0 of nothing, as everywhere
+        of_draws = partial(_auc, scores.test, labels[1])
+    else:
+        of_draws = partial(_f1, scores.test >= best_f1_threshold(scores.validation, labels[0]), labels[1])
+    times = _times_drawn(len(labels[1]))
+    size = max(1, BLOCK // len(labels[1]))
+    return np.concatenate([of_draws(times[start : start + size]) for start in range(0, len(times), size)])
 
 
 def _system(splits: Mapping[str, SplitScores], system: str, validation_labels: np.ndarray) -> SplitScores:
@@ -131,12 +134,23 @@ def _system(splits: Mapping[str, SplitScores], system: str, validation_labels: n
 
 @lru_cache(maxsize=2)
 def _times_drawn(count: int) -> np.ndarray:
-    """How often each test pair is drawn, (DRAWS, count); the same for all that is compared."""
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS).astype(np.float32)
+    """How often each test pair is drawn, (DRAWS, count) uint8; the same for all that is compared."""
+    random, shares = np.random.default_rng(0), np.full(count, 1 / count)
+    times = np.empty((DRAWS, count), np.uint8)
+    for draw in times:
+        draw[:] = random.multinomial(count, shares)
+    return times
+
+
+def _f1(found: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """F1 with each pair counted so many times, (draws,); 0 where nothing is found or to be found, as everywhere."""
+    times = times.astype(np.float32)
+    hits, counted = times @ (found & (labels == 1)), times @ (found.astype(np.float32) + labels)
+    return np.divide(2 * hits, counted, out=np.zeros_like(counted), where=counted > 0)
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """ROC AUC with each pair counted so many times, (DRAWS,); ties count half. NaN of draws of one class."""
+    """ROC AUC with each pair counted so many times, (draws,); ties count half. NaN of draws of one class."""
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     positive, negative = (

@@ -23,6 +23,7 @@ PAIRS = 120
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(significance, "DRAWS", 400)
+    monkeypatch.setattr(significance, "BLOCK", 50 * PAIRS)
     for cached in (significance._drawn, significance._times_drawn):
         cached.cache_clear()
 
@@ -70,7 +71,7 @@ def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     else:
         scores = splits[system]
     key = significance._key(row, {})
-    times = significance._times_drawn(PAIRS)
+    times = significance._times_drawn(PAIRS).astype(float)
     threshold = best_f1_threshold(scores.validation, labels)
     for draw in (0, 17, 399):
         for metric, expected in (
