@@ -151,11 +151,13 @@ def _f1(found: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 def _auc(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
     """ROC AUC with each pair counted so many times, (draws,); ties count half. NaN of draws of one class."""
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    positive, negative = (
-        np.add.reduceat(times[:, order] * (labels[order] == label), ties, axis=1, dtype=np.float64) for label in (1, 0)
-    )
-    below = np.cumsum(negative, axis=1) - negative / 2
-    compared = positive.sum(axis=1) * negative.sum(axis=1)
-    return np.divide((positive * below).sum(axis=1), compared, out=np.full(len(times), np.nan), where=compared > 0)
+    matches, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    others = others[np.argsort(scores[others])]
+    # How many of the drawn others stand among the first 0, 1, 2, ... of all.
+    drawn = np.zeros((len(times), len(others) + 1))
+    np.cumsum(times[:, others], axis=1, out=drawn[:, 1:])
+    places = [np.searchsorted(scores[others], scores[matches], side) for side in ("left", "right")]
+    of_matches = times[:, matches].astype(np.float64)
+    wins = (of_matches * (drawn[:, places[0]] + drawn[:, places[1]])).sum(axis=1) / 2
+    compared = of_matches.sum(axis=1) * drawn[:, -1]
+    return np.divide(wins, compared, out=np.full(len(times), np.nan), where=compared > 0)
