@@ -115,13 +115,13 @@ def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[R
     of the first seed keep for all: a run may lack just that one.
     """
     of_all = shared_scores([row for row in rows if row["set"] == set_name]) or {}
-    found = {}
+    found: dict[str, list[Row]] = {}
     for run in group.runs:
         own = of_run(rows, set_name, run)
         kept = shared_scores(own) or of_all
         part = [row for row in own if row["seed"] in group.seeds]
         if part:
-            found[run] = [row | {"scores": kept | row["scores"]} if row.get("scores") else row for row in part]
+            found[run] = [{**row, "scores": {**kept, **row["scores"]}} if row.get("scores") else row for row in part]
     seeds = [{row["seed"] for row in part} for part in found.values()]
     shared = set.intersection(*seeds) if seeds else set()
     return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}

@@ -71,7 +71,7 @@ def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) ->
     if set(changed) != set(names) if changed else "both" not in row["metrics"]:
         return None
     known = {**defaults, **row.get("resolved", {}), **changed}
-    values = [known.get(name) for name in names]
+    values: list[Any] = [known.get(name) for name in names]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return None
     if len(values) == 2 and abs(values[0] + values[1] - 1) > 1e-9:
