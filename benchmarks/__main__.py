@@ -55,9 +55,8 @@ def main() -> None:
     """Run the table, or those named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [*TABLE, *OTHERS]
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(names)} (the first seven)"
-    )
+    shown = f"which to run, of {', '.join(names)} (the first {len(TABLE)})"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=shown)
     parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: under 10 minutes")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="where to write the rows")
     options = parser.parse_args()

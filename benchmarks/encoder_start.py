@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import psutil
 import torch
 from sentence_transformers.util import dot_score, semantic_search
 from sklearn.metrics import roc_auc_score
@@ -31,6 +27,8 @@ from flipped_kd.inference.scorer import PairScorer
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.training import encoder_start
 from flipped_kd.utils.devices import cpu_cores, use_cpu_threads
+
+from .harness import growth
 
 CORPUS = 100_000
 
@@ -53,25 +51,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "first third, widest module": {"encoder_layers": "first:33%"},
     "all layers, widest module": {"encoder_layers": "all"},
 }
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Yields a list to which the growth of this process's memory is added at the end, in GB: its peak, sampled."""
-    process, found = psutil.Process(), [0.0]
-    before, done = process.memory_info().rss, threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            found[0] = max(found[0], (process.memory_info().rss - before) / 1e9)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        watcher.join()
 
 
 def similarity_auc(trainer: FlippedDistillationTrainer, pairs: datasets.Dataset) -> float:
@@ -141,13 +120,13 @@ def main() -> None:
             config = FlippedDistillationConfig(**places, **chosen)
             model = load_student(options.student, dtype="float32")
             began = time.time()
-            with peak_memory() as memory:
+            with growth() as grown:
                 trainer = FlippedDistillationTrainer(model, options.teacher, config, train, held_out[0], tokenizer)
             start = trainer.encoder_start
             seconds = time.time() - began if start is None else start.seconds
             aucs = [similarity_auc(trainer, part) for part in held_out]
             cells = [name, *(f"{auc:.4f}" for auc in aucs), str(trainer.encoder.dimension)]
-            cells += ["-" if start is None else str(start.texts), f"{seconds:.0f}", f"{memory[0]:.2f}"]
+            cells += ["-" if start is None else str(start.texts), f"{seconds:.0f}", f"{grown['peak'] / 1e9:.2f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 

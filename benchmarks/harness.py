@@ -28,6 +28,7 @@ STAND_IN = SHARED / "models" / "student-minilm-causal"
 STUDENT = Path(os.environ.get("FLIPPED_KD_STUDENT") or STAND_IN)
 TEACHER = SHARED / "models" / "teacher-banking77"
 BANKING = SHARED / "data" / "banking77"
+FAQ = SHARED / "data" / "banking77_faq"
 SAMPLE_SECONDS = 0.005
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers", "flipped_kd")
 
@@ -100,6 +101,12 @@ def missing(*needed: Path) -> bool:
     if absent:
         print(f"skipped: no {absent[0].name} at {absent[0].parent}; set FLIPPED_KD_SHARED to the folder that holds it")
     return bool(absent)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of the benchmark data."""
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file]
 
 
 def anonymous_bytes() -> int:

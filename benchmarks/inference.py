@@ -6,7 +6,6 @@ rest. Both take turns in one process, so that a drifting machine speed cancels o
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -23,9 +22,8 @@ from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import add_adapter, default_lora
 
-from .harness import BANKING, SHARED, STUDENT, Row, missing, ratios, take_turns
+from .harness import BANKING, FAQ, STUDENT, Row, json_lines, missing, ratios, take_turns
 
-FAQ = SHARED / "data" / "banking77_faq"
 QUERY_TOKENS = (13, 100)
 CANDIDATES = (100, 1000)
 PAIRS = 256
@@ -107,9 +105,8 @@ def merged_model(folder: Path) -> Path:
 
 def _documents(count: int) -> list[str]:
     """The bank's 77 questions and customers' queries, `count` distinct texts."""
-    lines = [(FAQ / name).read_text("utf-8").splitlines() for name in ("questions.jsonl", "test.jsonl", "train.jsonl")]
-    texts = [json.loads(line)["question"] for line in lines[0]]
-    texts += [json.loads(line)["query"] for line in (*lines[1], *lines[2])]
+    texts = [row["question"] for row in json_lines(FAQ / "questions.jsonl")]
+    texts += [row["query"] for split in ("test", "train") for row in json_lines(FAQ / f"{split}.jsonl")]
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < count:
         raise RuntimeError(f"{FAQ} holds {len(distinct)} distinct texts, {count} are wanted")
@@ -118,9 +115,8 @@ def _documents(count: int) -> list[str]:
 
 def _query(prompt: PairPrompt, length: int) -> str:
     """A customer's words, exactly `length` tokens of them."""
-    lines = (FAQ / "validation.jsonl").read_text("utf-8").splitlines()
     text = ""
-    for word in " ".join(json.loads(line)["query"] for line in lines).split():
+    for word in " ".join(row["query"] for row in json_lines(FAQ / "validation.jsonl")).split():
         longer = f"{text} {word}".lstrip()
         start, stop = prompt.encode_texts([longer])[0].text_a
         if stop - start <= length:  # else the word has too many pieces: the next may fit

@@ -6,7 +6,6 @@ each with noise of its own until there are a million: between clusters and noise
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from typing import Any
@@ -18,12 +17,11 @@ from sentence_transformers import SentenceTransformer
 from flipped_kd.inference.nearest import ApproximateSearch
 from flipped_kd.inference.search_index import SearchIndex
 
-from .harness import SHARED, TEACHER, Row, missing, ratios, take_turns
+from .harness import FAQ, TEACHER, Row, json_lines, missing, ratios, take_turns
 
 TEXTS, DIMENSION, QUERIES = 1_000_000, 32, 200
 # Norm of a vector's noise, its text's vector being 1.
 NOISE = 0.5
-FAQ = SHARED / "data" / "banking77_faq"
 
 
 def main(quick: bool = False) -> list[Row]:
@@ -31,7 +29,8 @@ def main(quick: bool = False) -> list[Row]:
     if missing(TEACHER, FAQ):
         return []
     count = TEXTS // 10 if quick else TEXTS
-    texts, queries = _texts("train.jsonl"), _texts("test.jsonl")[:QUERIES]
+    texts, queries = ([row["query"] for row in json_lines(FAQ / f"{split}.jsonl")] for split in ("train", "test"))
+    queries = queries[:QUERIES]
     encoder = SentenceTransformer(str(TEACHER), device="cpu")
     encoded = encoder.encode([*texts, *queries], show_progress_bar=False)
     centred = encoded - encoded.mean(axis=0)
@@ -64,10 +63,6 @@ def main(quick: bool = False) -> list[Row]:
                 )
             )
     return rows
-
-
-def _texts(name: str) -> list[str]:
-    return [json.loads(line)["query"] for line in (FAQ / name).read_text("utf-8").splitlines()]
 
 
 def _noisy(vectors: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, load_pairs
 from flipped_kd.training.processes import end_together
 
-from .harness import SHARED, missing
+from .harness import BANKING, SHARED, STAND_IN, TEACHER, missing
 
 BATCH = 32
 WARM_UP = 2  # steps
@@ -57,14 +57,13 @@ def train(folder: Path, steps: int, gathered: bool) -> float:
         precision="fp32",
         ddp_backend="gloo" if "LOCAL_RANK" in os.environ else None,
     )
-    data, models = SHARED / "data" / "banking77", SHARED / "models"
     trainer = FlippedDistillationTrainer(
-        str(models / "student-minilm-causal"),
-        str(models / "teacher-banking77"),
+        str(STAND_IN),
+        str(TEACHER),
         args,
         # As many for one rank as for two: the lengths of the texts are then the same on average.
-        load_pairs(data / "train.jsonl", max_rows=2 * BATCH * (steps + 1)),
-        load_pairs(data / "validation.jsonl", max_rows=64),  # scored once, after the last step
+        load_pairs(BANKING / "train.jsonl", max_rows=2 * BATCH * (steps + 1)),
+        load_pairs(BANKING / "validation.jsonl", max_rows=64),  # scored once, after the last step
         callbacks=[clock],
     )
     trainer.train()

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
@@ -21,7 +19,7 @@ from flipped_kd import FlippedMatcher
 from flipped_kd.evaluation.ranking import ranking_metrics
 from flipped_kd.utils.choices import ScoreKind
 
-from .harness import SHARED, missing
+from .harness import FAQ, SHARED, TEACHER, json_lines, missing
 
 RERANK = 10
 QUICK_QUERIES = 200
@@ -51,9 +49,7 @@ def main(
     if missing(SHARED):
         return {}
     matcher = FlippedMatcher.from_pretrained(adapter)
-    slm = SentenceTransformer(
-        teacher or str(SHARED / "models" / "teacher-banking77"), model_kwargs={"dtype": matcher.model.dtype}
-    )
+    slm = SentenceTransformer(teacher or str(TEACHER), model_kwargs={"dtype": matcher.model.dtype})
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name in data:
         task = TASKS[name]()
@@ -100,10 +96,9 @@ def _rows(found: list[list[dict]]) -> list[list[int]]:
 
 
 def _banking() -> Task:
-    folder = SHARED / "data" / "banking77_faq"
-    questions = _lines(folder / "questions.jsonl")
+    questions = json_lines(FAQ / "questions.jsonl")
     place = {question["id"]: row for row, question in enumerate(questions)}
-    test = _lines(folder / "test.jsonl")
+    test = json_lines(FAQ / "test.jsonl")
     return Task(
         [row["query"] for row in test],
         [question["question"] for question in questions],
@@ -113,9 +108,9 @@ def _banking() -> Task:
 
 def _nfcorpus() -> Task:
     folder = SHARED / "data" / "nfcorpus_beir"
-    documents = _lines(folder / "corpus.jsonl")
+    documents = json_lines(folder / "corpus.jsonl")
     place = {document["_id"]: row for row, document in enumerate(documents)}
-    queries = {query["_id"]: query["text"] for query in _lines(folder / "queries.jsonl")}
+    queries = {query["_id"]: query["text"] for query in json_lines(folder / "queries.jsonl")}
     relevant: dict[str, set[int]] = {}
     with (folder / "qrels" / "test.tsv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
@@ -126,10 +121,6 @@ def _nfcorpus() -> Task:
         [f"{document['title']} {document['text']}".strip() for document in documents],
         list(relevant.values()),
     )
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 TASKS = {"banking77_faq": _banking, "nfcorpus_beir": _nfcorpus}

@@ -7,7 +7,6 @@ texts is no part of it.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -22,19 +21,18 @@ from sentence_transformers.util import semantic_search
 from flipped_kd import FlippedMatcher
 from flipped_kd.inference.search_index import SearchIndex
 
-from .harness import SHARED, STUDENT, TEACHER, Row, missing, ratios, take_turns
+from .harness import FAQ, STUDENT, TEACHER, Row, json_lines, missing, ratios, take_turns
 from .inference import merged_model
 
 TEXTS = 100_000
 RERANK = 20
-FAQ = SHARED / "data" / "banking77_faq"
 
 
 def main(quick: bool = False) -> list[Row]:
     """Seconds of a search with and without ranking again, one query at a time and many at once."""
     if missing(STUDENT, TEACHER, FAQ):
         return []
-    queries = _queries("test.jsonl")[: 10 if quick else 40]
+    queries = [row["query"] for row in json_lines(FAQ / "test.jsonl")][: 10 if quick else 40]
     texts = _corpus()
     with tempfile.TemporaryDirectory() as folder:
         merged = merged_model(Path(folder))
@@ -83,11 +81,7 @@ def main(quick: bool = False) -> list[Row]:
     return rows
 
 
-def _queries(name: str) -> list[str]:
-    return [json.loads(line)["query"] for line in (FAQ / name).read_text("utf-8").splitlines()]
-
-
 def _corpus() -> list[str]:
     """So many distinct texts of a customer's length: real queries, numbered."""
-    real = _queries("train.jsonl")
+    real = [row["query"] for row in json_lines(FAQ / "train.jsonl")]
     return [f"{real[number % len(real)]} ({number // len(real)})" for number in range(TEXTS)]

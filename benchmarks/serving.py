@@ -32,8 +32,8 @@ from pydantic import BaseModel
 
 from flipped_kd import FlippedMatcher, load_pairs
 
-from .harness import BANKING, ROOT, STAND_IN, STUDENT, Row, missing, ratios, take_turns
-from .inference import FAQ, merged_model
+from .harness import BANKING, FAQ, ROOT, STAND_IN, STUDENT, Row, json_lines, missing, ratios, take_turns
+from .inference import merged_model
 
 CLIENTS = 32
 PATIENCE = 300.0
@@ -163,9 +163,8 @@ def _check_same(matcher: FlippedMatcher, ours: int, peer: int, pairs: list[Pair]
 
 def _one_query_for_all(count: int) -> list[Pair]:
     """Customers' queries, each against as many of the bank's questions as there are clients."""
-    lines = [(FAQ / name).read_text("utf-8").splitlines() for name in ("questions.jsonl", "test.jsonl")]
-    questions = cycle([json.loads(line)["question"] for line in lines[0]])
-    queries = [json.loads(line)["query"] for line in lines[1][: count // CLIENTS]]
+    questions = cycle([row["question"] for row in json_lines(FAQ / "questions.jsonl")])
+    queries = [row["query"] for row in json_lines(FAQ / "test.jsonl")[: count // CLIENTS]]
     return [(query, question) for query in queries for question in islice(questions, CLIENTS)]
 
 

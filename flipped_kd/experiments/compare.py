@@ -126,7 +126,7 @@ def _compare(
         "command": shown_command(sys.argv),
         "versions": library_versions(),
         "device": {"name": device_name(config.use_cpu), "processes": config.world_size},
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(time.time() - started + comparison.seconds_before, 1),
     }
     if config.should_save:
         write_report(report, out)
@@ -186,7 +186,11 @@ def with_learning_rate(student: StudentArguments, config: FlippedDistillationCon
 
 @dataclass
 class Comparison:
-    """The runs of a comparison, seed by seed, and what they give."""
+    """The runs of a comparison, seed by seed, and what they give.
+
+    Attributes:
+        seconds_before: that runs took which earlier commands have made.
+    """
 
     student: StudentArguments
     data: DataArguments
@@ -198,6 +202,7 @@ class Comparison:
     runs: list[dict[str, Any]] = field(default_factory=list)
     rankings: list[dict[str, Any]] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
     def add(self, seed: int, position: int, seeds: int) -> None:
         """Train with one seed, and judge."""
@@ -243,6 +248,9 @@ class Comparison:
             )
         )
         facts = {system: result.facts for system, result in results.items()}
+        for result in results.values():
+            if not result.is_new:
+                self.seconds_before += result.facts.get("seconds", result.facts["training_seconds"])
         self.runs.append({"seed": seed, **facts})
         if all("retrieval" in of_run for of_run in facts.values()):
             of_seed = {"teacher": teacher_retrieval(self.teacher, self.data, self.config)}

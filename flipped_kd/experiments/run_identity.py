@@ -18,6 +18,7 @@ from ..teachers.base import Teacher
 from ..training.checkpoint_files import checkpoints_in
 from ..training.config import FlippedDistillationConfig
 from ..utils.atomic import write_atomically
+from ..utils.digests import file_sha256
 from ..utils.provenance import shown_name
 from .arguments import DataArguments, StudentArguments
 from .splits import SPLITS, Splits
@@ -27,7 +28,9 @@ FINGERPRINT_FILE = "fingerprint.txt"
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
 # Settings that change where or how often something is written, not what is learned.
 NOT_LEARNED = {
-    *("output_dir", "teacher_cache_dir", "run_name", "hub_token", "logging_steps", "disable_tqdm"),
+    *("output_dir", "teacher_cache_dir", "run_name", "disable_tqdm", "report_to", "log_level"),
+    *("logging_steps", "logging_strategy", "logging_first_step"),
+    *("hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
     *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps"),
     *("cpu_threads",),
 }
@@ -57,16 +60,20 @@ def run_fingerprint(
     return digest.hexdigest()
 
 
-@functools.cache  # the student of a comparison does not change while it runs
 def _files_of(student: str) -> bytes:
     """sha256 of a file, or of a local student's configuration, tokenizer and weights; nothing of one on the Hub."""
     digest = hashlib.sha256()
     local = sorted(Path(student).glob("*")) if Path(student).is_dir() else [Path(student)]
     for path in (path for path in local if path.is_file()):
         if path == Path(student) or path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"):
-            with open(path, "rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+            status = path.stat()
+            digest.update(path.name.encode() + bytes.fromhex(_sha256(path, status.st_size, status.st_mtime_ns)))
     return digest.digest()
+
+
+@functools.cache  # large, and the same for all runs of a comparison
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
 
 
 def run_settings(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> dict[str, Any]:

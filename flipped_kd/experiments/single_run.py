@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..evaluation.comparison import SplitScores
 from ..evaluation.run_files import RUN_FILE, SCORES_FILE
+from ..inference.loading import ADAPTER_WEIGHTS
 from ..inference.scorer import PairScorer
 from ..students.loading import load_student, load_tokenizer
 from ..students.lora import default_lora
@@ -45,6 +47,7 @@ class RunResult:
         before: the untrained student's answers; empty where nobody asked for them.
         start: the similarities after the start of A, before any step; None where A started at random.
         facts: plain JSON values.
+        is_new: whether it was made now, not found in its folder.
     """
 
     answer: SplitScores
@@ -52,6 +55,7 @@ class RunResult:
     before: SplitScores
     start: SplitScores | None
     facts: dict[str, Any]
+    is_new: bool = True
 
 
 def train_once(
@@ -84,11 +88,12 @@ def train_once(
     fingerprint = run_fingerprint(student, data, config, splits, teacher)
     claim_folder(folder, fingerprint, config.should_save)
     finished = _finished(folder)
-    if finished is not None and (keep_in is None or (keep_in / "adapter_model.safetensors").is_file()):
+    if finished is not None and (keep_in is None or _is_kept(folder, keep_in)):
         say(config, f"  finished before: {folder}")
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
         return finished
+    begun = time.time()
     trainer = _new_trainer(student, data, config, splits, teacher)
     before, by_answer = SplitScores(*2 * (np.zeros(0),)), {}
     start, untrained = None, None
@@ -125,6 +130,7 @@ def train_once(
             say(config, "  the student is sharded: questions are not ranked by its vectors")
         else:
             facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
+    facts["seconds"] = round(time.time() - begun, 1)
     result = RunResult(answer, similarity, before, start, facts)
     if config.should_save:
         _write_result(folder, result)
@@ -234,6 +240,12 @@ def _write_result(folder: Path, result: RunResult) -> None:
     write_json(folder / RUN_FILE, result.facts)
 
 
+def _is_kept(folder: Path, keep_in: Path) -> bool:
+    """Whether `keep_in` holds an adapter, and not that of another run, such as one of another first seed."""
+    own, kept = folder / ADAPTER_WEIGHTS, keep_in / ADAPTER_WEIGHTS
+    return kept.is_file() and (not own.is_file() or filecmp.cmp(own, kept, shallow=False))
+
+
 def _finished(folder: Path) -> RunResult | None:
     if not (folder / RUN_FILE).is_file():
         return None
@@ -241,7 +253,7 @@ def _finished(folder: Path) -> RunResult | None:
     with np.load(folder / SCORES_FILE) as arrays:
         answer, similarity, before = (SplitScores.of(arrays, kind) for kind in ("answer", "similarity", "before"))
         start = SplitScores.of(arrays, "start") if "start_test" in arrays else None
-    return RunResult(answer, similarity, before, start, facts)
+    return RunResult(answer, similarity, before, start, facts, is_new=False)
 
 
 def say(config: FlippedDistillationConfig, text: str) -> None:

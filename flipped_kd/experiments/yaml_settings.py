@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 # As in YAML 1.2; 1.1 asks for a dot and for a sign of the exponent.
 EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
@@ -81,7 +82,17 @@ def typed(value: Any, kind: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads truth values and numbers as `Bare`."""
+    """Reads truth values and numbers as `Bare`; of a key that stands twice YAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """As in SafeLoader. Raises ComposerError: a key stands twice."""
+        node: Any = super().compose_mapping_node(anchor)
+        found: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in found:
+                raise ComposerError(None, None, f"{key.value!r} stands here for the second time", key.start_mark)
+            found.add(str(key.value))
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """As in SafeLoader; a key that is no whole number is a name, as it is written."""

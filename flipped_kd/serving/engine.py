@@ -133,6 +133,7 @@ class Engine:
         *,
         every: bool = False,
         cosines: np.ndarray | None = None,
+        one_query: bool = False,
     ) -> PairScores:
         """How likely pairs match.
 
@@ -142,11 +143,12 @@ class Engine:
             may_cut: whether texts that are too long are cut, as in `FlippedMatcher`.
             every: compute answer and cosine, whether or not `kind` needs both.
             cosines: (n,) where they are known.
+            one_query: all pairs have the same first text, which counts once among the texts of a request.
 
         Raises:
             Refused: a limit, or a text that is too long and must not be cut.
         """
-        self._check_count(2 * len(pairs))
+        self._check_count(len(pairs) + (1 if one_query else len(pairs)))
         kind = kind or self.kind
         answered = every or kind != "similarity"
         compared = cosines is None and (every or kind != "answer")

@@ -23,9 +23,7 @@ import hashlib
 import io
 import json
 import random
-import shutil
 import sys
-import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from mini_texts import Row, to_jsonl
 from sklearn.feature_extraction.text import TfidfVectorizer
+
+from flipped_kd.utils.atomic import check_target, whole_or_absent
 
 BANKING = (
     "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/"
@@ -208,7 +208,7 @@ def write(files: dict[str, list[Row]], folder: Path) -> None:
     """Write NAME.jsonl and SHA256SUMS, all or nothing; the folder must be new, or hold the very same files.
 
     Raises:
-        ValueError: the folder holds files with other sums.
+        ValueError: the folder holds files with other sums, or without any.
     """
     contents = {f"{name}.jsonl": to_jsonl(rows) for name, rows in files.items()}
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
@@ -217,16 +217,11 @@ def write(files: dict[str, list[Row]], folder: Path) -> None:
         if (folder / SUMS_FILE).read_text(encoding="utf-8") != listing:
             raise ValueError(f"{folder} holds another build (its {SUMS_FILE} differs): name another folder.")
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    check_target(folder)
+    with whole_or_absent(folder) as partial:
         for name, text in contents.items():
             (partial / name).write_text(text, encoding="utf-8")
         (partial / SUMS_FILE).write_text(listing, encoding="utf-8")
-        partial.chmod(0o755)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

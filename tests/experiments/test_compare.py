@@ -199,6 +199,9 @@ def test_without_plain_fine_tuning_the_rest_is_compared(
     again = run_comparison(student, replace(data, baseline=True), config)
     assert capsys.readouterr().out.count("finished before") == 2
     assert again["systems"] == whole["systems"]
+    # How long it took in all, not how long it took to find what was finished.
+    of_runs = [run[system]["seconds"] for run in again["runs"] for system in ("llm_sft", "llm_flipped")]
+    assert again["seconds"] > sum(of_runs) > 0
 
 
 def test_splits_are_drawn_by_the_seed() -> None:

@@ -164,6 +164,10 @@ def test_boolean_flags_override_the_file(tmp_path: Path) -> None:
         ("name: {a: 1}", "name={'a': 1} is a dict"),
         ("a: b: c", "is not valid YAML"),
         ("\t- x", "is not valid YAML"),
+        (
+            "margin: 0.1\nname: x\nmargin: 0.2",
+            r"YAML: .margin. stands here for the second time\n.*line 3",
+        ),
         ("- margin", "must hold 'key: value' lines, not a list"),
         ("margin", "must hold 'key: value' lines, not a str"),
     ],

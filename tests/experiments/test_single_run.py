@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flipped_kd.experiments import run_identity
 from flipped_kd.experiments import single_run as training_run
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.splits import Splits
@@ -29,7 +28,6 @@ def run(
     teacher = load_teacher(str(teacher_dir))
 
     def train(student: Path = student_dir, looks: dict[str, Any] | None = None, **changes: Any) -> Any:
-        run_identity._files_of.cache_clear()  # of what another command would read anew
         settings: dict[str, Any] = {
             "output_dir": str(tmp_path / "run"),
             "teacher_cache_dir": str(tmp_path / "cache"),
@@ -103,6 +101,22 @@ def test_a_run_killed_before_its_first_checkpoint_binds_nobody(run: Any, killed:
 def test_where_something_is_written_may_change(run: Any, killed: Any) -> None:
     killed(1)
     assert run(save_total_limit=1, logging_steps=1).facts["steps"] == 2
+    # And to whom: the same command, given again to push what it has made.
+    again = run(hub_model_id="me/matcher", hub_private_repo=True, hub_revision="next", report_to="none")
+    assert again.facts["steps"] == 2
+
+
+def test_the_adapter_that_is_kept_is_that_of_the_run(run: Any, tmp_path: Path) -> None:
+    """The same output folder was used with other first seeds in between."""
+    kept = tmp_path / "kept"
+    first = run(looks={"keep_in": kept})
+    own = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    assert (kept / "adapter_model.safetensors").read_bytes() == own
+    run(looks={"keep_in": kept}, output_dir=str(tmp_path / "other"), seed=7)
+    assert (kept / "adapter_model.safetensors").read_bytes() != own
+    again = run(looks={"keep_in": kept})
+    assert (kept / "adapter_model.safetensors").read_bytes() == own
+    np.testing.assert_array_equal(again.answer.test, first.answer.test)
 
 
 def test_another_student_of_the_same_name_makes_another_run(

@@ -57,6 +57,19 @@ def test_its_metrics_are_those_of_our_own_search(folder: Path) -> None:
         assert found[way]["mrr_at_10"] == pytest.approx(np.where(ranks <= 10, 1 / ranks, 0).mean(), abs=1e-4)
 
 
+def test_lines_end_where_json_lines_do(folder: Path, tmp_path: Path) -> None:
+    """Not at a line separator (U+2028) or next line (U+0085) in a text, which JSON need not escape."""
+    from evaluate_mteb import local_task
+
+    text = "one\u2028two\x85three"
+    corpus = tmp_path / "corpus.jsonl"
+    rows = [{"_id": f"d{n}", "text": text} for n in range(len(CORPUS))]
+    corpus.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n", encoding="utf-8")
+    task = local_task(corpus, folder / "queries.jsonl", folder / "qrels.tsv")
+    task.load_data()
+    assert [row["text"] for row in task.dataset["default"]["test"]["corpus"]] == [text] * len(CORPUS)
+
+
 def test_the_command_prints_a_line_a_way_and_refuses_broken_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +90,7 @@ def test_the_command_prints_a_line_a_way_and_refuses_broken_files(
     assert [line.split("  ")[0] for line in lines[-3:]] == ["vectors", "3 nearest by answer", "3 nearest by both"]
     for name, content, message in (
         ("corpus", '{"_id": "d0"}\n', "corpus.jsonl, line 1 needs `_id` and `text`"),
+        ("corpus", '{"_id": "d0", "text": "x"}\n{"_id"\n', "'corpus.jsonl', line 2 is not JSON"),
         ("qrels", "head\nq0 d0 1\n", "qrels.tsv, line 2 is 'q0 d0 1'"),
         ("qrels", "head\nq0\tnowhere\t1\n", "give query id, id of a document"),
         ("qrels", "head\nwho\td0\t1\n", "names queries that queries.jsonl lacks, such as 'who'"),

@@ -57,6 +57,7 @@ def test_a_peer_makes_a_row_of_a_trained_student(
     kept = unpacked_splits(row["scores"])[system]
     labels = [one["label"] for one in read_rows(tmp_path / "test.jsonl")]
     assert roc_auc_score(labels, kept.test) == pytest.approx(row["metrics"][system]["auc"], abs=0.02)
+    assert row["metrics"]["run"]["steps"] == len(losses)
     half = len(losses) // 2
     assert half >= 2 and np.mean(losses[half:]) < np.mean(losses[:half])
 

@@ -81,6 +81,7 @@ def test_names_of_this_machine_are(guarded: Running, host: str) -> None:
         ("/v1/embeddings", {"input": ["x" * 5000]}, 413, "the body is larger than 4000 bytes"),
         ("/embed", {"inputs": ["cash"] * 9}, 422, "9 texts in one request, 8 at most"),
         ("/match", {"pairs": [["cash", "refund"]] * 5}, 422, "10 texts in one request, 8 at most"),
+        ("/rerank", {"query": "cash", "texts": ["refund"] * 8}, 422, "9 texts in one request, 8 at most"),
         ("/embed", {"inputs": [f"{number} where is the loan " * 9 for number in range(8)]}, 413, "200 at most"),
     ],
 )
@@ -88,6 +89,18 @@ def test_limits_are_named(guarded: Running, route: str, body: dict, status: int,
     response = guarded.post(route, body)
     assert response.status_code == status and reason in response.text, response.text
     assert set(response.json()) == ({"error"} if route == "/v1/embeddings" else {"error", "error_type"})
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/rerank", {"query": "cash", "texts": ["refund"] * 7}),
+        ("/v1/rerank", {"query": "cash", "documents": ["refund"] * 7}),
+        ("/search", {"query": "cash", "top_k": 5, "rerank": 6}),
+    ],
+)
+def test_a_query_counts_once_however_many_texts_it_has(guarded: Running, route: str, body: dict) -> None:
+    assert guarded.post(route, body).status_code == 200
 
 
 def test_equal_texts_count_once_in_tokens(guarded: Running) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...training.config import FlippedDistillationConfig
+from ...utils.checks import require_integer
 from ..arguments import DataArguments, StudentArguments
 from ..parsing import field_types, parse_settings
 from ..yaml_settings import plain, read_yaml, typed, written
@@ -120,25 +121,24 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
         for name, entry in _mapping(content.get("sets") or {}, f"{path}: sets").items()
     }
     base = _settings(content.get("base"), f"{path}: base")
-    first = int(plain(content.get("seed", 0)))
+    first = _whole(content.get("seed", 0), f"{path}: seed", 0, "seeds are counted from it.")
     jobs: dict[tuple[str, str, int], Job] = {}
     groups = []
-    for number, entry in enumerate(content.get("groups") or []):
+    for number, entry in enumerate(_list(content.get("groups") or [], f"{path}: groups")):
         where = f"{path}: group {number + 1}"
         _known(_mapping(entry, where), GROUP_KEYS, where)
-        runs = {str(name): _settings(changes, where) for name, changes in (entry.get("runs") or {}).items()}
+        named = _mapping(entry.get("runs") or {}, where)
+        runs = {str(name): _settings(changes, where) for name, changes in named.items()}
         sweeps = {
-            name: [_setting(name, value) for value in values]
+            name: [_setting(name, value) for value in _list(values, f"{where}: {name}")]
             for name, values in _mapping(entry.get("sweeps") or {}, where).items()
         }
         runs |= {f"{name}={value}": {name: value} for name, values in sweeps.items() for value in values}
-        used = [written(name) for name in entry.get("sets") or sets]
+        used = [written(name) for name in _list(entry.get("sets") or [*sets], f"{where}: sets")]
         for name in used:
             if name not in sets:
                 raise ValueError(f"{where}: no set is named {name!r}; there are {sorted(sets)}.")
-        seeds = int(plain(entry.get("seeds", 1)))
-        if seeds < 1:
-            raise ValueError(f"{where}: seeds={seeds}; at least one is needed.")
+        seeds = _whole(entry.get("seeds", 1), f"{where}: seeds", 1, "at least one is needed.")
         for seed in range(first, first + seeds):
             for name in used:
                 for run, changes in runs.items():
@@ -235,6 +235,17 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected 'key: value' lines, found {plain(value)!r}.")
     return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: give a list, as in [a, b]; found {plain(value)!r}.")
+    return value
+
+
+def _whole(value: Any, name: str, least: int, why: str) -> int:
+    require_integer(name, plain(value), least, why)
+    return int(plain(value))
 
 
 def _known(found: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -41,12 +41,26 @@ def _run_row(row: Row) -> Row:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row as one line and wait until it is on the disk; an unfinished last line is cut off first."""
+    """Add a row as one line and wait until it is on the disk; an unfinished last line is cut off first.
+
+    A whole row whose line has no end, as some editors leave it, is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        whole, end, last = file.read().rpartition(b"\n")
+        if last and not _is_json(last):
+            file.truncate(len(whole + end))
+        elif last:
+            file.write(b"\n")
         file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

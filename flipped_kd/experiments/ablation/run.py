@@ -149,9 +149,9 @@ def _outcomes(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 error = future.exception()
-                yield job, future.result() if error is None else error
                 if isinstance(error, BrokenProcessPool):  # a process was killed: nothing more can be submitted
-                    return
+                    waiting.clear()
+                yield job, future.result() if error is None else error
 
 
 def _start_worker(places: Any, threads: int) -> None:
@@ -252,21 +252,14 @@ def judge_run(
     """
     labels = validation_labels, test_labels
     both = None if answer is None or similarity is None else combine(answer, similarity, validation_labels)
-    chosen_by = {"teacher": teacher, "answer": answer, "similarity": similarity, "both": both}
-    metrics: dict[str, Any] = {
-        # What settings are chosen by.
-        "validation_auc": {
-            name: float(roc_auc_score(validation_labels, one.validation)) for name, one in chosen_by.items() if one
-        },
-        "teacher": judge(teacher, *labels),
-    }
-    if answer is not None:
-        metrics["answer"] = judge(answer, *labels, 0.0)
-    if similarity is not None:
-        metrics["similarity"] = judge(similarity, *labels)
-    if both is not None:
-        metrics["both"] = judge(both, *labels, 0.0)
-    for name, scores in (("answer", answer), ("both", both)):
-        if scores is not None:
-            metrics[f"{name}_plus_teacher"] = judge(combine(scores, teacher, validation_labels), *labels, 0.0)
+    systems = {"teacher": teacher, "answer": answer, "similarity": similarity, "both": both}
+    found = {name: one for name, one in systems.items() if one is not None}
+    # What settings are chosen by.
+    chosen_by = {name: float(roc_auc_score(validation_labels, one.validation)) for name, one in found.items()}
+    metrics: dict[str, Any] = {"validation_auc": chosen_by}
+    log_odds = [name for name in ("answer", "both") if name in found]
+    metrics |= {name: judge(one, *labels, 0.0 if name in log_odds else None) for name, one in found.items()}
+    for name in log_odds:
+        with_teacher = combine(found[name], teacher, validation_labels)
+        metrics[f"{name}_plus_teacher"] = judge(with_teacher, *labels, 0.0)
     return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from .pair_scores import unpacked_splits
 
 SIGNIFICANT = 0.05
 DRAWS = 10_000
+# Draws times pairs that are looked at in one go: all at once, 20,000 test pairs would take 6 GB.
+BLOCK = 2_000_000
 METRICS = ("auc", "f1")
 SYSTEMS = ("teacher", "answer", "similarity", "both", "answer_plus_teacher", "both_plus_teacher")
 
@@ -44,7 +46,9 @@ def bootstrap(
     """Resample seeds and test pairs together: each draw takes the same seeds and pairs of both.
 
     Seeds say how far another training would differ, pairs how far another test set would. With few seeds the spread
-    between them is drawn a little too small, by a factor of sqrt((S - 1) / S).
+    between them is drawn too small, by a factor of sqrt((S - 1) / S). Where seeds differ twice as much as test sets,
+    95 % intervals hold the truth in 84 % of cases with two seeds, in 88 % with three (simulated); of one seed they are
+    over test pairs alone. A draw without pairs of both classes has no AUC and is left out.
 
     Args:
         rows: S rows of the one run, in the order of their seeds.
@@ -54,7 +58,7 @@ def bootstrap(
         shared: the scores that rows of a set share: "label" and "teacher". None where no row has them.
 
     Returns:
-        None where a row keeps no scores.
+        None where a row keeps no scores, or the test pairs are of one class and the metric is "auc".
     """
     if shared is None or not all(row.get("scores") for row in (*rows, *others)) or metric not in METRICS:
         return None
@@ -67,9 +71,12 @@ def bootstrap(
     gaps = first - second
     seeds = np.random.default_rng(1).integers(0, len(gaps), (len(gaps), DRAWS))
     means = np.take_along_axis(gaps, seeds, axis=0).mean(axis=0)
+    means = means[np.isfinite(means)]
+    if not len(means):
+        return None
     low, high = np.quantile(means, (0.025, 0.975))
     # One draw is added to either side, so that no p is 0.
-    share = (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (DRAWS + 1)
+    share = (min((means <= 0).sum(), (means >= 0).sum()) + 1) / (len(means) + 1)
     return Interval(float(low), float(high), min(1.0, 2 * float(share)))
 
 
@@ -88,7 +95,7 @@ def holm(p_values: Sequence[float | None]) -> list[bool]:
 
 
 def shared_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The teacher's scores and the labels of a set: the first row that has them keeps them for all."""
+    """The teacher's scores and the labels of a set: the first row that has them keeps them for others."""
     for row in rows:
         scores = row.get("scores") or {}
         if "label" in scores and "teacher" in scores:
@@ -101,7 +108,7 @@ _Key = tuple[tuple[str, str, str], ...]
 
 
 def _key(row: Mapping[str, Any], shared: Mapping[str, Any]) -> _Key:
-    return tuple((name, one["validation"], one["test"]) for name, one in sorted({**row["scores"], **shared}.items()))
+    return tuple((name, one["validation"], one["test"]) for name, one in sorted({**shared, **row["scores"]}.items()))
 
 
 @lru_cache(maxsize=1024)  # a system is compared with several others
@@ -110,11 +117,13 @@ def _drawn(key: _Key, system: str, metric: str) -> np.ndarray:
     splits = unpacked_splits({name: {"validation": first, "test": second} for name, first, second in key})
     labels = splits["label"].validation.astype(int), splits["label"].test.astype(int)
     scores = _system(splits, system, labels[0])
-    times = _times_drawn(len(labels[1]))
     if metric == "auc":
-        return _auc(scores.test, labels[1], times)
-    found = scores.test >= best_f1_threshold(scores.validation, labels[0])
-    return 2 * times @ (found & (labels[1] == 1)) / (times @ (found.astype(np.float32) + labels[1]))
+        of_draws = partial(_auc, scores.test, labels[1])
+    else:
+        of_draws = partial(_f1, scores.test >= best_f1_threshold(scores.validation, labels[0]), labels[1])
+    times = _times_drawn(len(labels[1]))
+    size = max(1, BLOCK // len(labels[1]))
+    return np.concatenate([of_draws(times[start : start + size]) for start in range(0, len(times), size)])
 
 
 def _system(splits: Mapping[str, SplitScores], system: str, validation_labels: np.ndarray) -> SplitScores:
@@ -125,16 +134,30 @@ def _system(splits: Mapping[str, SplitScores], system: str, validation_labels: n
 
 @lru_cache(maxsize=2)
 def _times_drawn(count: int) -> np.ndarray:
-    """How often each test pair is drawn, (DRAWS, count); the same for all that is compared."""
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), DRAWS).astype(np.float32)
+    """How often each test pair is drawn, (DRAWS, count) uint8; the same for all that is compared."""
+    random, shares = np.random.default_rng(0), np.full(count, 1 / count)
+    times = np.empty((DRAWS, count), np.uint8)
+    for draw in times:
+        draw[:] = random.multinomial(count, shares)
+    return times
+
+
+def _f1(found: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """F1 with each pair counted so many times, (draws,); 0 where nothing is found or to be found, as everywhere."""
+    times = times.astype(np.float32)
+    hits, counted = times @ (found & (labels == 1)), times @ (found.astype(np.float32) + labels)
+    return np.divide(2 * hits, counted, out=np.zeros_like(counted), where=counted > 0)
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """ROC AUC with each pair counted so many times, (DRAWS,); ties count half."""
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    positive, negative = (
-        np.add.reduceat(times[:, order] * (labels[order] == label), ties, axis=1, dtype=np.float64) for label in (1, 0)
-    )
-    below = np.cumsum(negative, axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+    """ROC AUC with each pair counted so many times, (draws,); ties count half. NaN of draws of one class."""
+    matches, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    others = others[np.argsort(scores[others])]
+    # How many of the drawn others stand among the first 0, 1, 2, ... of all.
+    drawn = np.zeros((len(times), len(others) + 1))
+    np.cumsum(times[:, others], axis=1, out=drawn[:, 1:])
+    places = [np.searchsorted(scores[others], scores[matches], side) for side in ("left", "right")]
+    of_matches = times[:, matches].astype(np.float64)
+    wins = (of_matches * (drawn[:, places[0]] + drawn[:, places[1]])).sum(axis=1) / 2
+    compared = of_matches.sum(axis=1) * drawn[:, -1]
+    return np.divide(wins, compared, out=np.full(len(times), np.nan), where=compared > 0)

@@ -111,10 +111,17 @@ def of_run(rows: Sequence[Row], set_name: str, name: str) -> list[Row]:
 def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[Row]]:
     """The rows of a group's runs of one set, of the seeds that all of them have: means then differ as pairs do.
 
-    A run without any row is left out.
+    A run without any row is left out. Rows that keep scores have the labels and the teacher's scores too, which those
+    of the first seed keep for all: a run may lack just that one.
     """
-    found = {run: [row for row in of_run(rows, set_name, run) if row["seed"] in group.seeds] for run in group.runs}
-    found = {run: part for run, part in found.items() if part}
+    of_all = shared_scores([row for row in rows if row["set"] == set_name]) or {}
+    found: dict[str, list[Row]] = {}
+    for run in group.runs:
+        own = of_run(rows, set_name, run)
+        kept = shared_scores(own) or of_all
+        part = [row for row in own if row["seed"] in group.seeds]
+        if part:
+            found[run] = [{**row, "scores": {**kept, **row["scores"]}} if row.get("scores") else row for row in part]
     seeds = [{row["seed"] for row in part} for part in found.values()]
     shared = set.intersection(*seeds) if seeds else set()
     return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}

@@ -30,7 +30,8 @@ PLOTTED_METRICS = {"f1": "F1", "auc": "AUC"}
 
 
 def read_sweep_rows(path: Path) -> list[Row]:
-    """Rows of an ablation: name, seed, settings, metrics by system, and the pair set if there are several.
+    """Rows of an ablation: name, seed, settings, metrics by system, and the pair set if there are several; of those
+    that `ablation.run` has made, all settings ("resolved") and the scores of single pairs too.
 
     Raises:
         ValueError: the file is not there, or a line is no such row.
@@ -43,7 +44,7 @@ def read_sweep_rows(path: Path) -> list[Row]:
 def _sweep_row(row: Row) -> Row:
     settings, metrics = dict(row["settings"]), dict(row["metrics"])
     named = {name: str(row.get(name, "")) for name in ("set", "name")}
-    return named | {"seed": int(row["seed"]), "settings": settings, "metrics": metrics}
+    return row | named | {"seed": int(row["seed"]), "settings": settings, "metrics": metrics}
 
 
 def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> Iterator[Drawing]:
@@ -51,7 +52,7 @@ def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) 
 
     Args:
         rows: as `read_sweep_rows` gives them.
-        defaults: a run without changes has these values of the settings.
+        defaults: a run without changes has these values of the settings, where its row does not say which.
     """
     for setting, title in SWEPT.items():
         found = [{**row, "value": value} for row in rows if (value := _value(row, setting, defaults)) is not None]
@@ -69,7 +70,8 @@ def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) ->
     # Other trainers change no setting of ours either; they have no second score.
     if set(changed) != set(names) if changed else "both" not in row["metrics"]:
         return None
-    values = [changed.get(name, defaults.get(name)) for name in names]
+    known = {**defaults, **row.get("resolved", {}), **changed}
+    values: list[Any] = [known.get(name) for name in names]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return None
     if len(values) == 2 and abs(values[0] + values[1] - 1) > 1e-9:

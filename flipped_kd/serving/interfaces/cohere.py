@@ -18,7 +18,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     async def ranked(body: CohereRerank, version: str) -> Response:
         documents = [document if isinstance(document, str) else document.text for document in body.documents]
-        found = await service.engine.log_odds([(body.query, text) for text in documents], None)
+        found = await service.engine.log_odds([(body.query, text) for text in documents], one_query=True)
         results: list[dict[str, Any]] = [
             {"index": place, "relevance_score": float(found.probability[place])}
             for place in best_first(found.probability, body.top_n)

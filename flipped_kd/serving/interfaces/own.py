@@ -79,9 +79,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 async def _ranked(engine: Engine, body: Search, rows: list[dict[str, Any]], kind: Any) -> list[dict[str, Any]]:
     """The best of the rows by their probability of a match."""
     cosines = np.array([row["cosine"] for row in rows])
-    found = await engine.log_odds(
-        [(body.query, row["text"]) for row in rows], kind, every=body.all_scores, cosines=cosines
-    )
+    pairs = [(body.query, row["text"]) for row in rows]
+    found = await engine.log_odds(pairs, kind, every=body.all_scores, cosines=cosines, one_query=True)
     said = engine.decisions(found.log_odds, kind)
     for place, row in enumerate(rows):
         row["score"] = row["probability"] = float(found.probability[place])

@@ -24,7 +24,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def rerank(body: TeiRerank) -> Response:
         """Rank texts by their probability of matching a query, or its log-odds (`raw_scores`), best first."""
         engine = service.engine
-        found = await engine.log_odds([(body.query, text) for text in body.texts], None, body.truncate is not False)
+        pairs = [(body.query, text) for text in body.texts]
+        found = await engine.log_odds(pairs, None, body.truncate is not False, one_query=True)
         scores = found.log_odds if body.raw_scores else found.probability
         ranked: list[dict[str, Any]] = [
             {"index": place, "score": float(scores[place])} for place in best_first(found.probability)

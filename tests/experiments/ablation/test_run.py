@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,6 +160,13 @@ def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: P
         ({"groups": []}, "names no runs"),
         ({"groups": [{"runs": {"full": {}}}, {"runs": {"full": {"margin": 0.1}}}]}, "in another group with other"),
         ({"sets": "tiny"}, "expected 'key: value' lines"),
+        ({"groups": [{"runs": ["plain", "full"]}]}, "group 1: expected 'key: value' lines, found .'plain', 'full'."),
+        ({"groups": [{"runs": {"full": {}}, "sweeps": {"margin": 0.1}}]}, "group 1: margin: give a list.*found 0.1"),
+        ({"groups": [{"runs": {"full": {}}, "sets": "tiny"}]}, "group 1: sets: give a list.*found 'tiny'"),
+        ({"groups": [{"runs": {"full": {}}, "seeds": "two"}]}, "group 1: seeds='two'"),
+        ({"groups": [{"runs": {"full": {}}, "seeds": 1.5}]}, "group 1: seeds=1.5"),
+        ({"seed": "first"}, "seed='first'"),
+        ({"groups": {"main": {"runs": {"full": {}}}}}, "groups: give a list.*found"),
     ],
 )
 def test_a_wrong_plan_is_refused_before_anything_runs(
@@ -273,6 +283,30 @@ def _runs(process: Path) -> bool:
         return False
 
 
+def test_rows_that_end_beside_a_killed_process_are_kept(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool breaks for all that still run; what was finished at the same moment counts."""
+    plan = plan_of(content, tmp_path)
+    killed, finished, beside, *_ = plan.jobs
+
+    class Pool(contextlib.nullcontext):
+        def submit(self, function: Any, job: Any, *rest: Any) -> Future:
+            future: Future = Future()
+            if job is finished:
+                row = {"set": job.set, "name": job.name, "seed": job.seed, "resolved": job.resolved}
+                future.set_result(row | {"metrics": {"answer": {"f1": 0.5, "auc": 0.5}}})
+            else:
+                future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *options: Pool(Pool()))
+    monkeypatch.setattr(ablation, "wait", lambda running, **_: SimpleNamespace(done=list(running)))
+    with pytest.raises(RuntimeError, match=rf"2 runs have failed: .* {killed.name}, .*; .* {beside.name}, "):
+        run_plan(plan, workers=3, emit=[].append)
+    assert [row["name"] for row in read_rows(plan.output_dir / "rows.jsonl")] == [finished.name]
+
+
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
     said: list[str] = []
     plan = plan_of(content, tmp_path)
@@ -304,6 +338,9 @@ def test_a_line_that_a_kill_has_cut_is_no_row(tmp_path: Path) -> None:
     assert read_rows(path) == rows[:2]
     append_row(path, rows[2])
     assert read_rows(path) == rows
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as an editor may leave it: a whole row all the same
+    append_row(path, rows[0])
+    assert read_rows(path) == [*rows, rows[0]]
     path.write_text("nonsense\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is no row"):
         read_rows(path)

@@ -13,8 +13,9 @@ from flipped_kd.evaluation.comparison import SplitScores, combine
 from flipped_kd.evaluation.metrics import best_f1_threshold
 from flipped_kd.experiments.ablation import significance
 from flipped_kd.experiments.ablation.pair_scores import packed_splits, unpacked_splits
+from flipped_kd.experiments.ablation.plan import Group
 from flipped_kd.experiments.ablation.significance import bootstrap, holm, shared_scores
-from flipped_kd.experiments.ablation.tables import compare
+from flipped_kd.experiments.ablation.tables import compare, of_set
 
 PAIRS = 120
 
@@ -22,6 +23,7 @@ PAIRS = 120
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(significance, "DRAWS", 400)
+    monkeypatch.setattr(significance, "BLOCK", 50 * PAIRS)
     for cached in (significance._drawn, significance._times_drawn):
         cached.cache_clear()
 
@@ -48,6 +50,15 @@ def rows_of(name: str, quality: float, seeds: int = 3, spread: float = 0.0) -> l
     return rows
 
 
+def with_labels(rows: list[dict[str, Any]], matches: int) -> list[dict[str, Any]]:
+    """The rows, with so many matches among their test pairs."""
+    for row in rows:
+        kept = unpacked_splits(row["scores"])
+        label = SplitScores(kept["label"].validation, (np.arange(PAIRS) < matches).astype(float))
+        row["scores"] = packed_splits(kept | {"label": label})
+    return rows
+
+
 @pytest.mark.parametrize("system", ["answer", "both", "teacher", "answer_plus_teacher"])
 def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     (row,) = rows_of("full", 1.0, seeds=1)
@@ -60,7 +71,7 @@ def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     else:
         scores = splits[system]
     key = significance._key(row, {})
-    times = significance._times_drawn(PAIRS)
+    times = significance._times_drawn(PAIRS).astype(float)
     threshold = best_f1_threshold(scores.validation, labels)
     for draw in (0, 17, 399):
         for metric, expected in (
@@ -117,6 +128,41 @@ def test_rows_without_scores_have_the_t_test() -> None:
     values = [[row["metrics"]["answer"]["auc"] for row in part] for part in (full, plain)]
     assert found is not None and found.interval is None
     assert found.chance == pytest.approx(stats.ttest_rel(*values).pvalue)
+
+
+def test_a_run_without_the_first_seed_has_intervals_as_well() -> None:
+    """Rows of the first seed keep labels and teacher for all."""
+    full, late = rows_of("full", 1.5), rows_of("late", 0.3)
+    whole = compare(full[1:], late[1:], ("answer", "answer"), "auc")
+    for row in full[1:] + late:
+        row["scores"] = {name: row["scores"][name] for name in ("answer", "similarity")}
+    group = Group("Main", ("tiny",), (0, 1, 2), ("full", "late"), "full")
+    found = of_set(full + late[1:], group, "tiny")
+    assert [row["seed"] for row in found["full"]] == [1, 2]
+    again = compare(found["full"], found["late"], ("answer", "answer"), "auc")
+    assert whole is not None and again is not None and again.interval == whole.interval is not None
+
+
+def test_a_row_with_a_teacher_of_its_own_is_judged_by_that() -> None:
+    (full,), (late,) = rows_of("full", 1.5, seeds=1), rows_of("late", 0.3, seeds=1)
+    assert shared_scores([full]) != shared_scores([late])
+    assert significance._key(late, shared_scores([full]) or {}) == significance._key(late, {})
+
+
+@pytest.mark.parametrize("matches", [2, PAIRS - 2])
+def test_a_draw_of_one_class_is_left_out(matches: int) -> None:
+    """Of 120 pairs with two matches every seventh draw has none."""
+    full, plain = (with_labels(rows_of(name, 1.0, seeds=2), matches) for name in ("full", "plain"))
+    found = bootstrap(full, plain, ("answer", "answer"), "auc", shared_scores(full))
+    assert found is not None and -1 <= found.low <= found.high <= 1 and found.p <= 1
+    found = bootstrap(full, plain, ("answer", "answer"), "f1", shared_scores(full))
+    assert found is not None and -1 <= found.low <= found.high <= 1
+
+
+def test_pairs_of_one_class_have_no_interval_of_their_auc() -> None:
+    """They had a p-value of .0002, and a star."""
+    full, plain = (with_labels(rows_of(name, 1.0, seeds=2), 0) for name in ("full", "plain"))
+    assert bootstrap(full, plain, ("answer", "answer"), "auc", shared_scores(full)) is None
 
 
 def test_holm_by_hand() -> None:

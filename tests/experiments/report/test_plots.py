@@ -13,7 +13,8 @@ from sklearn.metrics import precision_recall_curve
 
 from flipped_kd.evaluation.mistakes import Judged
 from flipped_kd.evaluation.plots import BLACK, BLUE, ORANGE
-from flipped_kd.experiments.report.data import SeedData
+from flipped_kd.experiments.report.ablation import ablation
+from flipped_kd.experiments.report.data import ReportData, SeedData
 from flipped_kd.experiments.report.figures import new_panel, picture, plain
 from flipped_kd.experiments.report.plots import (
     NORMS,
@@ -29,6 +30,9 @@ from flipped_kd.experiments.report.plots import (
 )
 from flipped_kd.experiments.report.space import alignment, draw_space, principal_components, spread_of, uniformity
 from flipped_kd.experiments.report.sweeps import draw_sweeps, read_sweep_rows
+from tests.cli.helpers import write_rows
+from tests.experiments.ablation.test_plots import complete
+from tests.experiments.ablation.test_significance import few_draws, rows_of  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 
@@ -223,6 +227,12 @@ def test_sweeps_draw_means_and_count_the_unchanged_run_at_its_value() -> None:
     np.testing.assert_allclose(line.get_xdata(), [0, 0.06, 0.12])
     np.testing.assert_allclose(line.get_ydata(), [0.05, 0.7, 0.17])
     assert "rad" in panel.get_xlabel()
+    # What the ablation's own base gave is told by the rows, not by the run that the page is of.
+    for unchanged in rows[:2]:
+        unchanged["resolved"] = {"margin": 0.1}
+    (panel,) = next(draw_sweeps(rows, {"margin": 0.06})).figure.axes
+    line = next(line for line in panel.lines if line.get_label() == "both scores")
+    np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.12])
 
 
 def test_thresholds_are_swept_in_pairs_too_and_other_trainers_are_no_unchanged_run() -> None:
@@ -252,6 +262,15 @@ def test_rows_are_read_without_a_set_and_up_to_an_unfinished_line(tmp_path: Path
     path.write_text(f"{good[:30]}\n{good}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is no row"):
         read_sweep_rows(path)
+
+
+def test_rows_that_keep_scores_of_single_pairs_have_intervals(tmp_path: Path) -> None:
+    rows = complete(rows_of("full", 1.5) + rows_of("plain", 0.3))
+    write_rows(tmp_path / "rows.jsonl", [row | {"settings": {"margin": 0.1, "seed": 0}} for row in rows])
+    data = ReportData({"settings": {"training": {}}}, [], read_sweep_rows(tmp_path / "rows.jsonl"))
+    (table,) = ablation(data, lambda drawings: []).tables
+    assert [row[0] for row in table.rows] == ["full", "plain"]
+    assert table.rows[1][4].startswith("+0.000 [+0.") and table.rows[1][4].endswith(" (0/3)*")
 
 
 # ---- Pictures ----
