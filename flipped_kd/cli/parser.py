@@ -126,7 +126,7 @@ def _calibrate(verbs: Any) -> None:
         help="thresholds with the most recall at this precision (default: with the best F1)",
     )
     add_score(parser, "what predictions are made of from now on")
-    add_report(parser, "write here, not into the model's folder")
+    add_report(parser, "write here, not into the model's folder; -: on the screen")
     add_labelled(parser)
 
 

@@ -25,7 +25,7 @@ from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error
 from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
 from ..data.tables import STANDARD, TableSource, format_of
-from ..data.text_tables import TextTable
+from ..data.text_tables import TextTable, scan, tell_of_bad
 from ..utils.atomic import place_of
 from ..utils.devices import use_cpu_threads
 from ..utils.locking import sole_writer_of
@@ -116,11 +116,14 @@ def run_table_job(
     with alone, _spooled(source, to_screen, options.output) as path:
         table = TextTable(TableSource(path), columns, options.part_rows, options.skip_bad_rows, id_column)
         if to_screen:
+            if not table.source.is_standard:
+                scan(table, added, keep_rows)  # what is wrong with a file is said before the model is loaded
             work = open_work(state)
             file = options.stdout.buffer
             with _bar(options, state, None) as bar:
                 counted = _counting(work.compute, bar)
-                stream(table, file, counted, work.added, keep_rows=keep_rows, arrange=work.arrange)
+                bad = stream(table, file, counted, work.added, keep_rows=keep_rows, arrange=work.arrange)
+            tell_of_bad(table, bad)
             return
         job = TableJob(
             table,
@@ -141,8 +144,7 @@ def _run_in_parts(
     if state.is_main_process:
         found = job.start(added)
         rows = found.rows
-        if found.bad:
-            logger.warning("%s: %d bad rows are left out", job.table.source.name, found.bad)
+        tell_of_bad(job.table, found.bad)
         if not rows:
             logger.warning("%s holds no rows", job.table.source.name)
     work = open_work(state)

@@ -29,6 +29,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]+"
 )
+_QUERIES = 100  # compared with every question at a time: all at once they would take gigabytes
 _WORD = re.compile(r"\b\w\w+\b")
 
 
@@ -126,7 +127,9 @@ def faq_pairs(faq: Faq, *, hard: int = 2, random: int = 2, seed: int = 0) -> dat
     """
     texts = list(dict.fromkeys(faq.questions.values()))
     tfidf = TfidfVectorizer(analyzer=_terms).fit([*texts, *faq.queries])
-    likeness = (tfidf.transform(faq.queries) @ tfidf.transform(texts).T).toarray()
+    asked, by_term = tfidf.transform(faq.queries), tfidf.transform(texts).T.tocsr()
+    starts = range(0, len(faq.queries), _QUERIES)
+    likeness = (row for start in starts for row in (asked[start : start + _QUERIES] @ by_term).toarray())
     rng = np.random.default_rng(seed)
     rows: dict[str, list[Any]] = {"text_a": [], "text_b": [], "label": []}
     for query, key, keys, scores in zip(faq.queries, faq.gold, faq.relevant, likeness, strict=True):

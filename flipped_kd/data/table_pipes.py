@@ -19,14 +19,16 @@ def stream(
     *,
     keep_rows: bool = True,
     arrange: Arrange | None = None,
-) -> None:
+) -> int:
     """Compute part by part and write JSON Lines as they come, for pipes: nothing is kept, nothing can be resumed.
 
-    With `arrange` all parts are gathered in memory first.
+    With `arrange` all parts are gathered in memory first. Returns how many bad rows were left out.
     """
     writer = open_writer("jsonl", file, Layout(), added, 0)
     parts = [added.empty_table()]
+    bad = 0
     for chunk in table.chunks():
+        bad += chunk.bad
         if keep_rows:
             rows = chunk.rows
             names = rows.column_names if isinstance(rows, pa.Table) else [name for row in rows for name in row]
@@ -41,3 +43,4 @@ def stream(
     if arrange is not None:
         writer.write(None, arrange(pa.concat_tables(parts)))
     file.flush()
+    return bad

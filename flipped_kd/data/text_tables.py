@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ import pyarrow as pa
 from .table_writers import Layout, json_text
 from .tables import Rows, TableSource, column_values, select_rows
 from .validation import text_fault
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,19 @@ def read_texts(
     table = TextTable(TableSource(path), dict([column]), 10_000, skip_bad_rows, id_column)
     texts: list[str] = []
     ids: list[Any] = []
+    bad = 0
     for chunk in table.chunks():
         texts += chunk.texts[0]
         ids += chunk.ids
+        bad += chunk.bad
+    tell_of_bad(table, bad)
     return texts, ids
+
+
+def tell_of_bad(table: TextTable, bad: int) -> None:
+    """Say how many rows of a table were left out."""
+    if bad:
+        logger.warning("%s: %d bad rows are left out", table.source.name, bad)
 
 
 @dataclass

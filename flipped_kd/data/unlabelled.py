@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from .tables import TableSource
-from .text_tables import TextTable
+from .text_tables import TextTable, tell_of_bad
 
 ROWS_AT_A_TIME = 10_000
 
@@ -46,6 +46,7 @@ def _cells(path: Path, column: str, label_column: str, skip_bad_rows: bool) -> l
     if path.stat().st_size == 0:
         return []
     texts: list[str] = []
+    bad = 0
     table = TextTable(TableSource(str(path)), {"--unlabelled_column": column}, ROWS_AT_A_TIME, skip_bad_rows)
     try:
         for chunk in table.chunks():
@@ -56,6 +57,8 @@ def _cells(path: Path, column: str, label_column: str, skip_bad_rows: bool) -> l
                     "name them as train_file, or give a file of texts alone."
                 )
             texts += chunk.texts[0]
+            bad += chunk.bad
     except ValueError as error:  # told in the words of the recipes' options
         raise ValueError(str(error).replace("--skip-bad-rows", "--skip_bad_rows True")) from error
+    tell_of_bad(table, bad)
     return texts

@@ -91,7 +91,8 @@ def write_card(
     """
     target = Path(folder) / CARD_FILE
     data = card_data(folder, report=report, repo_id=repo_id, merged=merged, adapter=adapter)
-    old = target.read_text(encoding="utf-8") if target.is_file() and not overwrite else None
+    # Letters that are no UTF-8 are not ours, so that such a card stays.
+    old = target.read_text(encoding="utf-8", errors="replace") if target.is_file() and not overwrite else None
     if old is not None and not may_replace(old):
         logger.warning("%s has been edited and is kept: overwrite=True replaces it", target)
         return target

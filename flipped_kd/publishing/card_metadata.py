@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..utils.provenance import is_hub_id
@@ -35,15 +36,13 @@ _PEFT_BLOCK = re.compile(r"\s*(#+ (Framework versions|Training procedure)\s[\s\S
 def front_matter(card: CardData) -> str:
     """The metadata as YAML text, without the lines of dashes."""
     results = _eval_results(card)
-    tags = [*TAGS, *(CROSS_ENCODER_TAGS if card.cross_encoder and card.merged else ()), *card.kept_tags]
-    if not card.merged:
-        tags = [*tags[: len(TAGS)], *ADAPTER_TAGS, *tags[len(TAGS) :]]
+    of_kind = (CROSS_ENCODER_TAGS if card.cross_encoder else ()) if card.merged else ADAPTER_TAGS
     library = ("sentence-transformers" if card.cross_encoder else "transformers") if card.merged else "peft"
     base = {"base_model": card.base.name, "base_model_relation": RELATIONS[card.merged]} if card.base.on_hub else {}
     return ModelCardData(
         library_name=library,
         pipeline_tag=PIPELINE_TAG,
-        tags=tags,
+        tags=[*TAGS, *of_kind, *card.kept_tags],
         datasets=card.datasets or None,
         metrics=list(HUB_METRICS.values()) if results else None,
         model_name=card.title if results else None,
@@ -88,9 +87,12 @@ def may_replace(content: str) -> bool:
     """Whether a README.md holds nothing of the user's: it is our card, or the empty one that PEFT writes.
 
     Our card stays ours where only the metadata have changed that PEFT rewrites when it saves the adapter again, and
-    where keys or tags were added: those are kept (see `kept_metadata`).
+    where keys or tags were added: those are kept (see `kept_metadata`). Metadata that cannot be read are the user's.
     """
-    body = ModelCard(content, ignore_metadata_errors=True).text
+    try:
+        body = ModelCard(content, ignore_metadata_errors=True).text
+    except (ValueError, yaml.YAMLError):
+        return False
     marker = _MARKER.search(body)
     if marker is not None:
         return bool(_PEFT_BLOCK.fullmatch(body[marker.end() :])) and marker[1] == _digest(content)
@@ -111,7 +113,7 @@ def kept_metadata(content: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         kept["base_model"] = base
     tags = tuple(
         tag
-        for tag in found.get("tags") or ()
+        for tag in map(str, found.get("tags") or ())  # 2026 is a number in YAML
         if not tag.startswith("base_model:") and tag not in (*TAGS, *ADAPTER_TAGS, *CROSS_ENCODER_TAGS, "transformers")
     )
     return kept, tags

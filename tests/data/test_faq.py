@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def test_a_query_has_its_gold_question_hard_ones_and_others() -> None:
     assert pairs["text_b"][1] == QUESTIONS["lost"]  # shares "my card"
     assert pairs.to_dict() == faq_pairs(FAQ).to_dict() != faq_pairs(FAQ, seed=4).to_dict()
     assert len(faq_pairs(FAQ, hard=4, random=9)) == 18  # all there are
+
+
+def test_not_all_queries_are_compared_at_once() -> None:
+    """500 queries and 1,000 questions would take 4 MB."""
+    questions = {str(number): f"question {number}" for number in range(1000)}
+    queries = tuple(f"query {number}" for number in range(500))
+    tracemalloc.start()
+    faq_pairs(Faq(queries, ("7",) * 500, questions))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6
 
 
 def test_files_are_read_and_ids_are_texts(tmp_path: Path) -> None:

@@ -61,9 +61,10 @@ def test_what_is_no_file_of_texts_is_refused(
         read_texts(tmp_path / name)
 
 
-def test_bad_rows_may_be_left_out(tmp_path: Path) -> None:
+def test_bad_rows_may_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "table.jsonl").write_text('{"text": "a"}\n{"text": " "}\n', encoding="utf-8")
     assert read_texts(tmp_path / "table.jsonl", skip_bad_rows=True) == ["a"]
+    assert caplog.messages == ["table.jsonl: 1 bad rows are left out"]
     (tmp_path / "table.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="is empty"):
         read_texts(tmp_path / "table.jsonl", skip_bad_rows=True)

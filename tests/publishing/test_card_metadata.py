@@ -45,6 +45,8 @@ def test_the_empty_card_of_peft_is_replaced_and_so_is_ours_after_peft(
         lambda card: card + "\nAsk me for more.\n",
         lambda card: "# My model\n\nWritten by hand.\n",
         lambda card: "---\nlicense: mit\n---\n",
+        lambda card: card.replace("tags:\n", "license: mit: mine\ntags:\n"),  # no YAML
+        lambda card: "---\n- a list\n---\n# My model\n",
     ],
 )
 def test_an_edited_card_is_kept_unless_told_otherwise(edit: Any, card_folder: Path, caplog: Any) -> None:
@@ -58,16 +60,24 @@ def test_an_edited_card_is_kept_unless_told_otherwise(edit: Any, card_folder: Pa
     assert card.read_text(encoding="utf-8") == ours
 
 
+def test_a_card_that_is_not_utf_8_is_kept(card_folder: Path) -> None:
+    card = card_folder / "README.md"
+    card.write_bytes("# Größe".encode("latin-1"))
+    write_card(card_folder, plots=False)
+    assert card.read_bytes() == "# Größe".encode("latin-1")
+
+
 def test_metadata_that_were_added_stay(card_folder: Path) -> None:
     card = write_card(card_folder, plots=False)
     text = card.read_text(encoding="utf-8")
-    added = text.replace("tags:\n", "tags:\n- bank\n").replace("---\n", "---\nlicense: mit\nbase_model: org/x\n", 1)
+    added = text.replace("---\n", "---\nlicense: mit\nbase_model: org/x\n", 1)
+    added = added.replace("tags:\n", "tags:\n- bank\n- 2026\n")  # the year is a number in YAML
     card.write_text(added, encoding="utf-8")
     for _ in range(2):
         write_card(card_folder, plots=False)
         data = ModelCard(card.read_text(encoding="utf-8")).data
         assert data.license == "mit" and data.base_model == "org/x"
-        assert data.tags is not None and data.tags.count("bank") == 1 and data.tags.count("lora") == 1
+        assert data.tags is not None and [data.tags.count(tag) for tag in ("bank", "2026", "lora")] == [1, 1, 1]
     write_card(card_folder, plots=False, overwrite=True)
     assert card.read_text(encoding="utf-8") == text
 

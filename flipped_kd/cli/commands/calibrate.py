@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...data.tables import STANDARD
 from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ...utils.choices import SCORE_KINDS
@@ -27,19 +28,22 @@ def calibrate(options: Namespace) -> None:
             f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
             "name the file by --output"
         )
-    target = Path(options.output or Path(options.model) / SCORE_FILE)
+    target = options.output or str(Path(options.model) / SCORE_FILE)
     # The model's own is what one calibrates anew.
-    check_report_file(str(target), options.pairs, overwrite=options.overwrite or options.output is None)
+    check_report_file(target, options.pairs, overwrite=options.overwrite or options.output is None)
     pairs = labelled_pairs(options, options.pairs)
     matcher, _ = open_matcher(options)
     answer, similarity = matcher.scores(pairs, **reading(options))
     labels = np.asarray(pairs["label"])
     default = matcher.match_score.default if matcher.match_score is not None else "both"
     score = MatchScore.fit(answer, similarity, labels, options.score or default, options.min_precision)
-    write_atomically(target, score.to_json())
-    print(metrics_table(judged_scores(score, SCORE_KINDS, answer, similarity, labels)), file=options.screen)
+    if target == STANDARD:
+        print(score.to_json(), end="", file=options.stdout, flush=True)
+    else:
+        write_atomically(target, score.to_json())
+        print(metrics_table(judged_scores(score, SCORE_KINDS, answer, similarity, labels)), file=options.screen)
     logger.info(
         "%s is fitted on these pairs, whose metrics flatter it: judge it on others by `flipped-kd evaluate`. "
         "`flipped-kd card` writes the thresholds into the card.",
-        target,
+        SCORE_FILE if target == STANDARD else target,
     )

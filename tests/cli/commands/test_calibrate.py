@@ -18,7 +18,7 @@ from tests.cli.helpers import (
 
 
 def test_calibrate_fits_on_the_pairs_given_and_leaves_the_model(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(folder / "adapter", adapter)
@@ -51,3 +51,8 @@ def test_calibrate_fits_on_the_pairs_given_and_leaves_the_model(
     assert (adapter / "match_score.json").read_bytes() == whole
     assert run(*asked, "-o", tmp_path / "other.json") == 0
     assert (adapter / "match_score.json").read_bytes() == whole != (tmp_path / "other.json").read_bytes()
+    # On the screen, alone, and no file of that name.
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert run(*asked, "-o", "-") == 0 and not Path("-").exists()
+    assert capsys.readouterr().out == (tmp_path / "other.json").read_text()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from scipy.special import expit
@@ -48,12 +49,13 @@ def test_predict_skips_a_row_without_a_text_wherever_it_stands(
     with_bad.insert(place % (len(rows) + 1), {"text_b": "x"})
     source = write_rows(tmp_path / "in.jsonl", with_bad)
     flags = ("--part-rows", 1, "--skip-bad-rows")
-    assert quietly("predict", adapter, source, *flags, "-o", tmp_path / "out.jsonl") == 0
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
-    capsys.readouterr()
-    assert quietly("predict", adapter, "-", *flags) == 0
-    for found in (read_rows(tmp_path / "out.jsonl"), read_rows(capsys.readouterr().out)):
-        assert tuples(found) == tuples(rows)
+    target = tmp_path / "out.jsonl"
+    for given, output in (("in.jsonl", ["-o", target]), ("in.jsonl", []), ("standard input", [])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+        assert quietly("predict", adapter, "-" if given == "standard input" else source, *flags, *output) == 0
+        out, err = capsys.readouterr()
+        assert tuples(read_rows(target if output else out)) == tuples(rows)
+        assert err == f"flipped-kd: {given}: 1 bad rows are left out\n"
     assert quietly("predict", adapter, source) == 2
     assert f"row {with_bad.index({'text_b': 'x'})} (the first is row 0): column 'text_a' is null" in (
         capsys.readouterr().err
@@ -132,6 +134,32 @@ def test_columns_are_named_and_taken_ones_kept(
         assert "column 'score'" in capsys.readouterr().err
     assert quietly("predict", adapter, source, *names, "--column-prefix", "new_") == 0
     assert all(row["score"] == "mine" and 0 <= row["new_score"] <= 1 for row in read_rows(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_what_is_wrong_with_a_file_is_said_before_the_model_is_loaded(
+    ending: str, rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here there is none: a column that is not there, or taken, and a bad row are found first."""
+    files = {name: tmp_path / f"{name}.{ending}" for name in ("good", "taken", "bad")}
+    last = {"text_a": "", "text_b": "x", "label": 0, "number": 13}
+    for name, written in (("good", rows), ("taken", [row | {"score": 1} for row in rows]), ("bad", [*rows, last])):
+        table = pa.Table.from_pylist(written)
+        if ending == "parquet":
+            pq.write_table(table, files[name])
+        elif ending == "csv":
+            pa_csv.write_csv(table, files[name])
+        else:
+            write_rows(files[name], written)
+    for name, flags, message in (
+        ("good", ["--text-b-column", "q"], "has no column 'q'"),
+        ("taken", [], "already has a column 'score'"),
+        ("bad", [], "row 13 (the first is row 0): column 'text_a'"),
+    ):
+        for output in ([], ["-o", tmp_path / "out.jsonl"]):
+            assert quietly("predict", tmp_path / "absent", files[name], *flags, *output) == 2
+            out, err = capsys.readouterr()
+            assert out == "" and message in err
 
 
 def test_through_a_pipe(

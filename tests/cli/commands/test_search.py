@@ -80,7 +80,7 @@ def test_search_goes_on_and_minds_its_corpus(
 
 @pytest.mark.parametrize("named", [False, True])
 def test_an_index_keeps_the_names_of_its_texts(
-    named: bool, adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path
+    named: bool, adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path, capsys
 ) -> None:
     listed = [{"text": " ", "code": "blank"}, *({**row, "code": f"d{n}"} for n, row in enumerate(documents))]
     corpus = write_rows(tmp_path / "corpus.jsonl", listed)  # its first row is bad, so row numbers are no places
@@ -90,6 +90,7 @@ def test_an_index_keeps_the_names_of_its_texts(
     naming = ("--id-column", "code") if named else ()
     kept = ("--skip-bad-rows", "--save-index", tmp_path / "index")
     assert quietly("search", adapter, queries, corpus, *flags, *naming, *kept, "-o", found[0]) == 0
+    assert capsys.readouterr().err == "flipped-kd: corpus.jsonl: 1 bad rows are left out\n"
     assert quietly("search", adapter, queries, tmp_path / "index", *flags, "-o", found[1]) == 0
     first, second = map(read_rows, found)
     assert first == second and all(isinstance(row["corpus_id"], str if named else int) for row in first)
