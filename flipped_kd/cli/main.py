@@ -40,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     results = sys.stdout
     with unfailing_screen():
-        return _main(list(sys.argv[1:] if argv is None else argv), results)
+        return _main([_with_home(argument) for argument in (sys.argv[1:] if argv is None else argv)], results)
+
+
+def _with_home(argument: str) -> str:
+    """The argument; of --output=~/out.csv shells leave the tilde alone, and a folder of that name would be made."""
+    option, _, value = argument.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if option[:2] == "--" and value[:2] == "~/" else argument
 
 
 def _main(arguments: list[str], results: TextIO | None) -> int:

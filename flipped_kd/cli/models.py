@@ -19,7 +19,7 @@ from ..utils.choices import ScoreKind
 from ..utils.digests import hash_tensors
 from ..utils.hub_download import Access
 from .arguments import UsageError
-from .runtime import shows_progress
+from .runtime import hide_bars
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,7 @@ def open_matcher(options: Namespace, state: PartialState | None = None) -> tuple
 
 def load_matcher(options: Namespace, device: torch.device | None = None) -> tuple[FlippedMatcher, Path]:
     """The model that the options name, on `device` unless they name one, and its folder."""
-    if not shows_progress(options):
-        from huggingface_hub.utils import disable_progress_bars
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        disable_progress_bars()
+    hide_bars(options)
     access: dict[str, Any] = {"cache_dir": options.cache_dir, "trust_remote_code": options.trust_remote_code}
     folder = local_folder(options.model, revision=options.revision, access=Access(**access))
     matcher = FlippedMatcher.from_pretrained(

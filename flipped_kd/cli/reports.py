@@ -19,6 +19,7 @@ from ..evaluation.metrics import matching_metrics
 from ..utils.choices import ScoreKind
 from ..utils.json_files import write_json
 from ..utils.markdown import table
+from .runtime import hide_bars
 
 
 def judged_scores(
@@ -41,7 +42,8 @@ def judged_scores(
 
 
 def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:
-    """The pairs that the options of `_add_labelled` describe."""
+    """The pairs that the options of `add_labelled` describe."""
+    hide_bars(options)
     return load_pairs(
         source,
         split=options.split,

@@ -15,17 +15,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error
 from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
 from ..data.tables import STANDARD, TableSource, format_of
-from ..data.text_tables import TextTable, scan, tell_of_bad
+from ..data.text_tables import TextTable, scan, tell_of_rows
 from ..utils.atomic import place_of
 from ..utils.devices import use_cpu_threads
 from ..utils.locking import sole_writer_of
@@ -122,8 +125,8 @@ def run_table_job(
             file = options.stdout.buffer
             with _bar(options, state, None) as bar:
                 counted = _counting(work.compute, bar)
-                bad = stream(table, file, counted, work.added, keep_rows=keep_rows, arrange=work.arrange)
-            tell_of_bad(table, bad)
+                rows, bad = stream(table, file, counted, work.added, keep_rows=keep_rows, arrange=work.arrange)
+            tell_of_rows(table, rows, bad)
             return
         job = TableJob(
             table,
@@ -144,9 +147,7 @@ def _run_in_parts(
     if state.is_main_process:
         found = job.start(added)
         rows = found.rows
-        tell_of_bad(job.table, found.bad)
-        if not rows:
-            logger.warning("%s holds no rows", job.table.source.name)
+        tell_of_rows(job.table, rows, found.bad)
     work = open_work(state)
     if state.is_main_process and not job.begin(work.model):
         logger.info("%s had been finished before", job.target)
@@ -197,6 +198,14 @@ def _bar(options: Namespace, state: PartialState, rows: int | None) -> tqdm:
 def shows_progress(options: Namespace) -> bool:
     """Whether somebody looks on."""
     return not options.quiet and sys.stderr.isatty()
+
+
+def hide_bars(options: Namespace) -> None:
+    """Let the libraries show no progress either where nobody looks on."""
+    if not shows_progress(options):
+        datasets.disable_progress_bars()
+        disable_progress_bars()
+        disable_progress_bar()
 
 
 def reading(options: Namespace) -> dict[str, Any]:

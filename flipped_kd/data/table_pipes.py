@@ -19,16 +19,16 @@ def stream(
     *,
     keep_rows: bool = True,
     arrange: Arrange | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Compute part by part and write JSON Lines as they come, for pipes: nothing is kept, nothing can be resumed.
 
-    With `arrange` all parts are gathered in memory first. Returns how many bad rows were left out.
+    With `arrange` all parts are gathered in memory first. Returns how many rows were read, and how many left out.
     """
     writer = open_writer("jsonl", file, Layout(), added, 0)
     parts = [added.empty_table()]
-    bad = 0
+    count = bad = 0
     for chunk in table.chunks():
-        bad += chunk.bad
+        count, bad = count + len(chunk.rows), bad + chunk.bad
         if keep_rows:
             rows = chunk.rows
             names = rows.column_names if isinstance(rows, pa.Table) else [name for row in rows for name in row]
@@ -43,4 +43,4 @@ def stream(
     if arrange is not None:
         writer.write(None, arrange(pa.concat_tables(parts)))
     file.flush()
-    return bad
+    return count, bad

@@ -177,7 +177,7 @@ def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8
     try:
         with open(path, encoding=encoding, newline="") as file:
             records = csv.reader(file, delimiter=separator or csv_separator(path))
-            header = next(records, [])
+            header = next(filter(None, records), [])
             yield header
             for record in records:
                 if record and len(record) != len(header):

@@ -171,14 +171,16 @@ def read_texts(
         texts += chunk.texts[0]
         ids += chunk.ids
         bad += chunk.bad
-    tell_of_bad(table, bad)
+    tell_of_rows(table, len(texts), bad)
     return texts, ids
 
 
-def tell_of_bad(table: TextTable, bad: int) -> None:
-    """Say how many rows of a table were left out."""
+def tell_of_rows(table: TextTable, rows: int, bad: int) -> None:
+    """Warn of bad rows that were left out, and of a table without rows."""
     if bad:
         logger.warning("%s: %d bad rows are left out", table.source.name, bad)
+    if not rows:
+        logger.warning("%s holds no rows", table.source.name)
 
 
 @dataclass

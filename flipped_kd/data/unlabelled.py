@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from .tables import TableSource
-from .text_tables import TextTable, tell_of_bad
+from .text_tables import TextTable, tell_of_rows
 
 ROWS_AT_A_TIME = 10_000
 
@@ -60,5 +60,5 @@ def _cells(path: Path, column: str, label_column: str, skip_bad_rows: bool) -> l
             bad += chunk.bad
     except ValueError as error:  # told in the words of the recipes' options
         raise ValueError(str(error).replace("--skip-bad-rows", "--skip_bad_rows True")) from error
-    tell_of_bad(table, bad)
+    tell_of_rows(table, len(texts), bad)
     return texts

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,8 @@ def validate_pairs(
     """Check every row of a pair set and bring it into the form the library works on.
 
     A good row has two texts, strings with at least one character that is not white space, and a label: 0 or 1, also as
-    bool, as 0.0 or 1.0, or as text ("0", "1", "0.0", "1.0", "true", "false" in any case). Reads Arrow batches, so a
-    million rows take seconds and no more memory than their labels.
+    bool, as 0.0 or 1.0, as a decimal, or as text ("0", "1", "0.0", "1.0", "true", "false" in any case). Reads Arrow
+    batches, so a million rows take seconds and no more memory than their labels.
 
     Args:
         dataset: the pairs; columns beyond the three are dropped.
@@ -219,7 +220,7 @@ def label_of(value: Any, threshold: float | None) -> int:
         return int(score >= threshold) if math.isfinite(score) else -1
     if isinstance(value, str):
         return _LABEL_WORDS.get(value.strip().lower(), -1)
-    return int(value) if isinstance(value, bool | int | float) and value in (0, 1) else -1
+    return int(value) if isinstance(value, bool | int | float | Decimal) and value in (0, 1) else -1
 
 
 def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | None) -> str | None:

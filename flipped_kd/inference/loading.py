@@ -110,10 +110,20 @@ def load_matcher(
     return LoadedModel(model.to(device).eval(), tokenizer, prompt, encoder, match_score)  # type: ignore[arg-type]
 
 
-def default_device() -> torch.device:
-    """The accelerator, if there is one."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
+def resolved_device(device: str | torch.device | None) -> torch.device:
+    """The device that a name means; None means the accelerator, if there is one.
+
+    ValueError: there is none of that name here. So it is known before a model is loaded.
+    """
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({reason}): leave it out, or give one that this machine has."
+        ) from error
 
 
 def resolved_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

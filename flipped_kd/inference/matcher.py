@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..utils.choices import IndexKind, ScoreKind
 from ..utils.hub_download import Access
 from .inputs import checked_count, text_list, unique
-from .loading import default_device, load_matcher, local_folder, resolved_dtype
+from .loading import load_matcher, local_folder, resolved_device, resolved_dtype
 from .model_runner import Bar
 from .nearest import ApproximateSearch, resolved_kind
 from .prefix_cache import CachedPrefix
@@ -81,9 +81,9 @@ class FlippedMatcher(PairScorer):
 
         Raises:
             ValueError: no such folder or repository, or no access to it; contract files missing, broken or of a newer
-                release; an adapter that does not fit the base; an unknown dtype.
+                release; an adapter that does not fit the base; an unknown dtype or device.
         """
-        place = torch.device(default_device() if device is None else device)
+        place = resolved_device(device)
         precision = resolved_dtype(dtype, place)
         access = Access(token, cache_dir, trust_remote_code)
         folder = local_folder(name_or_path, revision=revision, access=access)
@@ -188,6 +188,7 @@ class FlippedMatcher(PairScorer):
         kind = resolved_kind(kind, len(texts := text_list("corpus", corpus)))
         if vectors is None:
             vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        vectors = np.asarray(vectors, dtype=np.float32)  # those read from JSON are float64
         approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
         index = SearchIndex(texts, torch.from_numpy(vectors), self._definition(), approximate=approximate)
         index.known_to.add(self)

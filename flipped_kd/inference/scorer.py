@@ -270,7 +270,7 @@ class PairScorer(Copied):
 
     def _as_vectors(self, values: Texts | Embeddings) -> Tensor:
         if isinstance(values, np.ndarray | Tensor):
-            return torch.atleast_2d(torch.as_tensor(values).to(self.device))
+            return torch.atleast_2d(torch.as_tensor(values).to(self.device, torch.float32))
         return torch.atleast_2d(self.encode(values, convert_to_tensor=True))
 
     def _bar(self, unit: str, total: int, show: bool | None) -> tqdm:

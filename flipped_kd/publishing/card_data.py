@@ -272,5 +272,5 @@ def _datasets(report: Mapping[str, Any] | None) -> list[str]:
     if report is None:
         return []
     data = report["settings"]["data"]
-    names = [data["train_file"] or data["dataset_name"]]
-    return [name for name in names if name and is_hub_id(name)]
+    name = data["train_file"] or data["dataset_name"]
+    return [name] if name and is_hub_id(name) else []

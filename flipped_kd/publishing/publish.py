@@ -9,14 +9,9 @@ from pathlib import Path
 
 from ..students.gguf import GgufBase
 from .card import write_card
-from .combine import combine_adapters as combine_adapters
-from .errors import PublishError as PublishError
 from .files import kind_of, uploadable
-from .merge import MergeReport as MergeReport
-from .merge import fingerprint
-from .merge import merge_adapter as merge_adapter
-from .push import check_repo_id
-from .push import push_folder as push_folder
+from .merge import MergeReport, fingerprint, merge_adapter
+from .push import check_card, check_repo_id, push_folder
 
 logger = logging.getLogger(__name__)
 MERGED_SUFFIX = "-merged"
@@ -75,16 +70,17 @@ def publish(
     check_repo_id(repo_id)
     if kind_of(folder) != "adapter":
         raise ValueError(f"{folder} holds a merged model: push it by push_folder, or give the adapter's folder.")
-    uploadable(folder, token)  # a token in a file is found before any work
+    # A token in a file, and a card that the Hub would refuse, are found before any work.
+    uploadable(folder, token)
+    write_card(folder, repo_id=repo_id)
+    check_card(folder)
     if not merged:
-        write_card(folder, repo_id=repo_id)
         return PublishReport(push_folder(folder, repo_id, **repository))  # type: ignore[arg-type]
     merged_id = repo_id + MERGED_SUFFIX
     check_repo_id(merged_id)
     whole = Path(os.path.abspath(folder))
     target = Path(merged_dir) if merged_dir is not None else whole.with_name(whole.name + MERGED_SUFFIX)
     report = _merged(folder, target, base_model, token)
-    write_card(folder, repo_id=repo_id)
     write_card(target, repo_id=merged_id, merged=True, adapter=folder)
     gguf = GgufBase.from_pretrained(folder)
     adapter_url = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import logging
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
+import transformers
 
 import flipped_kd
 from flipped_kd.cli.main import VERBS, main
@@ -197,6 +201,14 @@ def test_no_space_is_code_1_and_loses_nothing(
     assert [row["number"] for row in read_rows(target)] == list(range(40))
 
 
+def test_the_home_folder_may_be_a_tilde(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
+    assert run("predict", adapter, pairs, "--output=~/new/out.jsonl") == 0
+    assert len(read_rows(tmp_path / "home" / "new" / "out.jsonl")) == 3 and not Path("~").exists()
+
+
 def test_a_full_standard_output_is_code_1(adapter: Path, tmp_path: Path) -> None:
     pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
     command = ["-m", "flipped_kd", "predict", adapter, pairs, "--quiet"]
@@ -266,6 +278,24 @@ def test_log_and_warnings_are_lines_on_standard_error(
     assert "1 bad rows are left out" in err and "out.jsonl: 3 rows" in err
     assert run(*command, "--quiet") == 0
     assert capsys.readouterr().err.splitlines() == ["flipped-kd: pairs.jsonl: 1 bad rows are left out"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "check-teacher", "merge"])
+def test_quiet_shows_no_progress(
+    verb: str, adapter: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of no library either, which each have a switch of their own."""
+    for enable in (
+        datasets.enable_progress_bars,
+        huggingface_hub.utils.enable_progress_bars,
+        transformers.utils.logging.enable_progress_bar,
+    ):
+        enable()
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows(40))
+    model = teacher_dir if verb == "check-teacher" else adapter
+    given = ["-o", tmp_path / "merged"] if verb == "merge" else [pairs]
+    assert run(verb, model, *given, "--quiet") == 0
+    assert not re.search(r"%\||examples", capsys.readouterr().err)
 
 
 def test_verbs_of_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -11,6 +11,7 @@ from datasets import DatasetDict
 
 from flipped_kd.data.keys import shared_texts
 from flipped_kd.data.loading import load_pairs
+from flipped_kd.data.tables import TableSource
 from flipped_kd.data.validation import validate_pairs
 from tests.data.pair_sets import ROWS, SHARED, pairs, rows_of, write, write_lines, write_many
 
@@ -34,9 +35,12 @@ def test_file_names_are_not_patterns(tmp_path):
     assert rows_of(load_pairs(write("jsonl", folder))) == ROWS
 
 
-def test_csv_may_begin_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "bom.csv").write_text("text_a,text_b,label\na,b,1\nc,d,0\n", encoding="utf-8-sig")
-    assert [row["text_a"] for row in rows_of(load_pairs(tmp_path / "bom.csv"))] == ["a", "c"]
+@pytest.mark.parametrize("before", ["", "\n", "\r\n\r\n"])
+def test_csv_may_begin_with_a_byte_order_mark_and_blank_lines(before, tmp_path):
+    path = tmp_path / "bom.csv"
+    path.write_text(f"{before}text_a,text_b,label\na,b,1\n\nc,d,0\n", encoding="utf-8-sig", newline="")
+    assert [row["text_a"] for row in rows_of(load_pairs(path))] == ["a", "c"]
+    assert [row["text_a"] for rows in TableSource(path).batches(1) for row in rows] == ["a", "c"]
 
 
 def test_splits_of_a_saved_dict_are_chosen_by_name(tmp_path):

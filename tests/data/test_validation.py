@@ -26,6 +26,7 @@ from tests.data.pair_sets import ROWS, pairs, rows_of, write_lines
         pa.array([1, 0, 1, 0], pa.uint8()),
         pa.array([1, 0, 1, 0], pa.float16()),
         pa.array(["1", "0", "1", "0"], pa.large_string()),
+        pa.array([1, 0, 1, 0], pa.decimal128(38, 0)),  # an integer, as some databases export it
     ],
     ids=str,
 )

@@ -186,6 +186,12 @@ def test_dtypes(folders: dict[str, Path]) -> None:
         load(folders["merged"], dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused_before_the_model_is_looked_for(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
+        FlippedMatcher.from_pretrained(tmp_path / "absent", device=device)
+
+
 # ---- Hub ----
 
 

@@ -123,6 +123,8 @@ def test_similarity_is_the_cosine_of_texts_alone(any_matcher: FlippedMatcher) ->
     close((first * second).sum(1), any_matcher.scores(PAIRS, kind="similarity")[1])
     close(any_matcher.similarity(texts_a, second), first @ second.T)
     close(any_matcher.similarity("cash", torch.from_numpy(second)), any_matcher.encode("cash")[None] @ second.T)
+    # Read from JSON they are float64.
+    close(any_matcher.similarity(first.astype(np.float64), second), first @ second.T)
     one = any_matcher.encode("cash", convert_to_tensor=True)
     assert isinstance(one, torch.Tensor) and one.shape == (any_matcher.encoder.dimension,)
 
@@ -336,6 +338,12 @@ def test_rerank_is_a_sort_of_the_head_by_predict(matcher: FlippedMatcher, corpus
         expected = matcher.predict([(query, corpus[i]) for i in ids], score=score)
         assert [hit["corpus_id"] for hit in hits] == [ids[i] for i in np.argsort(-expected, kind="stable")[:3]]
         close([hit["score"] for hit in hits], np.sort(expected)[::-1][:3])
+
+
+@pytest.mark.parametrize("given", [lambda v: v, lambda v: v.astype(np.float64), torch.from_numpy, np.ndarray.tolist])
+def test_an_index_of_known_vectors_is_the_same(given: Any, matcher: FlippedMatcher, corpus: list[str]) -> None:
+    index = matcher.index(corpus, vectors=given(matcher.encode(corpus)))
+    assert matcher.search("cash", index, 3) == matcher.search("cash", corpus, 3)
 
 
 def test_rerank_uses_the_vectors_of_the_retrieval(matcher: FlippedMatcher, corpus: list[str]) -> None:

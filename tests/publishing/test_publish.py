@@ -205,6 +205,13 @@ def test_bad_metadata_is_refused_before_the_hub_is_asked(
     assert online.model_info(REPO).card_data.license == "mit"  # type: ignore[union-attr]
 
 
+def test_bad_metadata_are_refused_before_the_merge(adapter: Path, hub: LoopbackHub, online: HfApi) -> None:
+    (adapter / "README.md").write_text(CARD.format(metadata="license: mit: x"))
+    with pytest.raises(PublishError, match=r"metadata at the top of .*README\.md is invalid"):
+        publish(adapter, REPO, merged=True)
+    assert not hub.requests and not adapter.with_name("adapter-merged").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["pair_prompt.json", "lora_encoder.json", "adapter_model.safetensors", "tokenizer_config.json"]
 )

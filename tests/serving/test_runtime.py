@@ -59,6 +59,17 @@ def process(
         reader.join(10)
 
 
+@pytest.mark.parametrize("given", [".", "../mine", "../mine/", "me/mine"])
+def test_clients_are_told_the_last_part_of_the_models_name(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    names: list[str] = []
+    monkeypatch.setattr(runtime, "serve", lambda service, *_: names.append(service.settings.name))
+    assert main(["serve", given]) == 0 and names == ["mine"]
+
+
 def test_the_whole_life_of_a_server(adapter_dir: Path, matcher: FlippedMatcher, tmp_path: Path) -> None:
     corpus = tmp_path / "faq.txt"
     corpus.write_text("where is my card\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...inference.loading import default_device
+from ...inference.loading import resolved_device
 from ...inference.matcher import FlippedMatcher
 from ...prompts.pair_prompt import PairPrompt
 from ...students.loading import load_student, load_tokenizer
@@ -29,6 +29,7 @@ def check_teacher(options: Namespace) -> None:
     if options.output is not None:
         check_report_file(options.output, options.pairs, options.validation, overwrite=options.overwrite)
     check_models(options.teacher, options.student)
+    resolved_device(options.device)  # refused before the pairs are read
     pairs = labelled_pairs(options, options.pairs)
     held_out = None if options.validation is None else labelled_pairs(options, options.validation)
     teacher = load_teacher(
@@ -67,7 +68,7 @@ def bare_answers(options: Namespace, parts: list[Any]) -> list[np.ndarray]:
     prompt = PairPrompt.from_preset(
         tokenizer, options.prompt, max_length=options.max_length, instruction=options.instruction
     )
-    torch.nn.Module.to(model, torch.device(options.device or default_device()))
+    torch.nn.Module.to(model, resolved_device(options.device))
     student = add_adapter(model, default_lora(rank=1))
     matcher = FlippedMatcher(student, tokenizer, prompt, LoraEncoder.from_model(student))
     return [matcher.scores(part, kind="answer", **reading(options))[0] for part in parts]

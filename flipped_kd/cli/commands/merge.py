@@ -13,6 +13,7 @@ from ...publishing.combine import combine_adapters
 from ...publishing.merge import merge_adapter
 from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
+from ..runtime import hide_bars
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def merge(options: Namespace) -> None:
         raise UsageError("--weights, --method and --adapter-only are for several adapters")
     if options.adapter_only and (options.overwrite or options.no_sentence_transformers):
         raise UsageError("--overwrite and --no-sentence-transformers are of merged models: leave them out")
+    hide_bars(options)
     with sole_writer_of(Path(os.path.realpath(options.output))):
         _merge(options, several)
 

@@ -35,9 +35,8 @@ def predict(options: Namespace) -> None:
                 f"--threshold tuned: {matcher.source!r} has no match_score.json, so no threshold was chosen for it: "
                 "train it with validation pairs, or give a number in [0, 1]"
             )
-        there = {name: type_ for name, type_ in names.items() if name.removeprefix("score_") not in SCORE_KINDS}
-        there |= {f"score_{each}": pa.float64() for each in scorer.kinds if options.all_scores}
-        schema = pa.schema([(prefix + name, type_) for name, type_ in names.items() if name in there])
+        absent = {f"score_{each}" for each in SCORE_KINDS if each not in scorer.kinds}
+        schema = pa.schema([(prefix + name, type_) for name, type_ in names.items() if name not in absent])
 
         def compute(chunk: Chunk) -> pa.Table:
             answer, similarity = matcher.scores(

@@ -10,10 +10,12 @@ from ...publishing.files import kind_of
 from ...publishing.publish import publish
 from ...publishing.push import push_folder
 from ..arguments import UsageError
+from ..runtime import hide_bars
 
 
 def push(options: Namespace) -> None:
     """Upload an adapter or a merged model."""
+    hide_bars(options)
     private = True if options.private else None
     if not options.merged and (options.base_model is not None or options.merged_dir is not None):
         raise UsageError("--base-model and --merged-dir are for --merged: add it, or leave them out")

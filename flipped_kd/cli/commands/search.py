@@ -15,7 +15,7 @@ from ...data.tables import STANDARD
 from ...data.text_tables import Chunk, columns_digest, read_texts
 from ...inference.matcher import FlippedMatcher
 from ...inference.search_index import INDEX_FILE, SearchIndex
-from ...utils.atomic import check_target
+from ...utils.atomic import check_target, recover
 from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
 from ..models import checked_kind, open_matcher
@@ -102,6 +102,8 @@ class _Corpus:
         self._options = options
         self._kept: SearchIndex | None = None
         place = Path(options.corpus)
+        for folder in (place, Path(options.save_index or place)):
+            recover(folder)  # a server that was killed while it wrote its index may have left it without its name
         if place.is_dir():
             for name in ("id_column", "save_index", "index_kind"):
                 if getattr(options, name) is not None:

@@ -44,7 +44,7 @@ def serve(options: Namespace) -> None:
         port=options.port,
         token=token,
         allowed_hosts=tuple(options.allow_host),
-        name=options.name or Path(options.model.rstrip("/")).name,
+        name=options.name or Path(os.path.abspath(options.model)).name,
         log_requests=options.log_requests,
         batch_tokens=options.batch_tokens,
         wait_ms=options.wait_ms,

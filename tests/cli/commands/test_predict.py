@@ -175,3 +175,13 @@ def test_through_a_pipe(
     assert quietly("predict", adapter, "-", "-o", tmp_path / "out.jsonl", "--part-rows", 4) == 0
     assert read_rows(tmp_path / "out.jsonl") == found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "pairs.jsonl"]
+
+
+def test_a_table_without_rows_is_told_of(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "header.csv").write_text("text_a,text_b\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    for given, name in ((tmp_path / "header.csv", "header.csv"), ("-", "standard input")):
+        assert quietly("predict", adapter, given) == 0
+        assert capsys.readouterr() == ("", f"flipped-kd: {name} holds no rows\n")

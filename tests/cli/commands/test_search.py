@@ -97,6 +97,22 @@ def test_an_index_keeps_the_names_of_its_texts(
     assert all(listed[row["corpus_id"]]["text"] == row["text"] for row in first if not named)
 
 
+def test_an_index_that_a_kill_left_without_its_name_is_found(
+    adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path, capsys
+) -> None:
+    corpus = write_rows(tmp_path / "corpus.jsonl", documents)
+    queries = write_rows(tmp_path / "queries.jsonl", rows[:4])
+    index, aside = tmp_path / "index", tmp_path / ".index.partial-0-replaced"
+    flags = ("--query-column", "text_a", "--top-k", 2)
+    assert quietly("search", adapter, queries, corpus, *flags, "--save-index", index) == 0
+    found = capsys.readouterr().out
+    made = (index / "search_index.json").stat().st_mtime_ns
+    for given in ([index], [corpus, "--save-index", index]):
+        index.rename(aside)
+        assert quietly("search", adapter, queries, *given, *flags) == 0
+        assert capsys.readouterr().out == found and (index / "search_index.json").stat().st_mtime_ns == made
+
+
 def test_the_kind_of_index_is_chosen_once(
     adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path, capsys
 ) -> None:
