@@ -305,6 +305,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         distinct, rank = len(set(texts)), self.encoder.modules[0].rank
         if self.args.encoder_start == "auto" and distinct < rank:
             logger.warning("A starts at random: a rank of %d wants as many texts, there are %d", rank, distinct)
+            check_without_steps(self.args, started=False)
             return None
         with self.args.main_process_first(local=False, desc="the start of A"), run_on(self.model, self.args.device):
             return start_encoder(
