@@ -527,9 +527,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         Args:
             test_dataset: pairs.
         """
-        test_dataset = self._to_score(test_dataset, "test")
-        with self._scoring(test_dataset):
-            return super().get_test_dataloader(test_dataset)
+        return self._checked_loader(self._to_score(test_dataset, "test"))
+
+    def _checked_loader(self, dataset: datasets.Dataset) -> DataLoader:
+        with self._scoring(dataset):
+            return super().get_test_dataloader(dataset)
 
     def _scoring(self, dataset: Any) -> AbstractContextManager[None]:
         """Inside, loaders of `dataset` give the teacher's scores and keep every row in its place."""
