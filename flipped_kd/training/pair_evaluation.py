@@ -167,6 +167,7 @@ class PairScoringTrainer(PublishingTrainer):
         With max_steps=0, which Trainer takes for "not set", there is no optimizer and no step: what A's start gives is
         what is saved and scored.
         """
+        self.loss_log = LossLog()  # an earlier training may have ended between two logs
         if self.args.max_steps == 0:
             result = TrainOutput(0, 0.0, {})
         else:
