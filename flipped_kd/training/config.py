@@ -236,6 +236,8 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, value in vars(self).items():  # as JSON takes them
             if isinstance(value, np.generic | os.PathLike):
                 setattr(self, name, value.item() if isinstance(value, np.generic) else os.fspath(value))
+        if self.teacher_cache_dir is not None:  # as TrainingArguments does with output_dir
+            self.teacher_cache_dir = os.path.expanduser(self.teacher_cache_dir)
         self._resolve_precision()
         self._resolve_checkpointing()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
