@@ -37,7 +37,7 @@ from ..losses.flipped import SimilarityTerms, own_pairs
 from ..prompts.pair_prompt import PairPrompt
 from ..students.answer_head import accepts_logits_to_keep, keep_head_precision, log_odds
 from ..students.base_weights import BaseWeights
-from ..students.loading import load_tokenizer, padding_id
+from ..students.loading import check_positions, load_tokenizer, padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..teachers.base import Teacher
 from ..teachers.calibration import PlattCalibration
@@ -216,6 +216,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
         check_tokens(student, tokenizer, self.prompt)
+        check_positions(student, self.prompt.max_length)
         self.encoder = LoraEncoder.from_model(
             student,
             layers=args.encoder_layers,
