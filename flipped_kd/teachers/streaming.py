@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Teacher
+from .base import Teacher, checked_scores
 from .cache import TeacherCache, scoring_order
 from .score_table import VectorTable, gathered
 
@@ -90,7 +90,7 @@ class StreamedScores:
         lengths = np.array([sum(map(len, _texts(items[place]))) for place in first.tolist()])
         first = first[scoring_order(keys[first], lengths)]
         chosen = [items[place] for place in first.tolist()]
-        self._values.append(self.teacher.compute(chosen, self.batch_size))
+        self._values.append(checked_scores(self.teacher, chosen, self.batch_size))
         self._keys.append(keys[first])
 
     def flush(self) -> None:
