@@ -32,8 +32,9 @@ from transformers import (
 from ..data.keys import KnownMatches
 from ..data.streaming import validate_stream
 from ..data.validation import PairColumns, validate_pairs
+from ..losses.base import own_pairs
 from ..losses.build import build_loss
-from ..losses.flipped import SimilarityTerms, own_pairs
+from ..losses.flipped import SimilarityTerms
 from ..prompts.pair_prompt import PairPrompt
 from ..students.answer_head import accepts_logits_to_keep, keep_head_precision, log_odds
 from ..students.base_weights import BaseWeights
