@@ -26,7 +26,7 @@ from transformers.utils.hub import resolve_revision
 
 from ..utils.devices import has_bfloat16
 from ..utils.weight_files import check_models
-from .gguf import gguf_path, is_gguf, load_gguf_config, load_gguf_tokenizer, make_ordinary
+from .gguf import gguf_path, is_gguf, load_gguf_config, make_ordinary
 from .probing import is_sharded, position_limit, probe_rows, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,8 @@ def load_tokenizer(
     """
     try:
         if is_gguf(name):
-            tokenizer = load_gguf_tokenizer(gguf_path(name, revision)[0])
+            path, _ = gguf_path(name, revision)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
