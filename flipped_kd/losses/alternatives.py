@@ -154,8 +154,7 @@ class Sinkhorn(AlternativeObjective):
         if len(student) < 2:
             return 0 * wide(compared.student).sum()
         cost = torch.cdist(teacher, student, p=1)
-        kernel = -cost / self.regularisation
-        plan = kernel
+        plan = -cost / self.regularisation
         for _ in range(self.iterations):
             plan = plan - plan.logsumexp(1, keepdim=True)
             plan = plan - plan.logsumexp(0, keepdim=True)

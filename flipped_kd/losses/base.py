@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from ..utils.checks import check_same_shape
 
 
+def own_pairs(values: Tensor) -> Tensor:
+    """Of values for every two texts (N, N), or for the pairs alone (N,): those of the pairs, (N,)."""
+    return values.diagonal() if values.ndim == 2 else values
+
+
 @dataclass(frozen=True)
 class Compared:
     """The representations of a batch beside what the teacher says of them.
@@ -39,11 +44,7 @@ class Compared:
 
     def own_pairs(self) -> Compared:
         """The pairs of the data set alone, all fields (N,): the diagonal of a matrix."""
-        if self.student.ndim == 1:
-            return self
-        student, teacher, kept, positive = (
-            part.diagonal() for part in (self.student, self.teacher, self.kept, self.positive)
-        )
+        student, teacher, kept, positive = map(own_pairs, (self.student, self.teacher, self.kept, self.positive))
         return Compared(student, teacher, kept, positive, self.vectors_a, self.vectors_b)
 
 

@@ -16,11 +16,6 @@ from .dual_threshold import PairSelection
 Contrast = Literal["pairwise", "infonce"]
 Margin = Literal["teacher", "constant", "none"]
 CONTRASTS, MARGINS = get_args(Contrast), get_args(Margin)
-NEEDS_MATRIX = (
-    "{name}={value!r} compares rows and columns of a similarity matrix, but only paired similarities are given "
-    "(representation 'joint' or 'both', or a cross-encoder teacher): use {name}={other!r}, or "
-    "representation='independent' with a bi-encoder teacher."
-)
 
 
 class MarginAwareContrastiveLoss(nn.Module):
@@ -138,7 +133,11 @@ class MarginAwareContrastiveLoss(nn.Module):
             angles=angles, probability=probability, positive=selection.positive, negative=selection.negative
         )
         if self.contrast == "infonce" and angles.ndim != 2:
-            raise ValueError(NEEDS_MATRIX.format(name="contrast", value="infonce", other="pairwise"))
+            raise ValueError(
+                "contrast='infonce' compares rows and columns of a similarity matrix, but only paired similarities "
+                "are given (representation 'joint' or 'both', or a cross-encoder teacher): use contrast='pairwise', "
+                "or representation='independent' with a bi-encoder teacher."
+            )
         contrast = self._pairwise if self.contrast == "pairwise" else self._infonce
         with torch.autocast(angles.device.type, enabled=False):
             as_positive, as_negative = self.judged(wide(angles), wide(probability))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..utils.angles import angle_matrix, cosine_matrix, paired_angles, paired_cosines
 from ..utils.checks import check_choice, check_range, check_same_shape
 from .answer import AnswerLoss
-from .base import Compared, SimilarityObjective
+from .base import Compared, SimilarityObjective, own_pairs
 from .citations import FLIPPED_CITATION
 from .contrastive import MarginAwareContrastiveLoss
 from .dual_threshold import DualThreshold
@@ -52,11 +52,6 @@ class LossOutput:
     total: Tensor
     terms: dict[str, Tensor]
     dropped: dict[str, Tensor]
-
-
-def own_pairs(values: Tensor) -> Tensor:
-    """Of values for every two texts (N, N), or for the pairs alone (N,): those of the pairs, (N,)."""
-    return values.diagonal() if values.ndim == 2 else values
 
 
 class FlippedDistillationLoss(nn.Module):

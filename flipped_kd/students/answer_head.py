@@ -102,9 +102,9 @@ def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Te
 
 @contextmanager
 def answer_rows(head: nn.Linear, ids: Sequence[int]) -> Iterator[None]:
-    """Let an output layer compute the logits of `ids` only, in float32 or wider: (..., V) becomes (..., len(ids)).
+    """Let an output layer compute the logits of `ids` only, in float32 or wider (see `keep_head_precision`).
 
-    bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same score.
+    (..., V) becomes (..., len(ids)).
     """
     weight = wide(head.weight[list(ids)])
     bias = None if head.bias is None else wide(head.bias[list(ids)])

@@ -145,4 +145,4 @@ def _values(weight: Tensor) -> list[float]:
 def _same(wanted: float, found: float) -> bool:
     if not (math.isfinite(wanted) and math.isfinite(found)):
         return True  # it says nothing
-    return abs(wanted - found) <= ABSOLUTE + RELATIVE * max(abs(wanted), abs(found))
+    return math.isclose(wanted, found, rel_tol=RELATIVE, abs_tol=ABSOLUTE)

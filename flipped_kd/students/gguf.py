@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig
 
 from ..utils.digests import file_sha256
 from ..utils.json_files import AGAIN, read_versioned, write_json
@@ -109,12 +109,6 @@ def load_gguf_config(path: Path) -> PretrainedConfig:
             f"{path} holds an architecture that transformers does not read from GGUF ({error}): take the model's "
             "safetensors."
         ) from error
-
-
-def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer inside a GGUF file."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return tokenizer
 
 
 def make_ordinary(model: Any, name: str | os.PathLike[str], base: GgufBase) -> None:

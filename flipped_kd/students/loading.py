@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,8 +26,8 @@ from transformers.utils.hub import resolve_revision
 
 from ..utils.devices import has_bfloat16
 from ..utils.weight_files import check_models
-from .gguf import gguf_path, is_gguf, load_gguf_config, load_gguf_tokenizer, make_ordinary
-from .probing import is_sharded, probe_rows
+from .gguf import gguf_path, is_gguf, load_gguf_config, make_ordinary
+from .probing import is_sharded, position_limit, probe_rows, unwrapped
 
 logger = logging.getLogger(__name__)
 REMEDY = "name a decoder-only causal language model (Qwen2, Llama, Mistral, GLM ...)."
@@ -175,7 +176,8 @@ def load_tokenizer(
     """
     try:
         if is_gguf(name):
-            tokenizer = load_gguf_tokenizer(gguf_path(name, revision)[0])
+            path, _ = gguf_path(name, revision)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -231,4 +233,14 @@ def check_causal(model: PreTrainedModel) -> None:
         raise ValueError(
             f"student {type(model).__name__} is not causal: later tokens change the logits of earlier ones. {REMEDY} "
             "A BERT-like model must have been trained as a decoder and have is_decoder=true in its config.json."
+        )
+
+
+def check_positions(model: nn.Module, max_length: int) -> None:
+    """Raise ValueError where rows of `max_length` tokens are longer than the student has positions for."""
+    limit = position_limit(model)
+    if limit is not None and max_length > limit:
+        raise ValueError(
+            f"max_length={max_length}: student {type(unwrapped(model)).__name__} has {limit} positions: use "
+            f"max_length={limit} or less, or a student that reads longer texts."
         )

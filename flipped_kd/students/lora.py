@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,8 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     all_linear = config.target_modules == "all-linear"
-    shown = _shown(config.target_modules)
+    named = config.target_modules
+    shown = named if named is None or isinstance(named, str) else sorted(named)
     if all_linear and not config.target_parameters:
         config = _text_layers(model, config, linear)
     try:
@@ -88,7 +89,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         remedy = f"some of {endings}"
         remedy = f"Name {remedy} instead." if all_linear else f"Use target_modules='all-linear' or {remedy}."
         raise ValueError(
-            f"the student {type(model).__name__} cannot be adapted with {shown}: {error} {remedy}"
+            f"the student {type(model).__name__} cannot be adapted with target_modules={shown!r}: {error} {remedy}"
         ) from error
     check_adapter(adapted)
     return adapted
@@ -128,11 +129,6 @@ def _text_layers(model: PreTrainedModel, config: LoraConfig, linear: dict[str, n
     named = copy.deepcopy(config)
     named.target_modules = sorted(wanted)
     return named
-
-
-def _shown(targets: str | Collection[str] | None) -> str:
-    names = targets if targets is None or isinstance(targets, str) else sorted(targets)
-    return f"target_modules={names!r}"
 
 
 def keep_input_precision(model: PeftModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +16,8 @@ ROWS, TOKENS = 2, 8
 # Relative to the largest logit: kernels of float32 differ by about 1e-6, those of half precision by about 1e-2.
 FLOAT32_TOLERANCE = 1e-4
 HALF_TOLERANCE = 3e-2
+# How models name their tables of positions; PEFT may have wrapped one.
+POSITION_TABLE = re.compile(r"\b(wpe|embed_positions|position_embeddings)(\.base_layer)?$")
 # Shape of what a module has given in each of its calls; None where that was no tensor.
 Calls = dict[str, list[tuple[int, ...] | None]]
 
@@ -39,6 +42,18 @@ def attention_window(model: nn.Module) -> int | None:
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     # Models that could have a window and do not say so by None, 0 or -1.
     return min((size for size in sizes if size is not None and size > 0), default=None)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """How many tokens a row may have at the most where the model looks its positions up in a table; else None."""
+    base = unwrapped(model)
+    for name, table in base.named_modules():
+        if isinstance(table, nn.Embedding) and POSITION_TABLE.search(name):
+            # RoBERTa-like ones number positions from padding_idx + 1, OPT's from an offset of its own.
+            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+            return table.num_embeddings - int(unused)
+    tables = (table for name, table in base.named_buffers() if POSITION_TABLE.search(name))  # GPT-J's, of sines
+    return next(map(len, tables), None)
 
 
 def is_sharded(model: nn.Module) -> bool:

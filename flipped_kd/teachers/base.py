@@ -19,6 +19,8 @@ from .shards import CacheIdentity
 
 # Batches computed between two looks at the progress bar: enough for sorting by length, few enough for a lively bar.
 BATCHES_PER_BLOCK = 16
+# Of a vector that is to have length 1: half precision rounds by up to .4 %.
+LENGTH_TOLERANCE = 0.01
 
 
 class Teacher(ABC):
@@ -201,7 +203,7 @@ class Teacher(ABC):
             TeacherCache(self._cache_dir(cache_dir), self.identity),
             items.keys,
             items.lengths,
-            lambda positions: self.compute(items.take(positions), batch_size),
+            lambda positions: checked_scores(self, items.take(positions), batch_size),
             block=batch_size * BATCHES_PER_BLOCK,
             description=items.unit,
             show_progress=show_progress,
@@ -213,6 +215,34 @@ class Teacher(ABC):
         if self._scratch is None:
             self._scratch = TemporaryDirectory(prefix="flipped_kd_teacher_", ignore_cleanup_errors=True)
         return Path(self._scratch.name)
+
+
+def checked_scores(teacher: Teacher, items: list[Any], batch_size: int) -> np.ndarray:
+    """What `compute` of a teacher gives, held to what it must give.
+
+    Raises:
+        ValueError: also for another shape, vectors of another length than 1, and probabilities outside [0, 1].
+    """
+    scores = np.asarray(teacher.compute(items, batch_size), dtype=np.float32)
+    unit = "text" if teacher.has_vectors else "pair"
+    if np.shape(scores) != (len(items), teacher.dim):
+        raise ValueError(
+            f"Teacher {teacher.id!r} gives an array of shape {np.shape(scores)} for {len(items)} {unit}s: its "
+            f"compute() must give {(len(items), teacher.dim)}."
+        )
+    if teacher.has_vectors:
+        values, low, high = np.linalg.norm(scores, axis=1), 1 - LENGTH_TOLERANCE, 1 + LENGTH_TOLERANCE
+        given, wanted = "a vector of length ", "vectors of length 1"
+    else:
+        values, low, high = scores[:, 0], 0.0, 1.0
+        given, wanted = "", "match probabilities in [0, 1]"
+    bad = np.flatnonzero(~((values >= low) & (values <= high)))
+    if len(bad):
+        raise ValueError(
+            f"Teacher {teacher.id!r} gives {given}{values[bad[0]]} for the {unit} {items[bad[0]]!r}: its compute() "
+            f"must give {wanted}."
+        )
+    return scores
 
 
 def _check_unit(items: TextItems, wanted: str, method: str) -> None:

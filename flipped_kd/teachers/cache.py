@@ -1,7 +1,7 @@
 """The teacher's vectors on disk: written once, memory-mapped ever after.
 
-A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of shards (see `shards`) and one
-JSON file that says whose vectors they are.
+A cache is a folder `<teacher id>-<first 16 hex digits of the fingerprint>` of shards (see `CacheIdentity`) and
+one JSON file that says whose vectors they are.
 
 - A shard is written whole to a temporary name and renamed, so a kill loses at most the shard in the making. Shards are
   never changed and, unless corrupt, never removed: others may have them mapped.

@@ -184,6 +184,8 @@ def agreement_report(
     positive = labels == 1
     both = bool(positive.any() and not positive.all())
     predicted = probabilities >= 0.5
+    # 1 keeps every negative, as in the losses: a steep calibration rounds P to 1.
+    denied = (probabilities >= tau_neg) & (tau_neg < 1.0)
     return {
         "n": len(labels),
         "positive_share": float(positive.mean()),
@@ -192,9 +194,7 @@ def agreement_report(
         "f1": float(f1_score(labels, predicted, zero_division=0.0)),
         "accuracy": float(accuracy_score(labels, predicted)),
         "dropped_positive_share": float((probabilities[positive] < tau_pos).mean()) if positive.any() else math.nan,
-        "dropped_negative_share": float((probabilities[~positive] >= tau_neg).mean())
-        if not positive.all()
-        else math.nan,
+        "dropped_negative_share": float(denied[~positive].mean()) if not positive.all() else math.nan,
         "expected_calibration_error": _balanced_calibration_error(probabilities, positive, n_bins)
         if both
         else math.nan,

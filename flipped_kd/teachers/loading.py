@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -57,9 +56,8 @@ def load_teacher(
     if isinstance(teacher, os.PathLike):
         teacher = Path(teacher)
     if revision is not None and (not isinstance(teacher, str) or Path(teacher).is_dir()):
-        raise ValueError(
-            f"revision={revision!r} can only be given with a Hub id, not with {_shown(teacher)}: leave it out."
-        )
+        shown = repr(str(teacher)) if isinstance(teacher, str | Path) else f"a loaded {type(teacher).__name__}"
+        raise ValueError(f"revision={revision!r} can only be given with a Hub id, not with {shown}: leave it out.")
     if isinstance(teacher, Teacher):
         return teacher
     if isinstance(teacher, SentenceTransformer | CrossEncoder):
@@ -92,7 +90,3 @@ def load_teacher(
     if isinstance(model, CrossEncoder):
         return CrossEncoderTeacher(model, id=name, revision=found_revision)
     return BiEncoderTeacher(model, id=name, revision=found_revision)
-
-
-def _shown(teacher: Any) -> str:
-    return repr(str(teacher)) if isinstance(teacher, str | Path) else f"a loaded {type(teacher).__name__}"

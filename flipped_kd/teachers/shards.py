@@ -43,7 +43,7 @@ class CacheIdentity:
         kind: what a row is: "embeddings" (a text's L2-normalised vector) or "pair_probabilities" (one match
             probability).
         teacher: the teacher's name, for messages and the folder's name.
-        fingerprint: sha256 of the teacher's weights and settings, hexadecimal.
+        fingerprint: sha256 of the teacher's weights and settings, hexadecimal; or any text that stands for them.
         dim: length of a vector.
     """
 
@@ -56,7 +56,10 @@ class CacheIdentity:
     def folder_name(self) -> str:
         """Name of the cache folder inside the user's cache directory."""
         slug = re.sub(r"[^A-Za-z0-9._-]+", "--", self.teacher).strip("-.") or "teacher"
-        return f"{slug[:80]}-{self.fingerprint[:16]}"
+        mark = self.fingerprint
+        if not re.fullmatch("[0-9a-f]{64}", mark):  # of a teacher of one's own: any text, and many begin alike
+            mark = hashlib.sha256(mark.encode()).hexdigest()
+        return f"{slug[:80]}-{mark[:16]}"
 
     @property
     def shard_rows(self) -> int:

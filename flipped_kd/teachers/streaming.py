@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Teacher
+from .base import Teacher, checked_scores
 from .cache import TeacherCache, scoring_order
 from .score_table import VectorTable, gathered
 
@@ -87,10 +87,11 @@ class StreamedScores:
             first = first[~np.isin(distinct, np.concatenate(self._keys))]
         if not len(first):
             return
-        lengths = np.array([sum(map(len, _texts(items[place]))) for place in first.tolist()])
+        new = (items[place] for place in first.tolist())
+        lengths = np.array([len(item) if isinstance(item, str) else sum(map(len, item)) for item in new])
         first = first[scoring_order(keys[first], lengths)]
         chosen = [items[place] for place in first.tolist()]
-        self._values.append(self.teacher.compute(chosen, self.batch_size))
+        self._values.append(checked_scores(self.teacher, chosen, self.batch_size))
         self._keys.append(keys[first])
 
     def flush(self) -> None:
@@ -100,7 +101,3 @@ class StreamedScores:
         path = self.cache.write(np.concatenate(self._keys), np.concatenate(self._values))
         self.table.add(path)
         self._keys, self._values = [], []
-
-
-def _texts(item: str | tuple[str, str]) -> tuple[str, ...]:
-    return (item,) if isinstance(item, str) else item

@@ -117,18 +117,16 @@ class TeacherScoringCollator:
             starts = range(0, len(rows), size)
             batch = {
                 "mini_batches": [self._read_by_student(rows[i : i + size], pairs[i : i + size]) for i in starts],
-                **_labels(rows),
+                **_own(rows),
             }
-        if "row" in rows[0]:
-            batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch | self._teacher([row["text_a"] for row in rows], [row["text_b"] for row in rows])
 
     def _read_by_student(self, rows: Sequence[Mapping[str, Any]], pairs: Sequence[PairTokens]) -> dict[str, Tensor]:
-        """The pairs' tokens, spans and labels, as one forward takes them."""
+        """The pairs' tokens, spans, labels and numbers, as one forward takes them."""
         alone = self.prompt.encode_texts([row["text_b"] for row in rows]) if self.encode_alone else []
         if self.layout is not None:
             # First what has an entry a pair: Trainer counts the rows of a batch by its first tensor.
-            return {**shared_rows(pairs, alone, self.pad_token_id, self.layout), **_labels(rows)}
+            return {**shared_rows(pairs, alone, self.pad_token_id, self.layout), **_own(rows)}
         batch = self._padded(pairs)
         if alone:
             batch |= {f"alone_{name}": value for name, value in self._padded(alone).items()}
@@ -137,7 +135,7 @@ class TeacherScoringCollator:
         batch["span_a"] = self._spans(pairs, length, [pair.text_a for pair in pairs])
         batch["span_b"] = self._spans(pairs, length, [pair.text_b or (0, 0) for pair in pairs])
         ends = [len(pair.input_ids) if self.padding_side == "right" else length for pair in pairs]
-        return {"answer_position": torch.tensor(ends) - 1, **_labels(rows), **batch}
+        return {"answer_position": torch.tensor(ends) - 1, **_own(rows), **batch}
 
     def _check_teacher(self) -> None:
         if self.matrix and self.teacher_scores is not None and not self.teacher_scores.has_vectors:
@@ -169,5 +167,7 @@ class TeacherScoringCollator:
         return keys | {name: torch.from_numpy(value) for name, value in vectors.items()}
 
 
-def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    return {"labels": torch.tensor([int(row["label"]) for row in rows])} if "label" in rows[0] else {}
+def _own(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """What the rows themselves say, where they do: labels and numbers."""
+    names = {"labels": "label", "rows": "row"}
+    return {name: torch.tensor([int(row[key]) for row in rows]) for name, key in names.items() if key in rows[0]}

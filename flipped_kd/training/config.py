@@ -55,8 +55,8 @@ class FlippedDistillationConfig(TrainingArguments):
     (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
 
     Args:
-        max_length: tokens of a whole pair prompt, at least 16; texts are cut to fit, the instruction and the answer
-            position never are.
+        max_length: tokens of a whole pair prompt, at least 16, and no more than a student with a table of positions
+            has of them; texts are cut to fit, the instruction and the answer position never are.
         prompt: preset of [`PairPrompt`]: "en", "zh", or the form of a published reranker, "qwen3_reranker" or
             "bge_reranker_gemma".
         instruction: replaces the preset's instruction; "" leaves it out.
@@ -236,6 +236,8 @@ class FlippedDistillationConfig(TrainingArguments):
         for name, value in vars(self).items():  # as JSON takes them
             if isinstance(value, np.generic | os.PathLike):
                 setattr(self, name, value.item() if isinstance(value, np.generic) else os.fspath(value))
+        if self.teacher_cache_dir is not None:  # as TrainingArguments does with output_dir
+            self.teacher_cache_dir = os.path.expanduser(self.teacher_cache_dir)
         self._resolve_precision()
         self._resolve_checkpointing()
         if self.greater_is_better is None and self.metric_for_best_model is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
@@ -30,13 +30,15 @@ PairDatasets: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset] | No
 class PairScoringTrainer(PublishingTrainer):
     """Evaluates on pairs and fits what turns their two raw scores into predictions.
 
-    `compute_loss(..., return_outputs=True)` of a subclass gives (loss, (answer log-odds (B,), similarity (B,))).
+    `compute_loss(..., return_outputs=True)` of a subclass gives (loss, (answer log-odds (B,), similarity (B,))), and
+    its `_checked_loader` the batches of a set that `_to_score` gave.
     """
 
     # Narrower than in Trainer.
     args: FlippedDistillationConfig
     columns: PairColumns | None
     loss_log: LossLog
+    _checked_loader: Callable[[datasets.Dataset], DataLoader]
     # What the match score was fitted on.
     fitted_scores: tuple[np.ndarray, np.ndarray] | None
 
@@ -111,7 +113,7 @@ class PairScoringTrainer(PublishingTrainer):
         dataset = self._to_score(dataset, "score_pairs")
         lengths = [len(a) + len(b) for a, b in zip(dataset["text_a"], dataset["text_b"], strict=True)]
         order = np.argsort(lengths, kind="stable")
-        loader = self.get_test_dataloader(dataset.select(order))
+        loader = self._checked_loader(dataset.select(order))
         with self._without_metrics():
             # Not predict(), which gives no scores under prediction_loss_only.
             predictions: Any = self.evaluation_loop(loader, "Scoring", False, metric_key_prefix="score").predictions
@@ -165,6 +167,7 @@ class PairScoringTrainer(PublishingTrainer):
         With max_steps=0, which Trainer takes for "not set", there is no optimizer and no step: what A's start gives is
         what is saved and scored.
         """
+        self.loss_log = LossLog()  # an earlier training may have ended between two logs
         if self.args.max_steps == 0:
             result = TrainOutput(0, 0.0, {})
         else:

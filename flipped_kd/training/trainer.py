@@ -32,12 +32,13 @@ from transformers import (
 from ..data.keys import KnownMatches
 from ..data.streaming import validate_stream
 from ..data.validation import PairColumns, validate_pairs
+from ..losses.base import own_pairs
 from ..losses.build import build_loss
-from ..losses.flipped import SimilarityTerms, own_pairs
+from ..losses.flipped import SimilarityTerms
 from ..prompts.pair_prompt import PairPrompt
 from ..students.answer_head import accepts_logits_to_keep, keep_head_precision, log_odds
 from ..students.base_weights import BaseWeights
-from ..students.loading import load_tokenizer, padding_id
+from ..students.loading import check_positions, load_tokenizer, padding_id
 from ..students.lora_encoder import LoraEncoder
 from ..teachers.base import Teacher
 from ..teachers.calibration import PlattCalibration
@@ -216,6 +217,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
         check_tokens(student, tokenizer, self.prompt)
+        check_positions(student, self.prompt.max_length)
         self.encoder = LoraEncoder.from_model(
             student,
             layers=args.encoder_layers,
@@ -305,6 +307,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         distinct, rank = len(set(texts)), self.encoder.modules[0].rank
         if self.args.encoder_start == "auto" and distinct < rank:
             logger.warning("A starts at random: a rank of %d wants as many texts, there are %d", rank, distinct)
+            check_without_steps(self.args, started=False)
             return None
         with self.args.main_process_first(local=False, desc="the start of A"), run_on(self.model, self.args.device):
             return start_encoder(
@@ -526,9 +529,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         Args:
             test_dataset: pairs.
         """
-        test_dataset = self._to_score(test_dataset, "test")
-        with self._scoring(test_dataset):
-            return super().get_test_dataloader(test_dataset)
+        return self._checked_loader(self._to_score(test_dataset, "test"))
+
+    def _checked_loader(self, dataset: datasets.Dataset) -> DataLoader:
+        with self._scoring(dataset):
+            return super().get_test_dataloader(dataset)
 
     def _scoring(self, dataset: Any) -> AbstractContextManager[None]:
         """Inside, loaders of `dataset` give the teacher's scores and keep every row in its place."""

@@ -37,6 +37,15 @@ def test_evaluation_between_two_logs_leaves_the_training_terms_alone(build: Any)
     assert entry["step"] == 4 and entry["loss"] == pytest.approx(total, abs=1e-5)
 
 
+def test_terms_since_the_last_log_are_not_those_of_the_next_training(build: Any) -> None:
+    trainer = build(max_steps=5, logging_steps=4)
+    for _ in range(2):
+        trainer.train()
+        (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+        total = entry["loss_sup"] + entry["loss_dist"] + entry["loss_mcl"]
+        assert entry["step"] == 4 and entry["loss"] == pytest.approx(total, abs=1e-5)
+
+
 def test_scores_alone_need_no_training_set(build: Any, held_out: datasets.Dataset) -> None:
     trainer = build(train_dataset=None, eval_dataset=None)
     assert len(trainer.score_pairs(held_out)[0]) == len(held_out)

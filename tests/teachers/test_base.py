@@ -12,6 +12,7 @@ import pytest
 
 from flipped_kd import Teacher, load_teacher
 from flipped_kd.data.keys import text_keys
+from flipped_kd.teachers.streaming import StreamedScores
 from tests.invariants.training import logged
 
 
@@ -85,3 +86,49 @@ def test_what_it_cannot_do_is_said_by_its_name(build: Any, tmp_path: Path) -> No
         WordOverlap().embed(["card"], cache_dir=tmp_path)
     with pytest.raises(ValueError, match="'h' .hashed_words. scores pairs by the vectors of embed"):
         HashedWords(id="h").score(["a"], ["b"], cache_dir=tmp_path)
+
+
+class Careless(WordOverlap):
+    """Gives what a test puts there."""
+
+    def __init__(self, given: list[Any], fingerprint: str = "careless") -> None:
+        super().__init__()
+        self.given, self.named = np.array(given), fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        return self.named
+
+    def compute(self, items: list[Any], batch_size: int) -> np.ndarray:
+        return self.given
+
+
+class CarelessVectors(Careless):
+    has_vectors, dim = True, 2
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (Careless([0.5, 0.5]), r"'word-overlap' gives an array of shape \(2,\) for 2 pairs.* \(2, 1\)"),
+        (Careless([[-1.0]]), r"'word-overlap' gives -1.0 for the pair \('a', 'c'\).* probabilities in \[0, 1\]"),
+        (Careless([[np.nan]]), r"gives nan for the pair \('a', 'c'\)"),
+        (CarelessVectors([[3.0, 4.0]]), "gives a vector of length 5.0 for the text 'a'.* of length 1"),
+        (CarelessVectors([[0.6, 0.8, 0.0]]), r"shape \(1, 3\) for 1 texts.* \(1, 2\)"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_the_item(teacher: Any, message: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cache_dir": tmp_path, "show_progress": False}
+    first, second = ["a", "b"][: len(teacher.given)], ["c", "d"][: len(teacher.given)]
+    with pytest.raises(ValueError, match=message):
+        teacher.embed(first, **options) if teacher.has_vectors else teacher.score(first, second, **options)
+    items = first if teacher.has_vectors else list(zip(first, second, strict=True))
+    with pytest.raises(ValueError, match=message):
+        StreamedScores(teacher, tmp_path, 2).look_up(np.arange(len(items)), items)
+
+
+def test_long_fingerprints_may_begin_alike(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        teacher = Careless([[0.5]], f"word-overlap-version-{version}")
+        teacher.score(["a"], ["b"], cache_dir=tmp_path, show_progress=False)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from flipped_kd.losses.dual_threshold import DualThreshold
 from flipped_kd.teachers.calibration import PlattCalibration, agreement_report
 
 
@@ -130,6 +131,14 @@ def test_the_report_equals_slow_references() -> None:
     assert report["expected_calibration_error"] == pytest.approx(error)
     assert (report["n"], report["positive_share"]) == (170, pytest.approx(50 / 170))
     json.dumps(report, allow_nan=False)
+
+
+def test_a_threshold_of_one_drops_no_negative() -> None:
+    """As in the losses, whatever a steep calibration rounds to 1."""
+    scores, labels, steep = np.array([0.9, 0.1]), np.array([0, 1]), PlattCalibration(scale=300.0, offset=0.0)
+    kept = DualThreshold(0.0, 1.0)(torch.tensor(labels), steep.probability(torch.tensor(scores))).kept
+    report = agreement_report(scores, labels, steep, tau_pos=0.0, tau_neg=1.0)
+    assert steep.probability(scores)[0] == 1.0 and kept.all() and report["dropped_negative_share"] == 0.0
 
 
 def test_the_report_of_one_class_says_nan_and_bad_thresholds_are_refused() -> None:

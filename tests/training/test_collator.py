@@ -198,12 +198,12 @@ def test_mini_batches_are_batches_of_their_rows_longest_first(
     rows = [next(row for row in ROWS if row["row"] == number) for number in batch["rows"].tolist()]
     parts = batch.pop("mini_batches")
     assert [len(part["labels"]) for part in parts] == {1: [1, 1, 1, 1], 2: [2, 2], 3: [3, 1]}[size]
-    of_teacher = ("keys_a", "keys_b", "teacher_a", "teacher_b", "rows")
+    of_teacher = ("keys_a", "keys_b", "teacher_a", "teacher_b")
     for start, part in zip(range(0, len(ROWS), size), parts, strict=True):
         alone = whole(rows[start : start + size])
         assert_same(part, {name: value for name, value in alone.items() if name not in of_teacher})
     expected = whole(rows)
-    assert_same(batch, {name: expected[name] for name in (*of_teacher, "labels")})
+    assert_same(batch, {name: expected[name] for name in (*of_teacher, "labels", "rows")})
     lengths = [len(tokens.input_ids) for tokens in prompt.encode_pairs(*zip(*texts_of(rows), strict=True))]  # type: ignore[arg-type]
     assert lengths == sorted(lengths, reverse=True)
 

@@ -139,6 +139,11 @@ def test_encoder_modules_may_be_one_string_or_any_sequence(make: Any) -> None:
     assert make(encoder_modules=("all",)).encoder_modules is None
 
 
+def test_the_home_folder_may_be_a_tilde(make: Any) -> None:
+    """As in output_dir: a folder that is named so would be made where one stands."""
+    assert make(teacher_cache_dir="~/scores").teacher_cache_dir == str(Path.home() / "scores")
+
+
 def test_numpy_s_numbers_and_paths_become_python_s(make: Any, tmp_path: Path) -> None:
     """So that the settings can be written as JSON, as checkpoints and reports do."""
     given = {"max_length": np.int64(64), "mini_batch_size": np.int32(2), "margin": np.float32(0.5), "seed": np.int8(3)}

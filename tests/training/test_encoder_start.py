@@ -16,6 +16,7 @@ from torch import Tensor
 from flipped_kd import FlippedMatcher
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.encoder_inputs import EncoderInputs
+from flipped_kd.students.lora import default_lora
 from flipped_kd.students.lora_encoder import LoraEncoder
 from flipped_kd.training import encoder_start
 from flipped_kd.training.encoder_start import sample_texts
@@ -148,11 +149,14 @@ def test_no_step_is_made_and_the_start_is_saved(
     assert matcher.match_score is not None
 
 
-def test_no_step_and_no_start_is_refused(build: Any, cross_encoder_dir: Path) -> None:
+def test_no_step_and_no_start_is_refused(build: Any, cross_encoder_dir: Path, pairs: datasets.Dataset) -> None:
     with pytest.raises(ValueError, match="max_steps=0 makes no step, and A does not start"):
         build(teacher=str(cross_encoder_dir), max_steps=0)
     with pytest.raises(ValueError, match="max_steps=0 makes no step"):
         build(encoder_start="random", max_steps=0)
+    few = pairs.select(range(2))  # with fewer texts than the rank
+    with pytest.raises(ValueError, match="max_steps=0 makes no step"):
+        build(train_dataset=few, peft_config=default_lora(rank=8, dropout=0.0), max_steps=0)
 
 
 def test_a_checkpoint_of_another_encoder_or_prompt_is_refused(build: Any) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForCausalLM
 
 from flipped_kd.inference.loading import resolved_dtype
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.students.loading import load_student, load_tokenizer
+from flipped_kd.students.probing import position_limit
 from flipped_kd.training import setup as trainer_setup
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
+from tests.invariants.decoders import DECODERS, POSITIONS
 from tests.invariants.training import lora, settings
 
 GPU = torch.device("cuda")
@@ -131,3 +133,25 @@ def test_a_student_with_fewer_embeddings_than_tokens_is_refused_before_training(
         ValueError, match=r"token ids up to \d+, the model \w+ has embeddings for \d+: give the model's"
     ):
         build(model=str(tmp_path / "small"))
+
+
+# ---- Positions ----
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "GPT-Neo", "GPT-J", "OPT", "BERT as a decoder"])
+def test_a_prompt_longer_than_the_students_positions_is_refused_before_training(family: str, build: Any) -> None:
+    decoder = next(decoder for decoder in DECODERS if decoder.family == family)
+    with pytest.raises(ValueError, match=rf"max_length={POSITIONS + 1}.* has {POSITIONS} positions"):
+        build(model=decoder.build(), max_length=POSITIONS + 1)
+    student = decoder.build()
+    ids = torch.full((1, POSITIONS), 50)
+    student(input_ids=ids, attention_mask=torch.ones_like(ids))  # as many it reads
+    build(model=student, max_length=POSITIONS)
+
+
+def test_the_positions_of_other_students() -> None:
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    roberta = RobertaForCausalLM(RobertaConfig(vocab_size=9, max_position_embeddings=66, is_decoder=True, **size))
+    assert position_limit(roberta) == 64  # it numbers them from 2
+    rotary = next(decoder for decoder in DECODERS if decoder.family == "Qwen2").build()
+    assert position_limit(rotary) is None

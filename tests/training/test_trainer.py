@@ -251,6 +251,18 @@ def test_mapped_columns_give_the_same_run(build: Any, pairs: datasets.Dataset, h
     assert fitted.to_dict() == plain.fit_match_score(held_out).to_dict()
 
 
+def test_columns_whose_names_are_interchanged_are_mapped_once(build: Any, pairs: Any, held_out: Any) -> None:
+    names = {"text_a": "text_b", "text_b": "text_a"}
+    mapped = build(
+        train_dataset=pairs.rename_columns(names),
+        eval_dataset=held_out.rename_columns(names),
+        columns=PairColumns(**names),
+    )
+    expected = build().score_pairs(held_out)
+    for data in (mapped.eval_dataset, held_out.rename_columns(names)):
+        np.testing.assert_array_equal(mapped.score_pairs(data), expected)
+
+
 @pytest.mark.parametrize("own_setting", [False, True])
 def test_only_training_drops_the_short_last_batch(own_setting: bool, build: Any, held_out: datasets.Dataset) -> None:
     trainer = build(
