@@ -46,9 +46,10 @@ def bootstrap(
     """Resample seeds and test pairs together: each draw takes the same seeds and pairs of both.
 
     Seeds say how far another training would differ, pairs how far another test set would. With few seeds the spread
-    between them is drawn too small, by a factor of sqrt((S - 1) / S). Simulated with
-    normal noise, 95 % intervals hold the truth in 84 to 91 % of cases with two seeds, and in 90 to 93 % with three, where
-    seeds differ twice or just as much as test sets; of one seed they are over test pairs alone. A draw without pairs of both classes has no AUC and is left out.
+    between them is drawn too small, by a factor of sqrt((S - 1) / S). Simulated with normal noise, 95 % intervals
+    hold the truth in 84 to 91 % of cases with two seeds, and in 90 to 93 % with three, where seeds differ twice or
+    just as much as test sets; of one seed they are over test pairs alone. A draw without pairs of both classes has no
+    AUC and is left out.
 
     Args:
         rows: S rows of the one run, in the order of their seeds.
