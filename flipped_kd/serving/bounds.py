@@ -32,6 +32,10 @@ class Bounds:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the request within its bounds."""
+        with self._metrics.open_requests.track_inprogress():
+            await self._run(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         bounded = scope["path"] not in UNBOUNDED
         # Time and client end in a cancellation of what the request waits for, which drops its work.

@@ -15,12 +15,19 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """The figures of one server; also the `Observer` of its batcher."""
+    """The figures of one server; also the `Observer` of its batcher.
+
+    Attributes:
+        open_requests: how many are being answered.
+    """
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
         count, spread = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
         self._requests = count("flipped_kd_requests", "Requests that were answered.", ["route", "status"])
+        self.open_requests = Gauge(
+            "flipped_kd_open_requests", "Requests begun and not answered; this one too.", registry=self.registry
+        )
         self._seconds = spread(
             "flipped_kd_request_seconds", "From a request's head to its answer.", ["route"], buckets=SECONDS
         )

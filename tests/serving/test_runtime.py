@@ -107,8 +107,8 @@ def test_a_signal_lets_requests_be_answered_that_were_begun(adapter_dir: Path) -
         threads = [threading.Thread(target=ask, args=(texts[number::3],)) for number in range(3)]
         for thread in threads:
             thread.start()
-        tokens = "flipped_kd_waiting_tokens "
-        wait_for(lambda: any(line.startswith(tokens) and not line.endswith(" 0.0") for line in metrics(client)))
+        # All three, and the one that asks: a signal ends connections whose request has not been read yet.
+        wait_for(lambda: "flipped_kd_open_requests 4.0" in metrics(client))
         child.send_signal(signal.SIGINT)
         for thread in threads:
             thread.join(60)
