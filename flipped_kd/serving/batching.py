@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # How much the newest round counts in the measured speed.
 NEWEST = 0.2
+# Of the seconds of a round, how long the next one waits at most for those who were answered, where this is more than
+# `wait`: as long as they keep coming, a larger round gains more.
+WAIT_SHARE = 0.1
 # A function that runs in the thread at the end, such as the loading of a model, is not waited for longer.
 JOIN_SECONDS = 5.0
 # Gives the value of each item's content.
@@ -54,7 +57,7 @@ class Batcher:
 
     Args:
         limits: how much may wait.
-        wait: seconds that the thread waits for more requests, at most; it does not where none are to be expected.
+        wait: seconds that the thread waits for the next request, at most; it does not where none is to be expected.
         observer: is told of the work.
 
     Attributes:
@@ -72,7 +75,8 @@ class Batcher:
         self._futures: dict[Job, asyncio.Future[Any]] = {}
         self._asides: deque[_Aside] = deque()
         self._aside_due = False
-        self._expected = 1  # requests that came together last time
+        self._expected = 1  # requests that are worth waiting for
+        self._round_seconds = 0.0  # of the last one
         self._rate: float | None = None  # tokens a second
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -206,18 +210,21 @@ class Batcher:
         self._asides.clear()
 
     def _is_complete(self) -> bool:
-        """Whether as many wait as came together last time, or enough for a round."""
+        """Whether as many wait as were expected, or enough for a round."""
         waiting, tokens = self.waiting
         return waiting >= self._expected or tokens >= self.round_tokens or self._closing
 
     def _wait_for_company(self) -> None:
-        """Wait for those who came together last time: they come again at about the same time."""
-        end = time.monotonic() + self._wait
+        """Wait for those who have just been answered: many clients ask again at once."""
+        end = time.monotonic() + max(self._wait, WAIT_SHARE * self._round_seconds)
+        before = -1
         while self._queue.jobs and not self._is_complete():
-            left = end - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
+            left = min(self._wait, end - time.monotonic())
+            # Nobody wakes it for each who comes: it looks whether they come still.
+            if left <= 0 or len(self._queue.jobs) == before:
                 break
-        self._expected = max(1, len(self._queue.jobs))
+            before = len(self._queue.jobs)
+            self._changed.wait(left)
 
     def _compute_round(self, chosen: list[Entry]) -> None:
         start = time.perf_counter()
@@ -235,7 +242,10 @@ class Batcher:
                     self._compute_alone(job, chosen)
         with self._changed:
             self._queue.leave(chosen)
-        seconds = time.perf_counter() - start
+            # Those who came meanwhile wait for those who are answered now: else the two halves stay apart, and are
+            # read in turns in rounds of half the size.
+            self._expected = max(1, len(self._queue.jobs) + sum(not job.left for job in jobs))
+        self._round_seconds = seconds = time.perf_counter() - start
         tokens = sum(entry.item.tokens for entry in chosen)
         rate = tokens / max(seconds, 1e-9)
         self._rate = rate if self._rate is None else (1 - NEWEST) * self._rate + NEWEST * rate

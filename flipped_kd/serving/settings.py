@@ -60,7 +60,7 @@ class Settings:
         name: of the model, as clients are told.
         log_requests: a line of log for each request: method, route, status, milliseconds. Never a text.
         batch_tokens: tokens read in one go; None takes what suits the device.
-        wait_ms: how long the model waits for more requests to read with those there are, at most.
+        wait_ms: how long the model waits for the next request to read with those there are, at most.
         batch_size: rows of a forward pass, at most.
         limits: how much may be asked.
     """

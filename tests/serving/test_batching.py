@@ -129,6 +129,50 @@ def test_a_round_waits_for_those_who_came_together_before_but_not_for_long() -> 
     assert ["first", "second", "third"] in model.rounds
 
 
+def test_those_who_came_meanwhile_wait_for_those_who_are_answered() -> None:
+    model = Model()
+
+    async def ask() -> None:
+        async with batching(model, wait=0.3) as batcher:
+            busy = await while_busy(batcher, model)
+            meanwhile = asyncio.create_task(batcher.run(items("meanwhile")))
+            await asyncio.sleep(0.01)
+            model.gate.set()
+            await busy
+            await asyncio.gather(meanwhile, batcher.run(items("again")))
+
+    asyncio.run(ask())
+    assert model.rounds == [["busy"], ["meanwhile", "again"]]
+
+
+def test_a_round_waits_while_they_keep_coming_up_to_a_share_of_the_last_one() -> None:
+    model = Model()
+
+    async def ask(seconds: float) -> list[Any]:
+        """The first round after one of so many seconds; its requests come one in 10 ms, and each is waited for 20."""
+        async with batching(model) as batcher:
+            asked = [await while_busy(batcher, model)]
+            asked += [asyncio.create_task(batcher.run(items(number))) for number in range(20)]
+            await asyncio.sleep(0)
+            model.rounds.clear()
+            model.gate.set()
+            await asyncio.gather(*asked)  # one round of 20, whose requests are expected again
+            model.gate.clear()
+            asked = [asyncio.create_task(batcher.run(items(number))) for number in range(20)]
+            await asyncio.sleep(seconds)
+            model.gate.set()
+            await asyncio.gather(*asked)
+            model.rounds.clear()
+            for number in range(20):
+                asked.append(asyncio.create_task(batcher.run(items(number))))
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*asked)
+            return model.rounds[0]
+
+    assert len(asyncio.run(ask(0.05))) < 10
+    assert len(asyncio.run(ask(2.5))) >= 15
+
+
 def test_a_large_request_is_read_in_rounds_and_small_ones_between_them() -> None:
     model = Model()
 
