@@ -242,9 +242,6 @@ class Batcher:
                     self._compute_alone(job, chosen)
         with self._changed:
             self._queue.leave(chosen)
-            # Those who came meanwhile wait for those who are answered now: else the two halves stay apart, and are
-            # read in turns in rounds of half the size.
-            self._expected = max(1, len(self._queue.jobs) + sum(not job.left for job in jobs))
         self._round_seconds = seconds = time.perf_counter() - start
         tokens = sum(entry.item.tokens for entry in chosen)
         rate = tokens / max(seconds, 1e-9)
@@ -265,6 +262,9 @@ class Batcher:
         values = self.compute([entry.item.content for entry in entries])
         with self._changed:
             finished = self._queue.settle(entries, values)
+            # Those who came meanwhile wait for those who are answered now: else the two halves stay apart, and are
+            # read in turns in rounds of half the size.
+            self._expected = max(1, len(self._queue.jobs) + len(finished))
             found = [(self._futures.get(job), job.values) for job in finished]
         self._tell([(future, values, None) for future, values in found if future is not None])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flipped_kd.serving import batching as batching_module
 from flipped_kd.serving.batching import Batcher
 from flipped_kd.serving.errors import Refused
 from flipped_kd.serving.settings import Limits
@@ -105,7 +106,7 @@ def test_a_round_waits_for_those_who_came_together_before_but_not_for_long() -> 
     model = Model()
 
     async def ask() -> tuple[float, float]:
-        async with batching(model, wait=0.3) as batcher:
+        async with batching(model, wait=1.0) as batcher:
             start = time.monotonic()
             await batcher.run(items("alone"))
             alone = time.monotonic() - start
@@ -121,11 +122,11 @@ def test_a_round_waits_for_those_who_came_together_before_but_not_for_long() -> 
             together = time.monotonic() - start
             start = time.monotonic()
             await batcher.run(items("left alone"))
-            assert 0.25 < time.monotonic() - start < 2
+            assert 0.9 < time.monotonic() - start < 10
             return alone, together
 
     alone, together = asyncio.run(ask())
-    assert alone < 0.25 and together < 0.25
+    assert alone < 0.9 and together < 0.9
     assert ["first", "second", "third"] in model.rounds
 
 
@@ -133,7 +134,7 @@ def test_those_who_came_meanwhile_wait_for_those_who_are_answered() -> None:
     model = Model()
 
     async def ask() -> None:
-        async with batching(model, wait=0.3) as batcher:
+        async with batching(model, wait=1.0) as batcher:
             busy = await while_busy(batcher, model)
             meanwhile = asyncio.create_task(batcher.run(items("meanwhile")))
             await asyncio.sleep(0.01)
@@ -145,32 +146,29 @@ def test_those_who_came_meanwhile_wait_for_those_who_are_answered() -> None:
     assert model.rounds == [["busy"], ["meanwhile", "again"]]
 
 
-def test_a_round_waits_while_they_keep_coming_up_to_a_share_of_the_last_one() -> None:
+@pytest.mark.parametrize(("share", "all_of_them"), [(0.0, False), (1e6, True)])
+def test_a_round_waits_while_they_keep_coming(
+    share: float, all_of_them: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is waited for a second, all of them as long as that, or a share of the last round's time."""
+    monkeypatch.setattr(batching_module, "WAIT_SHARE", share)
     model = Model()
 
-    async def ask(seconds: float) -> list[Any]:
-        """The first round after one of so many seconds; its requests come one in 10 ms, and each is waited for 20."""
-        async with batching(model) as batcher:
-            asked = [await while_busy(batcher, model)]
-            asked += [asyncio.create_task(batcher.run(items(number))) for number in range(20)]
-            await asyncio.sleep(0)
-            model.rounds.clear()
+    async def ask() -> None:
+        async with batching(model, wait=1.0) as batcher:
+            busy = await while_busy(batcher, model)
+            asked = [asyncio.create_task(batcher.run(items(number))) for number in range(10)]
+            await asyncio.sleep(0.01)
             model.gate.set()
-            await asyncio.gather(*asked)  # one round of 20, whose requests are expected again
-            model.gate.clear()
-            asked = [asyncio.create_task(batcher.run(items(number))) for number in range(20)]
-            await asyncio.sleep(seconds)
-            model.gate.set()
-            await asyncio.gather(*asked)
+            await asyncio.gather(busy, *asked)
             model.rounds.clear()
-            for number in range(20):
+            for number in range(10):  # again, one after the other
                 asked.append(asyncio.create_task(batcher.run(items(number))))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.15)
             await asyncio.gather(*asked)
-            return model.rounds[0]
 
-    assert len(asyncio.run(ask(0.05))) < 10
-    assert len(asyncio.run(ask(2.5))) >= 15
+    asyncio.run(ask())
+    assert (len(model.rounds[0]) == 10) == all_of_them
 
 
 def test_a_large_request_is_read_in_rounds_and_small_ones_between_them() -> None:

@@ -152,7 +152,7 @@ def test_a_client_that_does_not_take_its_answer_is_left(caplog: pytest.LogCaptur
 
 
 def test_a_client_that_takes_its_time_gets_all_of_it() -> None:
-    with uvicorn_alone(8 << 20, 0.5) as (_, port, _), socket.create_connection(("127.0.0.1", port), 10) as slow:
+    with uvicorn_alone(8 << 20, 1.0) as (_, port, _), socket.create_connection(("127.0.0.1", port), 10) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         slow.sendall(GET.replace(b"Host", b"Connection: close\r\nHost"))
         taken = 0

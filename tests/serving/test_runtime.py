@@ -208,7 +208,7 @@ def test_a_second_signal_does_not_wait(adapter_dir: Path) -> None:
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             # A request whose body never comes keeps the server from ending.
             connection.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + body)
-            time.sleep(0.3)
+            wait_for(lambda: "flipped_kd_open_requests 2.0" in metrics(client))
             child.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             assert child.poll() is None
@@ -230,6 +230,7 @@ def test_a_second_signal_leaves_what_is_computed(adapter_dir: Path) -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
+        wait_for(lambda: "flipped_kd_open_requests 2.0" in metrics(client))
         time.sleep(0.3)
         child.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGTERM)
