@@ -44,7 +44,7 @@ AWKWARD = {
     "gathered_taught": "gathered_taught",
     "gathered_cached_taught": "gathered_taught",
 }
-STEPS = 20
+STEPS = 8
 
 
 def make(folder: Path, name: str, *callbacks: Any, **changes: Any) -> RecordingTrainer:
