@@ -119,6 +119,7 @@ def test_the_tables_of_three_fields_say_what_the_committed_rows_say() -> None:
         assert f"| {title} | {' | '.join(cells)} |" in README.splitlines()
     assert "| its teacher | +0.004" in tables[0] and "+0.029 [+0.019, +0.041] (3/3)" in tables[0]
     assert "by 0.029 with an interval from 0.019 to 0.041" in README
+    assert "| +0.017 [-0.006, +0.039] (3/3) |" in tables[0] and "interval reaches from -0.006 to 0.039" in README
 
 
 def test_the_tables_of_the_stand_in_say_what_the_committed_rows_say() -> None:
