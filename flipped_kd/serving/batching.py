@@ -9,9 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .errors import Refused
+from .observer import Observer
 from .settings import Limits
 from .work_queue import Entry, Item, Job, WorkQueue
 
@@ -27,19 +28,6 @@ JOIN_SECONDS = 5.0
 # Gives the value of each item's content.
 Compute = Callable[[list[Any]], Sequence[Any]]
 Outcome = tuple["asyncio.Future[Any]", Any, Exception | None]
-
-
-class Observer(Protocol):
-    """What is told of the work done."""
-
-    def round_done(self, requests: int, rows: int, tokens: int, seconds: float) -> None:
-        """A round has been computed; called in the model's thread."""
-
-    def joined(self, rows: int) -> None:
-        """So many items were asked for that another request waits for too."""
-
-    def dropped(self) -> None:
-        """A request has gone before its answer was there."""
 
 
 @dataclass(frozen=True)
