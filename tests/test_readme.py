@@ -122,6 +122,21 @@ def test_the_tables_of_three_fields_say_what_the_committed_rows_say() -> None:
     assert "| +0.017 [-0.006, +0.039] (3/3) |" in tables[0] and "interval reaches from -0.006 to 0.039" in README
 
 
+def test_the_tables_of_the_second_family_say_what_the_committed_rows_say() -> None:
+    groups = read_plan(ROOT / "recipes" / "configs" / "ablation_proof.yaml").groups
+    (group,) = [group for group in groups if group.title == "A second family"]
+    rows = read_rows(ROOT / "recipes" / "results" / "ablation_proof.jsonl")
+    tables = [overview(rows, group, system) for system in ("both", "answer")]
+    assert all(part in RESULTS for table in tables for part in table.strip().split("\n\n"))
+    found = of_set(rows, group, "banking77_gemma")
+    full, teacher, plain = (
+        f"{values(found[run], system, 'auc')[0]:.3f}"
+        for run, system in (("full", "both"), ("full", "teacher"), ("plain", "both"))
+    )
+    said = f"in finance gave {full}, where its teacher has {teacher} and plain fine-tuning {plain}."
+    assert said in README
+
+
 def test_the_tables_of_the_stand_in_say_what_the_committed_rows_say() -> None:
     group = read_plan(ROOT / "recipes" / "configs" / "ablation_main.yaml").groups[0]
     table = overview(read_rows(ROOT / "recipes" / "results" / "ablation_main.jsonl"), group)
