@@ -4,7 +4,8 @@
     python recipes/evaluate_mteb.py MODEL --task NFCorpus
 
 Files are those of BEIR: corpus and queries in JSON Lines with `_id` and `text` (a corpus also `title`), qrels a TSV of
-query, document and score with a header. `--task` names one of mteb's own, which it downloads. In Python,
+query, document and score with a header. `--task` names one of mteb's own, which it downloads. `--teacher` names an
+encoder of sentence-transformers, which is judged beside. In Python,
 `MatcherEncoder` and `MatcherReranker` go into `mteb.evaluate` as they are. Needs `pip install mteb`.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
+from sentence_transformers import SentenceTransformer
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.data.tables import numbered_json_lines
@@ -72,7 +75,9 @@ class MatcherReranker(_Matcher):
         return self.matcher.predict(pairs, score=self.score, batch_size=batch_size, show_progress_bar=False)
 
 
-def local_task(corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetrieval") -> AbsTaskRetrieval:
+def local_task(
+    corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetrieval", max_queries: int | None = None
+) -> AbsTaskRetrieval:
     """A retrieval task of BEIR's three files.
 
     Args:
@@ -80,6 +85,7 @@ def local_task(corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetri
         queries: JSON Lines with `_id` and `text`.
         qrels: TSV with a header; query id, document id, relevance. Queries that it does not name are left out.
         name: of the task.
+        max_queries: of those in qrels, in its order, the first so many; None takes all.
 
     Raises:
         ValueError: a file is absent or a line of it is not as it should be.
@@ -94,6 +100,9 @@ def local_task(corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetri
                 "between."
             )
         relevant.setdefault(parts[0], {})[parts[1]] = int(parts[2])
+    if max_queries is not None and max_queries < len(relevant):
+        print(f"{max_queries} of {len(relevant)} queries")
+        relevant = dict(islice(relevant.items(), max_queries))
     asked = {row["_id"]: row["text"] for row in _json_lines(queries) if row["_id"] in relevant}
     if unknown := relevant.keys() - asked.keys():
         raise ValueError(f"{qrels.name} names queries that {queries.name} lacks, such as {min(unknown)!r}.")
@@ -122,7 +131,12 @@ def local_task(corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetri
 
 
 def evaluate(
-    matcher: FlippedMatcher, name: str, task: Any, rerank: int = 0, scores: Sequence[str] = ("answer", "both")
+    matcher: FlippedMatcher,
+    name: str,
+    task: Any,
+    rerank: int = 0,
+    scores: Sequence[str] = ("answer", "both"),
+    teacher: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """nDCG@10 and more of a retrieval task, by the vectors and by each score as a reranker of their head.
 
@@ -132,6 +146,7 @@ def evaluate(
         task: of mteb.
         rerank: how many of the nearest are ranked again; 0 for none.
         scores: what they are ranked by.
+        teacher: an encoder of sentence-transformers whose vectors rank too, a folder or a Hub name.
 
     Returns:
         By way of ranking, mteb's metrics of the test split.
@@ -139,6 +154,8 @@ def evaluate(
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"cache": None, "show_progress_bar": False}
+        if teacher is not None:
+            found["teacher's vectors"] = _metrics(mteb.evaluate(SentenceTransformer(teacher), task, **options))
         result = mteb.evaluate(MatcherEncoder(matcher, name), task, prediction_folder=folder, **options)
         found["vectors"] = _metrics(result)
         for score in scores if rerank else ():
@@ -171,15 +188,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("corpus", "queries", "qrels"):
         parser.add_argument(f"--{name}", type=Path, help=f"{name} of a task of one's own")
     parser.add_argument("--task", help="a retrieval task of mteb, in the place of the three files")
+    parser.add_argument("--max-queries", type=int, metavar="N", help="of your own task's queries the first N")
+    parser.add_argument("--teacher", help="encoder of sentence-transformers to judge beside, a folder or a Hub name")
     parser.add_argument("--rerank", type=int, default=20, metavar="N", help="rank the nearest N again (20; 0: none)")
     options = parser.parse_args(argv)
     files = (options.corpus, options.queries, options.qrels)
     if (options.task is None) == (None in files) or options.task and any(files):
         parser.error("give --corpus, --queries and --qrels, or --task")
+    if options.max_queries is not None and (options.task or options.max_queries < 1):
+        parser.error("--max-queries is a whole number from 1, for --queries of your own")
     try:
-        task = mteb.get_task(options.task) if options.task else local_task(*files)
+        task = mteb.get_task(options.task) if options.task else local_task(*files, max_queries=options.max_queries)
         matcher = FlippedMatcher.from_pretrained(options.model)
-        found = evaluate(matcher, options.model, task, options.rerank)
+        found = evaluate(matcher, options.model, task, options.rerank, teacher=options.teacher)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     width = max(map(len, found))

@@ -31,7 +31,7 @@ class JointReader:
         self._before = matcher.prompt.prefix_ids
         self._prefix = self._runner.read(self._before)
         # A device without a budget reads all rows in one batch, and a batch more costs it more than tokens.
-        self._parts_queries = token_budget(matcher.device) < sys.maxsize and self._runner.caches
+        self._parts_queries = token_budget(matcher.device) < sys.maxsize and self._runner.shortcuts.caches
 
     def answers(self, pairs: Sequence[PairTokens]) -> np.ndarray:
         """Answer log-odds (n,) of pairs of `PairPrompt.encode_pairs`."""
@@ -63,7 +63,7 @@ class JointReader:
         for numbers in by_query.values():
             first = pairs[numbers[0]]
             if len(numbers) > 1 and (len(by_query) == 1 or self._pays(first, len(numbers))):
-                groups.append((numbers, first.input_ids[: self._runner.start_of_b(first)]))
+                groups.append((numbers, first.input_ids[: first.start_of_b]))
             else:
                 others += numbers
         return groups + ([(others, [])] if others else [])
@@ -71,4 +71,4 @@ class JointReader:
     def _pays(self, pair: PairTokens, rows: int) -> bool:
         """Whether so many pairs of a query are sooner read by themselves: two batches more, but fewer tokens."""
         saved = rows * (pair.text_a[1] - pair.text_a[0])
-        return self._parts_queries and saved > self._runner.start_of_b(pair) + 2 * START_TOKENS
+        return self._parts_queries and saved > pair.start_of_b + 2 * START_TOKENS

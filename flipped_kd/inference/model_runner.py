@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
-from ..prompts.pair_tokens import PairTokens, pad_batch
-from ..students.answer_head import accepts_logits_to_keep, answer_rows, log_odds, position_logits
-from ..students.probing import FLOAT32_TOLERANCE, can_be_stopped, input_device, same_logits, unwrapped
-from ..utils.token_batches import token_batches, token_budget
+from ..prompts.pair_prompt import PairPrompt
+from ..prompts.pair_tokens import PairTokens
+from ..students.answer_head import answer_rows, log_odds, position_logits
+from ..students.probing import can_be_stopped, input_device
+from ..utils.token_batches import token_batches, token_budget, unpadded_batches
 from .copying import FreshLock
-from .last_feed_forward import LastFeedForward, input_layers
-from .prefix_cache import CachedPrefix, continues, read_prefix
+from .last_feed_forward import LastFeedForward
+from .prefix_cache import CachedPrefix, read_prefix
+from .row_batches import RowBatch
+from .shortcuts import Shortcuts
 
 logger = logging.getLogger(__name__)
 # Fewer tokens saved do not pay for the forward pass of the beginning (measured for 3 to 52 tokens and 2 to 40 rows).
@@ -48,7 +49,7 @@ class TextReader(Protocol):
         """Record the one forward pass run inside the context; with `stop` leave it once all is recorded."""
 
     def pool(self, captured: dict[str, Tensor], spans: Tensor) -> Tensor:
-        """(B, dimension) of what was recorded, over the tokens where spans (B, T) is 1."""
+        """(B, dimension) of what was recorded, over the tokens where spans (B, T) is 1; all may stand in one row."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class ModelRunner:
     def __init__(
         self, model: nn.Module, prompt: PairPrompt, encoder: TextReader, pad_id: int, lock: FreshLock | None = None
     ) -> None:
-        self.model, self.prompt, self.encoder, self.pad_id = model, prompt, encoder, pad_id
-        self.keeps_logits = accepts_logits_to_keep(model)
+        self.model, self.prompt, self.encoder = model, prompt, encoder
+        self.shortcuts = Shortcuts(model, prompt, pad_id)
         self._lock = lock or FreshLock()
         self._told_of_cut = False
 
@@ -96,7 +97,7 @@ class ModelRunner:
             tokens = self.prompt.encode_pairs([a for a, _ in part], [b for _, b in part])
             self.tell_of_cut(tokens)
             shared = len({a for a, _ in part}) == 1
-            end = self.start_of_b(tokens[0]) if shared else len(self.prompt.prefix_ids)
+            end = tokens[0].start_of_b if shared else len(self.prompt.prefix_ids)
             rows = TokenRows(tokens[0].input_ids[:end], [pair.input_ids[end:] for pair in tokens], read)
             answers[start : start + WINDOW] = self.row_answers(rows, batch_size, bar)
         return answers
@@ -114,10 +115,10 @@ class ModelRunner:
         spans[0, slice(*tokens.text_a)] = 1
         with self._lock, torch.inference_mode():
             self.model.eval()  # it may have been trained since
-            if not self.caches:
+            if not self.shortcuts.caches:
                 return self.vectors([text], 1, tqdm(disable=True))[0], None
             with self._answers_only(), self.encoder.capture() as captured:
-                read = read_prefix(self.model, beginning, self.keeps_logits)
+                read = read_prefix(self.model, beginning, self.shortcuts.keeps_logits)
             vector = self.encoder.pool(captured, spans)[0].float().cpu()
         self._check_finite(vector.isfinite().all())
         return vector, read
@@ -137,18 +138,16 @@ class ModelRunner:
         """Keys and values of a beginning, for many calls; None where the model cannot go on from a cache."""
         with self._lock, torch.inference_mode():
             self.model.eval()
-            return read_prefix(self.model, beginning, self.keeps_logits) if self.caches else None
+            return read_prefix(self.model, beginning, self.shortcuts.keeps_logits) if self.shortcuts.caches else None
 
     def row_answers(self, rows: TokenRows, batch_size: int, bar: Bar) -> np.ndarray:
         """logit(yes) - logit(no) after the last token of each row, (n,) float64."""
         order: list[int] = []
         odds: list[Tensor] = []
         with self._reading(rows, answers=True) as feed_forward:
-            for chosen, inputs, last, _ in self._batches(rows, batch_size, bar):
-                feed_forward.positions = last
-                odds.append(
-                    log_odds(position_logits(self.model, inputs, last, self.keeps_logits), self.prompt.answer_ids)
-                )
+            for chosen, batch in self._batches(rows, batch_size, bar):
+                feed_forward.positions = batch.last
+                odds.append(log_odds(self._logits(batch), self.prompt.answer_ids))
                 order += chosen
             result = np.empty(len(order))
             if order:
@@ -162,12 +161,11 @@ class ModelRunner:
         result = torch.empty(len(rows.rests), self.encoder.dimension)
         stop = can_be_stopped(self.model)
         with self._reading(rows, answers=False):
-            for chosen, inputs, last, mask in self._batches(rows, batch_size, bar):
+            for chosen, batch in self._batches(rows, batch_size, bar):
                 # The layers above the encoder's last one have no part in the vectors.
                 with self.encoder.capture(stop=stop) as captured:
-                    # One position's logits, unread: the model is called as it is.
-                    position_logits(self.model, inputs, last, self.keeps_logits)
-                result[chosen] = self.encoder.pool(captured, mask).float().cpu()
+                    self._logits(batch)  # unread: the model is called as it is
+                result[chosen] = self.encoder.pool(captured, batch.spans).float().cpu()
         self._check_finite(result.isfinite().all())
         return result
 
@@ -179,10 +177,13 @@ class ModelRunner:
         """
         with self._lock, torch.inference_mode():
             self.model.eval()  # it may have been trained since
-            _ = self._shares(rows)
-            feed_forward = self._feed_forward if answers else LastFeedForward([])
+            _ = self._shares(rows), self.shortcuts.unpadded
+            feed_forward = self.shortcuts.feed_forward if answers else LastFeedForward()
             with self._answers_only(), feed_forward.reading():
                 yield feed_forward
+
+    def _logits(self, batch: RowBatch) -> Tensor:
+        return position_logits(self.model, batch.inputs, batch.last, self.shortcuts.keeps_logits)
 
     def _check_finite(self, finite: Any) -> None:
         if not finite:
@@ -191,49 +192,24 @@ class ModelRunner:
                 "dtype='float32' (or 'bfloat16'); if they stay so, its weights are damaged."
             )
 
-    def _batches(
-        self, rows: TokenRows, batch_size: int, bar: Bar
-    ) -> Iterator[tuple[list[int], dict[str, Any], Tensor, Tensor]]:
-        """Row numbers, model inputs, last positions (B,) and mask (B, T) of the rests' tokens; longest rows first."""
-        device = input_device(self.model)
+    def _batches(self, rows: TokenRows, batch_size: int, bar: Bar) -> Iterator[tuple[list[int], RowBatch]]:
+        """Row numbers, and what is read of them; spans are of the rests' tokens. Longest rows first."""
         cached = self._cached(rows)
         before = [] if cached is not None else rows.shared
         lengths = [len(before) + len(rest) for rest in rows.rests]
-        for chosen in token_batches(lengths, batch_size, token_budget(device)):
-            padded = pad_batch([before + rows.rests[row] for row in chosen], self.pad_id)
-            ids, mask = (part.to(device, non_blocking=True) for part in padded)
-            inputs = {"input_ids": ids, "attention_mask": mask} if cached is None else cached.inputs(ids, mask)
-            rest = mask.clone()
-            rest[:, : len(before)] = 0
-            yield chosen, inputs, mask.sum(1) - 1, rest
+        unpadded = self.shortcuts.unpadded
+        divide = unpadded_batches if unpadded else token_batches
+        for chosen in divide(lengths, batch_size, token_budget(input_device(self.model), not unpadded)):
+            yield chosen, self.shortcuts.batch([before + rows.rests[row] for row in chosen], cached, len(before))
             bar.update(len(chosen))
 
     def _cached(self, rows: TokenRows) -> CachedPrefix | None:
         once = rows.read is None and self._shares(rows)
-        return read_prefix(self.model, rows.shared, self.keeps_logits) if once else rows.read
+        return read_prefix(self.model, rows.shared, self.shortcuts.keeps_logits) if once else rows.read
 
     def _shares(self, rows: TokenRows) -> bool:
         """Whether reading the rows' common beginning once pays, and can be done."""
-        return len(rows.shared) * (len(rows.rests) - 1) >= MIN_TOKENS_SAVED and self.caches
-
-    @cached_property
-    def caches(self) -> bool:
-        """Whether the model can go on from a cache, tried on rows of this prompt."""
-        pairs = self.prompt.encode_pairs([PROBE_PAIRS[0][0]] * 2, [PROBE_PAIRS[0][1], "?"])
-        start = self.start_of_b(pairs[0])
-        prefix, rests = pairs[0].input_ids[:start], [pair.input_ids[start:] for pair in pairs]
-        usable = continues(self.model, prefix, rests, self.prompt.max_length)
-        if not usable:
-            logger.warning(
-                "%s gives other scores when it goes on from the cache of a shared beginning: every row is read whole, "
-                "which is slower",
-                type(unwrapped(self.model)).__name__,
-            )
-        return usable
-
-    def start_of_b(self, pair: PairTokens) -> int:
-        """Tokens of a pair up to its second text."""
-        return pair.text_a[1] + len(self.prompt.middle_ids)
+        return len(rows.shared) * (len(rows.rests) - 1) >= MIN_TOKENS_SAVED and self.shortcuts.caches
 
     def tell_of_cut(self, tokens: Sequence[PairTokens]) -> None:
         """Warn of texts that were cut, once."""
@@ -251,46 +227,5 @@ class ModelRunner:
             )
 
     def _answers_only(self) -> Any:
-        return answer_rows(self._head, self.prompt.answer_ids) if self._head is not None else nullcontext()
-
-    @cached_property
-    def _head(self) -> nn.Linear | None:
-        """The output layer, if its other rows can be left out; tried, since models may work on the logits further."""
-        head: Any = unwrapped(self.model).get_output_embeddings()
-        # Quantised, adapted or dispatched layers have a forward of their own.
-        if type(head) is not nn.Linear or "forward" in vars(head):
-            return None
-        ids = torch.tensor([self.prompt.prefix_ids + self.prompt.suffix_ids], device=input_device(self.model))
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        wanted = position_logits(self.model, inputs, last, self.keeps_logits)[:, list(self.prompt.answer_ids)]
-        try:
-            with answer_rows(head, self.prompt.answer_ids):
-                found = position_logits(self.model, inputs, last, self.keeps_logits)
-        except (RuntimeError, IndexError) as error:
-            logger.debug("the whole output layer is computed: %r", error)
-            return None
-        return head if same_logits(found, wanted) else None
-
-    @cached_property
-    def _feed_forward(self) -> LastFeedForward:
-        """The last layer's feed-forward network, to be read at answers alone; none where that gives other logits."""
-        pairs = self.prompt.encode_pairs([a for a, _ in PROBE_PAIRS], [b for _, b in PROBE_PAIRS])
-        device = input_device(self.model)
-        ids, mask = (part.to(device) for part in pad_batch([pair.input_ids for pair in pairs], self.pad_id))
-        last = mask.sum(1) - 1
-
-        def logits() -> Tensor:
-            return position_logits(self.model, {"input_ids": ids, "attention_mask": mask}, last, self.keeps_logits)
-
-        wanted = logits()
-        try:
-            feed_forward = LastFeedForward(input_layers(self.model))
-            with feed_forward.reading():
-                feed_forward.positions = last
-                found = logits()
-        except Exception as error:  # whatever a model's code raises
-            logger.debug("the whole feed-forward network is computed: %r", error)
-            return LastFeedForward([])
-        # Left out or not, the products are the same: half precision is no excuse, and hides a layer that mixes.
-        return feed_forward if same_logits(found, wanted, FLOAT32_TOLERANCE) else LastFeedForward([])
+        head = self.shortcuts.head
+        return answer_rows(head, self.prompt.answer_ids) if head is not None else nullcontext()

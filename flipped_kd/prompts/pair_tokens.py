@@ -25,6 +25,12 @@ class PairTokens:
     text_b: tuple[int, int] | None
     truncated: bool
 
+    @property
+    def start_of_b(self) -> int:
+        """Tokens of a pair before its second text."""
+        assert self.text_b is not None
+        return self.text_b[0]
+
 
 def pad_batch(
     sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"

@@ -23,16 +23,17 @@ def accepts_logits_to_keep(model: nn.Module) -> bool:
 
 
 def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor, keep: bool) -> Tensor:
-    """Logits at one position a row: `positions` (B,) -> (B, V). With `keep` no other position is computed.
+    """Logits at chosen positions of each row: `positions` (R,) or (R, k) -> (R k, V). With `keep` no others are made.
 
     `model` is called as it is given (a DDP or FSDP wrapper included), never unwrapped: its hooks synchronise
     gradients. With `past_key_values` among the inputs it goes on from that cache.
     """
     use_cache = "past_key_values" in inputs
+    positions = positions.view(len(positions), -1)
     if keep:
-        return model(**inputs, use_cache=use_cache, logits_to_keep=positions[:, None]).logits[:, 0]
+        return model(**inputs, use_cache=use_cache, logits_to_keep=positions).logits.flatten(0, 1)
     logits = model(**inputs, use_cache=use_cache).logits
-    return logits[torch.arange(len(positions), device=positions.device), positions]
+    return logits[torch.arange(len(positions), device=positions.device)[:, None], positions].flatten(0, 1)
 
 
 def packed_logits(model: nn.Module, inputs: dict[str, Any], batch: Mapping[str, Tensor], keep: bool) -> Tensor:

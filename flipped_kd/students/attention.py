@@ -4,11 +4,13 @@
   Most decoders of today drop none; GPT-2 and causal readings of BERT do.
 - Half precision: the backward of the fused kernel takes four times as long as plain products do on rows of a pair's
   length (measured, benchmarks/NOTES.md).
+- Rows that stand one after the other without padding, which transformers has for flash attention's kernels only.
 """
 
 from __future__ import annotations
 
 import inspect
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -53,9 +55,14 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' `sdpa_attention_forward`, (batch, heads, rows, width) to (batch, rows, heads, width).
 
-    In half precision scores are rounded before the softmax, as eager attention rounds them.
+    In half precision scores are rounded before the softmax, as eager attention rounds them. With flash attention's
+    `cu_seq_lens_q` the one row of a batch is read as several, see `_attend_rows`.
     """
     special = [name for name in ("position_bias", "cache", "softcap") if options.get(name) is not None]
+    if (bounds := options.pop("cu_seq_lens_q", None)) is not None:
+        if special or dropout:
+            raise NotImplementedError(f"rows without padding have no {special or 'dropout'} on a CPU.")
+        return _attend_rows(module, query, key, value, bounds.tolist(), scaling), None
     if special or not (drops(query, dropout) or _slow_backward(query, key)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **options
@@ -75,6 +82,48 @@ def attend(
     if drops(query, dropout):
         weights = drop(weights, dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _attend_rows(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, bounds: list[int], scaling: float | None
+) -> Tensor:
+    """Attention within each of n rows that stand in a batch of one, one after the other; no row is empty.
+
+    Args:
+        module: whose attention it is.
+        query: (1, heads, T, width).
+        key: (1, heads, P + T, width); the first P are before each of the rows.
+        value: as `key`.
+        bounds: n + 1 places among T where the rows begin and the last one ends.
+        scaling: of the products.
+
+    Returns:
+        (1, T, heads, width).
+    """
+    before = key.shape[2] - query.shape[2]
+    lengths = [end - start for start, end in pairwise(bounds)]
+    visible = None
+    if before:
+        ones = torch.ones(max(lengths), before + max(lengths), dtype=torch.bool, device=query.device)
+        visible = additive_mask(ones.tril(before), query.dtype)
+    outputs, start = [], 0
+    # Rows of equal length that follow each other are a batch without a copy.
+    for length, group in groupby(lengths):
+        rows = len(list(group))
+        end = start + rows * length
+        q, k, v = (
+            part[0, :, shift + start : shift + end].unflatten(1, (rows, length)).transpose(0, 1)
+            for part, shift in ((query, 0), (key, before), (value, before))
+        )
+        if before:
+            k, v = (
+                torch.cat([whole[:, :, :before].expand(rows, -1, -1, -1), part], 2)
+                for whole, part in ((key, k), (value, v))
+            )
+        mask = None if visible is None else visible[None, None, :length, : before + length]
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, scaling=scaling)[0].flatten(0, 1))
+        start = end
+    return torch.cat(outputs)[None]
 
 
 def _slow_backward(query: Tensor, key: Tensor) -> bool:

@@ -25,6 +25,7 @@ from ..utils.atomic import replacing
 from ..utils.checks import check_choice
 from ..utils.choices import POOLINGS, Pooling
 from ..utils.json_files import AGAIN, read_versioned, write_json
+from . import attention  # noqa: F401 - a model is pickled with its hooks, which bring the name of its attention along
 from .encoder_modules import EncoderModule, choose_modules, input_width, lora_layers, whole_matrix
 
 ENCODER_FILE = "lora_encoder.json"

@@ -47,13 +47,25 @@ def attention_window(model: nn.Module) -> int | None:
 def position_limit(model: nn.Module) -> int | None:
     """How many tokens a row may have at the most where the model looks its positions up in a table; else None."""
     base = unwrapped(model)
-    for name, table in base.named_modules():
-        if isinstance(table, nn.Embedding) and POSITION_TABLE.search(name):
-            # RoBERTa-like ones number positions from padding_idx + 1, OPT's from an offset of its own.
-            unused = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
-            return table.num_embeddings - int(unused)
+    if (table := _position_table(base)) is not None:
+        unused = getattr(table, "offset", 0) if table.padding_idx is None else first_position(base)
+        return table.num_embeddings - int(unused)
     tables = (table for name, table in base.named_buffers() if POSITION_TABLE.search(name))  # GPT-J's, of sines
     return next(map(len, tables), None)
+
+
+def first_position(model: nn.Module) -> int:
+    """The position number of a row's first token.
+
+    RoBERTa-like models count from padding_idx + 1. An offset such as OPT's is added within.
+    """
+    table = _position_table(unwrapped(model))
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def _position_table(base: nn.Module) -> nn.Embedding | None:
+    tables = (module for name, module in base.named_modules() if POSITION_TABLE.search(name))
+    return next((table for table in tables if isinstance(table, nn.Embedding)), None)
 
 
 def is_sharded(model: nn.Module) -> bool:

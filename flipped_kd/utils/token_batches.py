@@ -13,13 +13,16 @@ from transformers import PreTrainedTokenizerBase
 # Tokens of a batch for each thread of a CPU, padding included: its caches hold no more activations (measured on the
 # student and on a MiniLM teacher: 15 to 20 % faster than 32 rows).
 CPU_TOKENS = 384
+# Without padding twice as many are 4 to 7 % faster (benchmarks/NOTES.md).
+UNPADDED_TOKENS = 768
 # What a batch costs in itself, in tokens: reading the weights, starting the kernels (measured: 140 of the student's).
 START_TOKENS = 128
 
 
-def token_budget(device: torch.device) -> int:
+def token_budget(device: torch.device, padded: bool = True) -> int:
     """Tokens of a batch, padding included, above which the device gets no faster; of a GPU there is no such limit."""
-    return CPU_TOKENS * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
+    each = CPU_TOKENS if padded else UNPADDED_TOKENS
+    return each * torch.get_num_threads() if device.type == "cpu" else sys.maxsize
 
 
 def token_batches(lengths: Sequence[int], batch_size: int, budget: int) -> Iterator[list[int]]:
@@ -38,6 +41,20 @@ def token_batches(lengths: Sequence[int], batch_size: int, budget: int) -> Itera
     while start < len(order):
         yield order[start : start + sizes[start]]
         start += sizes[start]
+
+
+def unpadded_batches(lengths: Sequence[int], batch_size: int, budget: int) -> Iterator[list[int]]:
+    """As `token_batches`, where rows cost their own tokens only: as few batches as there can be."""
+    chosen: list[int] = []
+    tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if chosen and (len(chosen) == batch_size or tokens + lengths[row] > budget):
+            yield chosen
+            chosen, tokens = [], 0
+        chosen.append(row)
+        tokens += lengths[row]
+    if chosen:
+        yield chosen
 
 
 def _sizes(descending: list[int], batch_size: int, budget: int) -> list[int]:

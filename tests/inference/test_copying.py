@@ -8,6 +8,8 @@ import importlib.util
 import io
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +193,21 @@ def test_a_pool_of_spawned_processes(matcher: FlippedMatcher) -> None:
     expected = results(matcher)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(score_in_a_pool, matcher).result(timeout=200) == expected
+
+
+@pytest.mark.parametrize("folder", ["adapter"], indirect=True)
+def test_a_model_alone_in_a_process_that_has_imported_nothing(matcher: FlippedMatcher, tmp_path: Path) -> None:
+    """Scoring gives it an attention of ours, which must be known where the model is loaded."""
+    results(matcher)
+    model: Any = matcher.model
+    path = tmp_path / "model.pickle"
+    path.write_bytes(pickle.dumps(model))
+    code = "import pickle, sys, torch; model = pickle.load(open(sys.argv[1], 'rb')); torch.set_num_threads(1); "
+    code += "print(model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item())"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert float(done.stdout) == pytest.approx(model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item())
 
 
 @pytest.mark.parametrize("folder", ["adapter"], indirect=True)

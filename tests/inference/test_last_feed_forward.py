@@ -15,6 +15,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerBase
 
 from flipped_kd.inference.last_feed_forward import LastFeedForward, input_layers
 from flipped_kd.inference.model_runner import ModelRunner
+from flipped_kd.inference.shortcuts import Shortcuts
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.students.lora_encoder import LoraEncoder
@@ -56,17 +57,18 @@ def test_answers_are_those_of_whole_rows(decoder: Decoder, tokenizer: PreTrained
     reader = reader_of(decoder, tokenizer)
     reader.model.train()
     reader.answers(PAIRS[:3], 8, tqdm(disable=True))  # at first use the model is tried, which reads whole rows
-    assert reader.caches is ModelRunner.caches.func(reader)  # type: ignore[attr-defined]
-    used = bool(reader._feed_forward.inputs)
+    assert reader.shortcuts.caches is Shortcuts.caches.func(reader.shortcuts)  # type: ignore[attr-defined]
+    used = bool(reader.shortcuts.feed_forward.inputs)
     assert used is (decoder.family not in WHOLE) or decoder.family in FLAT
     with widths(reader.model) as narrow:
         found = reader.answers(PAIRS, 8, tqdm(disable=True))
-    assert narrow == {1} or decoder.family in WHOLE | FLAT
+    # A position a row; without padding all rows are one.
+    assert narrow and narrow <= {1, len(PAIRS)} or decoder.family in WHOLE | FLAT
     texts = [text for _, text in PAIRS]
     with widths(reader.model) as seen:
         vectors = reader.vectors(texts, 8, tqdm(disable=True))
     assert 1 not in seen  # of texts every position is read
-    reader._feed_forward = LastFeedForward([])
+    reader.shortcuts.feed_forward = LastFeedForward()
     with widths(reader.model) as wide:
         wanted = reader.answers(PAIRS, 8, tqdm(disable=True))
     assert 1 not in wide
@@ -82,7 +84,7 @@ def test_half_precision_hides_no_layer_that_mixes(seed: int, tokenizer: PreTrain
     model = Lfm2ForCausalLM(Lfm2Config(**options)).to(torch.bfloat16).eval()
     adapted = add_adapter(model, default_lora(4)).eval()
     reader = ModelRunner(adapted, PairPrompt.from_preset(tokenizer, max_length=64), LoraEncoder.from_model(adapted), 0)
-    assert input_layers(adapted) and not reader._feed_forward.inputs
+    assert input_layers(adapted) and not reader.shortcuts.feed_forward.inputs
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, AssertionError, AttributeError])
@@ -95,12 +97,12 @@ def test_a_network_that_wants_whole_rows_gets_them(error: Any, tokenizer: PreTra
 
     unwrapped(reader.model).model.layers[-1].mlp.register_forward_hook(check)  # type: ignore[union-attr]
     assert np.isfinite(reader.answers(PAIRS, 8, tqdm(disable=True))).all()
-    assert not reader._feed_forward.inputs
+    assert not reader.shortcuts.feed_forward.inputs
 
 
 def test_nothing_is_left_behind(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = reader_of(DECODERS[0], tokenizer)
-    feed_forward = reader._feed_forward
+    feed_forward = reader.shortcuts.feed_forward
     with pytest.raises(KeyboardInterrupt), feed_forward.reading():
         feed_forward.positions = torch.tensor([1])
         raise KeyboardInterrupt

@@ -68,14 +68,20 @@ def close(found: Any, expected: Any) -> None:
 
 @contextmanager
 def embedded(matcher: FlippedMatcher) -> Iterator[list[torch.Size]]:
-    """Shapes (B, T) of the batches that the model reads."""
+    """Shapes (B, T) of the batches that the model reads, which are padded meanwhile: else B is 1."""
     shapes: list[torch.Size] = []
+    found = vars(matcher._reader.shortcuts)
+    before = found.get("unpadded")
+    found["unpadded"] = False
     embedding: Any = matcher.model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape))
     try:
         yield shapes
     finally:
         handle.remove()
+        del found["unpadded"]
+        if before is not None:
+            found["unpadded"] = before
 
 
 # ---- Scores ----
@@ -168,7 +174,7 @@ def test_equal_pairs_are_read_once_and_in_rows_of_like_length(matcher: FlippedMa
 def test_of_the_output_layer_two_rows_are_computed(any_matcher: FlippedMatcher) -> None:
     """The scores are those of the whole layer, and the model is left as it was, also after an error."""
     expected = any_matcher.scores(PAIRS, kind="answer")[0]
-    assert any_matcher._reader._head is not None
+    assert any_matcher._reader.shortcuts.head is not None
     model: Any = any_matcher.model
     ids = torch.tensor([[5, 6, 7]])
     assert model(input_ids=ids).logits.shape[-1] == model.get_base_model().config.vocab_size
@@ -176,7 +182,7 @@ def test_of_the_output_layer_two_rows_are_computed(any_matcher: FlippedMatcher) 
         any_matcher.scores(PAIRS, batch_size=0)
     assert "forward" not in vars(model.get_output_embeddings())
     other = FlippedMatcher(model, any_matcher.tokenizer, any_matcher.prompt, any_matcher.encoder)
-    other._reader.__dict__["_head"] = None
+    other._reader.shortcuts.__dict__["head"] = None
     close(other.scores(PAIRS, kind="answer")[0], expected)
     answer_ids = list(any_matcher.prompt.answer_ids)
     tokens = any_matcher.prompt.encode_pairs(*zip(*PAIRS, strict=True))
@@ -190,7 +196,7 @@ def test_an_adapted_output_layer_is_computed_whole(tokenizer: Any, tmp_path: Pat
     adapter = make_adapter(tmp_path / "adapter", base, tokenizer, target_modules=[*LINEAR, "lm_head"])
     matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
     found = matcher.scores(MIXED_PAIRS, kind="answer")[0]
-    assert matcher._reader._head is None
+    assert matcher._reader.shortcuts.head is None
     for row, wanted in zip(matcher.prompt.encode_pairs(*zip(*MIXED_PAIRS, strict=True)), found, strict=True):
         no, yes = matcher.model(input_ids=torch.tensor([row.input_ids])).logits[0, -1, list(matcher.prompt.answer_ids)]
         close(float(yes - no), wanted)
@@ -243,7 +249,7 @@ def test_rank_scores_as_predict_does(any_matcher: FlippedMatcher, query: str) ->
             assert [hit["score"] for hit in ranked] == sorted((hit["score"] for hit in ranked), reverse=True)
             close([hit["score"] for hit in ranked], expected[[hit["corpus_id"] for hit in ranked]])
             assert sorted(hit["corpus_id"] for hit in ranked) == list(range(len(DOCUMENTS)))
-    assert any_matcher._reader.caches
+    assert any_matcher._reader.shortcuts.caches
 
 
 def test_rank_reads_the_query_once(matcher: FlippedMatcher) -> None:
@@ -303,7 +309,7 @@ def test_rank_of_the_student_of_the_benchmarks(shared: Path, tmp_path: Path) -> 
     expected = matcher.predict([("cash", "refund"), *((query, text) for text in documents)], score="answer")[1:]
     ranked = matcher.rank(query, documents, score="answer")
     close([hit["score"] for hit in ranked], expected[[hit["corpus_id"] for hit in ranked]])
-    assert matcher._reader.caches and np.ptp(expected) > 1e-3
+    assert matcher._reader.shortcuts.caches and np.ptp(expected) > 1e-3
 
 
 # ---- Searching ----
@@ -386,7 +392,7 @@ def test_a_query_alone_where_the_model_cannot_go_on_from_a_cache(
     matcher: FlippedMatcher, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = matcher.search("my card", corpus, top_k=3, rerank=5, score="answer")
-    monkeypatch.setitem(vars(matcher._reader), "caches", False)
+    monkeypatch.setitem(vars(matcher._reader.shortcuts), "caches", False)
     (found,) = matcher.search("my card", corpus, top_k=3, rerank=5, score="answer")
     assert [hit["corpus_id"] for hit in found] == [hit["corpus_id"] for hit in wanted[0]]
     close([hit["score"] for hit in found], [hit["score"] for hit in wanted[0]])
@@ -403,4 +409,4 @@ def test_the_head_is_no_submodule(matcher: FlippedMatcher) -> None:
     before = set(matcher.model.state_dict())
     matcher.predict(MIXED_PAIRS)
     assert set(matcher.model.state_dict()) == before
-    assert isinstance(matcher._reader._head, nn.Linear)
+    assert isinstance(matcher._reader.shortcuts.head, nn.Linear)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.inference.prefix_cache import continues
+from flipped_kd.inference.row_batches import reads_unpadded
 from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
 from flipped_kd.students.answer_head import accepts_logits_to_keep, position_logits
@@ -177,8 +178,20 @@ class Run:
         start = pairs[0].text_a[1]
         rests = [pair.input_ids[start:] for pair in pairs]
         return self._extent(
-            self.matcher._reader.caches,
+            self.matcher._reader.shortcuts.caches,
             lambda model: continues(model, pairs[0].input_ids[:start], rests, MAX_LENGTH),
+        )
+
+    @cached_property
+    def unpadded(self) -> Extent:
+        """Whether rows are read one after the other."""
+        prompt = self.trainer.prompt
+        pairs = prompt.encode_pairs(*zip(*self.texts, strict=True))
+        prefix = prompt.prefix_ids
+        rests = [pair.input_ids[len(prefix) :] for pair in pairs]
+        return self._extent(
+            self.matcher._reader.shortcuts.unpadded,
+            lambda model: reads_unpadded(model, prefix, rests, MAX_LENGTH, caches=False),
         )
 
     def _extent(self, within_short_window: bool, possible: Callable[[Any], bool]) -> Extent:
@@ -200,6 +213,7 @@ class Run:
             self.packs,
             self.one_position,
             self.caches,
+            self.unpadded,
             self.left_padding,
             self.merge.sentence_transformers,
         ]
@@ -215,6 +229,7 @@ COLUMNS = (
     "packs rows",
     "logits at one position",
     "cached query in `rank`",
+    "no padding on a CPU",
     "left padding",
     "CrossEncoder",
     "notes",

@@ -71,9 +71,9 @@ def test_lines_end_where_json_lines_do(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_a_line_a_way_and_refuses_broken_files(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from evaluate_mteb import main
+    from evaluate_mteb import local_task, main
 
     files = {
         name: folder / f"{name}.{end}" for name, end in (("corpus", "jsonl"), ("queries", "jsonl"), ("qrels", "tsv"))
@@ -88,6 +88,16 @@ def test_the_command_prints_a_line_a_way_and_refuses_broken_files(
     main([*command(), "--rerank", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[-3:]] == ["vectors", "3 nearest by answer", "3 nearest by both"]
+    main([*command(), "--rerank", "0", "--max-queries", "2", "--teacher", str(teacher_dir)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "2 of 12 queries" in lines
+    assert [line.split("  ")[0] for line in lines[-2:]] == ["teacher's vectors", "vectors"]
+    task = local_task(*files.values(), max_queries=2)
+    task.load_data()
+    assert sorted(task.dataset["default"]["test"]["queries"]["id"]) == ["q0", "q1"]
+    for few in (["--max-queries", "0"], ["--max-queries", "x"]):
+        with pytest.raises(SystemExit):
+            main([*command(), *few])
     for name, content, message in (
         ("corpus", '{"_id": "d0"}\n', "corpus.jsonl, line 1 needs `_id` and `text`"),
         ("corpus", '{"_id": "d0", "text": "x"}\n{"_id"\n', "'corpus.jsonl', line 2 is not JSON"),

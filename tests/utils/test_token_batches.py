@@ -14,6 +14,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from flipped_kd.utils.token_batches import (
     CPU_TOKENS,
     START_TOKENS,
+    UNPADDED_TOKENS,
     _token_counts,
     run_in_token_batches,
     token_batches,
@@ -66,6 +67,7 @@ def _divided(cuts: tuple[bool, ...]) -> Iterator[tuple[int, Iterator[int]]]:
 
 def test_a_gpu_has_no_budget_and_a_cpu_one_for_each_thread():
     assert token_budget(torch.device("cpu")) == CPU_TOKENS * torch.get_num_threads()
+    assert token_budget(torch.device("cpu"), padded=False) == UNPADDED_TOKENS * torch.get_num_threads()
     assert list(map(len, token_batches([999] * 70, 64, token_budget(torch.device("cuda"))))) == [64, 6]
 
 
