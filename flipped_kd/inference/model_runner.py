@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..prompts.pair_prompt import PairPrompt
 from ..prompts.pair_tokens import PairTokens
-from ..students.answer_head import answer_rows, log_odds, position_logits
+from ..students.answer_head import answer_rows, log_odds
 from ..students.probing import can_be_stopped, input_device
 from ..utils.token_batches import token_batches, token_budget, unpadded_batches
 from .copying import FreshLock
@@ -147,7 +147,7 @@ class ModelRunner:
         with self._reading(rows, answers=True) as feed_forward:
             for chosen, batch in self._batches(rows, batch_size, bar):
                 feed_forward.positions = batch.last
-                odds.append(log_odds(self._logits(batch), self.prompt.answer_ids))
+                odds.append(log_odds(self.shortcuts.logits(batch), self.prompt.answer_ids))
                 order += chosen
             result = np.empty(len(order))
             if order:
@@ -164,7 +164,7 @@ class ModelRunner:
             for chosen, batch in self._batches(rows, batch_size, bar):
                 # The layers above the encoder's last one have no part in the vectors.
                 with self.encoder.capture(stop=stop) as captured:
-                    self._logits(batch)  # unread: the model is called as it is
+                    self.shortcuts.logits(batch)  # unread: the model is called as it is
                 result[chosen] = self.encoder.pool(captured, batch.spans).float().cpu()
         self._check_finite(result.isfinite().all())
         return result
@@ -181,9 +181,6 @@ class ModelRunner:
             feed_forward = self.shortcuts.feed_forward if answers else LastFeedForward()
             with self._answers_only(), feed_forward.reading():
                 yield feed_forward
-
-    def _logits(self, batch: RowBatch) -> Tensor:
-        return position_logits(self.model, batch.inputs, batch.last, self.shortcuts.keeps_logits)
 
     def _check_finite(self, finite: Any) -> None:
         if not finite:

@@ -82,10 +82,10 @@ class Shortcuts:
             return None
         row = self.prompt.prefix_ids + self.prompt.suffix_ids
         batch = padded_batch([row], self.pad_id, input_device(self.model))
-        wanted = self._logits(batch)[:, list(self.prompt.answer_ids)]
+        wanted = self.logits(batch)[:, list(self.prompt.answer_ids)]
         try:
             with answer_rows(head, self.prompt.answer_ids):
-                found = self._logits(batch)
+                found = self.logits(batch)
         except (RuntimeError, IndexError) as error:
             logger.debug("the whole output layer is computed: %r", error)
             return None
@@ -99,14 +99,14 @@ class Shortcuts:
         batches = [padded_batch(rows, self.pad_id, device)]
         if self.unpadded:
             batches.append(unpadded_batch(rows, self._first, device))
-        wanted = self._logits(batches[0])
+        wanted = self.logits(batches[0])
         found = []
         try:
             feed_forward = LastFeedForward(input_layers(self.model), output_layers(self.model))
             for batch in batches:
                 with feed_forward.reading():
                     feed_forward.positions = batch.last
-                    found.append(self._logits(batch))
+                    found.append(self.logits(batch))
         except Exception as error:  # whatever a model's code raises
             logger.debug("the whole feed-forward network is computed: %r", error)
             return LastFeedForward()
@@ -114,5 +114,6 @@ class Shortcuts:
         same = all(same_logits(logits, wanted, FLOAT32_TOLERANCE) for logits in found)
         return feed_forward if same else LastFeedForward()
 
-    def _logits(self, batch: RowBatch) -> torch.Tensor:
+    def logits(self, batch: RowBatch) -> torch.Tensor:
+        """After the last token of each row, (B, V)."""
         return position_logits(self.model, batch.inputs, batch.last, self.keeps_logits)

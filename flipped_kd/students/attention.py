@@ -61,7 +61,7 @@ def attend(
     special = [name for name in ("position_bias", "cache", "softcap") if options.get(name) is not None]
     if (bounds := options.pop("cu_seq_lens_q", None)) is not None:
         if special or dropout:
-            raise NotImplementedError(f"rows without padding have no {special or 'dropout'} on a CPU.")
+            raise ValueError(f"rows that are read without padding take no {special or 'dropout'}: pad them.")
         return _attend_rows(module, query, key, value, bounds.tolist(), scaling), None
     if special or not (drops(query, dropout) or _slow_backward(query, key)):
         return sdpa_attention_forward(
