@@ -39,8 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 failed at work, 2 wrong usage or bad input, 130 interrupted.
     """
     results = sys.stdout
-    with unfailing_screen():
+    with _standard_error(), unfailing_screen():
         return _main([_with_home(argument) for argument in (sys.argv[1:] if argv is None else argv)], results)
+
+
+@contextlib.contextmanager
+def _standard_error() -> Iterator[None]:
+    """Where a process was started without a standard error, as by ``2>&-``, one that shows nothing.
+
+    Else print would write messages to standard output, among the results, and libraries would ask None whether it is
+    a terminal.
+    """
+    if sys.stderr is not None:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def _with_home(argument: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .table_writers import Layout, json_text
+from .table_writers import SURROGATE, Layout, json_text
 from .tables import Rows, TableSource, column_values, select_rows
 from .validation import text_fault
 
@@ -92,8 +93,8 @@ class TextTable:
         """The parts in order.
 
         Raises:
-            ValueError: a text is none (see `validation.text_fault`) and bad rows are not to be skipped, or the file
-                cannot be read.
+            ValueError: a text is none (see `validation.text_fault`) or an id no Unicode, and bad rows are not to be
+                skipped; or the file cannot be read.
         """
         present: dict[str, None] = {}  # columns of the rows so far, where no header says them, in their order
         named = False  # whether the id column is known to be there
@@ -104,8 +105,8 @@ class TextTable:
                 texts = [column_values(rows, column) for column in self.columns.values()]
             except UnicodeDecodeError as error:
                 raise ValueError(f"{self.source.name!r} holds a text that is not UTF-8: convert it.") from error
-            faults = [self._fault(values) for values in zip(*texts, strict=True)]
             ids = self._ids(rows, number * self.part_rows)
+            faults = [self._fault(values, id) for *values, id in zip(*texts, ids, strict=True)]
             bad = len(faults) - faults.count(None)
             if bad and not self.skip_bad_rows:
                 if present:
@@ -135,9 +136,15 @@ class TextTable:
             value if isinstance(value, str) else json_text(value) for value in column_values(rows, self.id_column[1])
         ]
 
-    def _fault(self, values: Sequence[Any]) -> str | None:
+    def _fault(self, values: Sequence[Any], id: int | str) -> str | None:
+        """What is wrong with a row's texts, or else with what names it."""
         faults = map(text_fault, values, self.columns.values())
-        return next((fault for fault in faults if fault is not None), None)
+        fault = next((fault for fault in faults if fault is not None), None)
+        if fault is None and self.id_column is not None and SURROGATE.search(str(id)):
+            # No answer and no result could hold it, which are UTF-8.
+            shown = reprlib.repr(id)
+            return f"column {self.id_column[1]!r} is {shown}, but an id must be Unicode without lone surrogates"
+        return fault
 
     def _check_columns(
         self, present: Sequence[str] | Mapping[str, Any], needed: Sequence[tuple[str, str]] | None = None

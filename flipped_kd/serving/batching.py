@@ -238,9 +238,8 @@ class Batcher:
             self._observer.round_done(len(jobs), len(chosen), tokens, seconds)
 
     def _compute_alone(self, job: Job, chosen: list[Entry]) -> None:
-        mine = [entry for entry in chosen if not entry.done and job in entry.jobs]
         try:
-            self._settle(mine)
+            self._settle([entry for entry in chosen if not entry.done and job in entry.jobs])
         except Exception as error:
             self._fail(job, error)
 
@@ -268,6 +267,9 @@ class Batcher:
             self._tell([(aside.future, aside.function(), None)])
         except Exception as error:
             self._tell([(aside.future, None, error)])
+        except BaseException as error:  # ends the thread, as a panic of the tokenizer does
+            self._tell([(aside.future, None, RuntimeError(f"{type(error).__name__}: {error}"))])
+            raise
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         """Wake those who wait, all at once."""

@@ -36,6 +36,7 @@ class Connection(HttpToolsProtocol):
         self._seconds = seconds
         self._head_bytes = self._silent_bytes = 0
         self._in_head = True
+        self._ends = False  # with the answers that are being given
         self._wrong = HTTPStatus.BAD_REQUEST
         self._running: RequestResponseCycle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -46,22 +47,29 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self._seconds, self._too_late)
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """Parse; what the parser keeps to itself, such as a header without an end, is bounded too."""
+        if self._ends:
+            return
         self._silent_bytes += len(data)
         super().data_received(data)
-        if self._silent_bytes > HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing() or self._ends:
+            return
+        if self._silent_bytes > HEAD_BYTES:
             self._wrong = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self._refuse()
+        elif self.cycle is None or self.cycle.response_complete:
+            # Bytes that begin no head, such as the rest of a body that was answered already, have ended uvicorn's
+            # own waiting. Those that follow do not prolong this one.
+            self._wait_for_head()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._seconds, self._too_late)
+        self._wait_for_head()
 
     def on_url(self, url: bytes) -> None:
         """A part of the address."""
@@ -77,7 +85,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there."""
         if len(self.pipeline) >= IN_A_ROW:
-            raise _TooMuch  # the connection ends without an answer: those to the requests before come first
+            raise _TooMuch  # the connection ends with the answers to the requests before
         self._in_head, self._silent_bytes = False, 0
         _stop(self._head_timer)
         self._head_timer = None
@@ -99,13 +107,27 @@ class Connection(HttpToolsProtocol):
         """Answer what cannot be parsed, or was not parsed to its end."""
         self._refuse()
 
+    def _wait_for_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._seconds, self._too_late)
+
     def _too_late(self) -> None:
         self._head_timer = None
-        if not self.transport.is_closing():
+        if not self._in_head:  # no request has begun that could be answered
+            self.transport.close()
+        elif not self.transport.is_closing():
             self._wrong = HTTPStatus.REQUEST_TIMEOUT
             self._refuse()
 
     def _refuse(self) -> None:
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()  # the request that was sent last: what is wrong is in its body
+        last = self.pipeline[0][0] if self.pipeline else self._running
+        if last is not None and not last.response_complete and not last.more_body:
+            # What is wrong comes after requests that are whole: the connection ends once these are answered.
+            last.keep_alive, self._ends = False, True
+            _stop(self._head_timer)
+            return
         status = self._wrong
         reason = {
             HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"the request's head is larger than {HEAD_BYTES} bytes: "
@@ -117,10 +139,8 @@ class Connection(HttpToolsProtocol):
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        # Nothing may stand between the parts of an answer that is being sent, nor before one that comes first.
-        if not self.pipeline and (
-            self._running is None or self._running.response_complete or not self._running.response_started
-        ):
+        # Nothing may stand between the parts of an answer that is being sent.
+        if last is None or last.response_complete or not last.response_started:
             self.transport.write(head.encode("ascii") + body)
         self._leave()
         self.transport.close()

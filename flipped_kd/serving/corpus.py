@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.text_tables import read_texts
 from ..inference.matcher import FlippedMatcher
+from ..inference.nearest import resolved_kind
 from ..inference.search_index import INDEX_FILE, SearchIndex
 from ..utils.atomic import check_target, recover
 from ..utils.choices import IndexKind
@@ -44,6 +45,10 @@ class CorpusSource:
         index_folder: where the vectors of a table are kept, so that the next start encodes only what is new; an index
             that is there is replaced when the corpus has changed.
         kind: how a table is searched, see `FlippedMatcher.index`.
+
+    Raises:
+        ValueError: options that do not go together, or something else is where the index is to be kept.
+        ImportError: `kind` needs FAISS, which is not installed.
     """
 
     path: str
@@ -58,6 +63,8 @@ class CorpusSource:
             raise ValueError("--id-column and --save-index are for a CORPUS file, not for a folder with an index")
         if self.is_index and self.kind != "auto":
             raise ValueError("--index-kind is for a CORPUS file, not for a folder with an index")
+        if self.kind != "auto":
+            resolved_kind(self.kind, 0)  # whether FAISS is there, before a large corpus is encoded
         if self.index_folder is not None:
             recover(self.index_folder)
             check_target(self.index_folder, INDEX_FILE)
@@ -91,12 +98,17 @@ class CorpusSource:
 class Corpus:
     """The index that is served.
 
+    Args:
+        source: where the corpus is read from.
+        batch_size: texts that are encoded at a time, at most.
+
     Attributes:
         index: None until it was loaded.
     """
 
-    def __init__(self, source: CorpusSource) -> None:
+    def __init__(self, source: CorpusSource, batch_size: int = 32) -> None:
         self.source = source
+        self._batch_size = batch_size
         self.index: SearchIndex | None = None
         self._loading = asyncio.Lock()
         self._working: set[object] = set()
@@ -150,15 +162,16 @@ class Corpus:
                 kept = None
             if kept is not None and kept.texts == texts and self.source.kind in ("auto", kept.kind):
                 index, encoded = kept, 0
-                index.ids = ids
+                changed = (kept.ids or list(range(len(kept)))) != ids
             else:
                 known = [index for index in (self.index, kept) if index is not None]
                 places, new = await self.in_thread(_plan, texts, known)
-                vectors, encoded = await _encode(matcher, batcher, new), len(new)
+                vectors, encoded = await _encode(matcher, batcher, new, self._batch_size), len(new)
                 index = await self.in_thread(_assemble, matcher, texts, vectors, places, self.source.kind)
-                index.ids = ids
-                if self.source.index_folder is not None:
-                    await self.in_thread(index.save, self.source.index_folder, overwrite=True)
+                changed = True
+            index.ids = ids
+            if changed and self.source.index_folder is not None:
+                await self.in_thread(index.save, self.source.index_folder, overwrite=True)
             self.index = index
             seconds = time.monotonic() - start
             logger.info("the corpus is served: %d texts, %d encoded, %.1f s", len(index), encoded, seconds)
@@ -181,14 +194,16 @@ def _plan(texts: Sequence[str], known: Sequence[SearchIndex]) -> tuple[Places, l
     return places, sorted({text for text in texts if text not in places}, key=len, reverse=True)
 
 
-async def _encode(matcher: FlippedMatcher, batcher: Batcher, new: Sequence[str]) -> dict[str, np.ndarray]:
+async def _encode(
+    matcher: FlippedMatcher, batcher: Batcher, new: Sequence[str], batch_size: int
+) -> dict[str, np.ndarray]:
     """Vectors of texts, made between the requests."""
     vectors: dict[str, np.ndarray] = {}
     size = FIRST_PART
     while len(vectors) < len(new):
         part = new[len(vectors) : len(vectors) + size]
         start = time.perf_counter()
-        found = await batcher.between(partial(matcher.encode, part, show_progress_bar=False))
+        found = await batcher.between(partial(matcher.encode, part, batch_size=batch_size, show_progress_bar=False))
         vectors |= zip(part, found, strict=True)
         wanted = len(part) * PART_SECONDS / max(time.perf_counter() - start, 1e-6)
         size = int(min(max(1, wanted), 2 * size, LARGEST_PART))

@@ -73,6 +73,7 @@ class Engine:
         limits: of a request.
         score: what probabilities are made of; None takes the model's own.
         round_tokens: tokens read in one go; None takes what suits the device.
+        batch_size: queries of searches that are encoded at a time, at most.
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class Engine:
         limits: Limits,
         score: ScoreKind | None = None,
         round_tokens: int | None = None,
+        batch_size: int = 32,
     ) -> None:
         self.matcher, self.batcher = matcher, batcher
         self.scorer = matcher.match_score or ANSWER_ONLY
         self.kind: ScoreKind = score or self.scorer.default
-        self._reader, self._limits = reader, limits
+        self._reader, self._limits, self._batch_size = reader, limits, batch_size
         self._tokeniser = ThreadPoolExecutor(1, "tokeniser")
         budget = token_budget(matcher.device)
         suits = ROUND_BATCHES * budget if budget < sys.maxsize else ROUND_TOKENS
@@ -247,7 +249,7 @@ class Engine:
             places = [place for place, search in enumerate(wanted) if search.index is index]
             queries = [wanted[place].query for place in places]
             most = max(wanted[place].top_k for place in places)
-            hits = self.matcher.search(queries, index, most, show_progress_bar=False)
+            hits = self.matcher.search(queries, index, most, batch_size=self._batch_size, show_progress_bar=False)
             _put(found, places, [hits[n][: wanted[place].top_k] for n, place in enumerate(places)])
         return found
 

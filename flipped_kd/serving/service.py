@@ -47,7 +47,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(self)
         self.batcher = Batcher(settings.limits, settings.wait_ms / 1000, self.metrics)
-        self.corpus = None if corpus is None else Corpus(corpus)
+        self.corpus = None if corpus is None else Corpus(corpus, settings.batch_size)
         self._load, self._score = load, score
         self._engine: Engine | None = None
         self._ready = False
@@ -78,8 +78,8 @@ class Service:
         # What is wrong with the corpus is known before the model is loaded.
         read = None if self.corpus is None else await self.corpus.in_thread(self.corpus.source.read)
         matcher, reader = await self.batcher.between(self._opened)
-        limits, tokens = self.settings.limits, self.settings.batch_tokens
-        self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens)
+        limits, tokens, rows = self.settings.limits, self.settings.batch_tokens, self.settings.batch_size
+        self._engine = Engine(matcher, reader, self.batcher, limits, self._score, tokens, rows)
         if self.corpus is not None:
             await self.corpus.load(matcher, self.batcher, read)
         self._ready = True

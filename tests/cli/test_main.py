@@ -280,6 +280,20 @@ def test_log_and_warnings_are_lines_on_standard_error(
     assert capsys.readouterr().err.splitlines() == ["flipped-kd: pairs.jsonl: 1 bad rows are left out"]
 
 
+def test_without_standard_error_nothing_is_said_but_the_result(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `2>&-`: Python has no stream then, and print would take standard output in its place."""
+    monkeypatch.setattr(sys, "stderr", None)
+    pairs = write_rows(tmp_path / "pairs.jsonl", [*pair_rows(3), {"text_a": "a"}])
+    assert run("predict", adapter, pairs, "--skip-bad-rows") == 0
+    assert len(read_rows(capsys.readouterr().out)) == 3
+    assert run("evaluate", adapter, pairs) == 2
+    assert run("predict", adapter, pairs, "--debug") == 2
+    assert run("predict", adapter) == 2
+    assert capsys.readouterr().out == "" and sys.stderr is None
+
+
 @pytest.mark.parametrize("verb", ["predict", "evaluate", "check-teacher", "merge"])
 def test_quiet_shows_no_progress(
     verb: str, adapter: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -221,6 +221,22 @@ def test_a_bad_row_needs_no_name_either(tmp_path: Path) -> None:
                 assert not chunk.ids  # nothing is given to work on
 
 
+def test_a_name_that_no_file_can_hold_makes_a_bad_row(tmp_path: Path) -> None:
+    """Texts with lone surrogates do, too; inside a list JSON escapes them."""
+    names: list[Any] = ["k", "\ud800" + 100 * "x", ["\ud800"], ""]
+    write_json(tmp_path / "in.jsonl", [{"text_a": "a", "text_b": "b", "key": name} for name in names])
+    table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, 3, False, ("--id-column", "key"))
+    with pytest.raises(
+        ValueError, match=r"row 1 .*column 'key' is '\\ud800x.{,60}, but .*: correct it, .*--skip-bad-rows"
+    ):
+        list(table.chunks())
+    table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, 3, True, ("--id-column", "key"))
+    assert [(chunk.ids, len(chunk.rows), chunk.bad) for chunk in table.chunks()] == [
+        (["k", '["\\ud800"]'], 2, 1),
+        ([""], 1, 0),
+    ]
+
+
 def test_a_column_that_no_row_has_is_no_bad_row(tmp_path: Path) -> None:
     write_json(tmp_path / "in.jsonl", [{"text_b": "x"}, {"text_b": "y"}])
     for skip in (False, True):

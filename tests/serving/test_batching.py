@@ -359,6 +359,26 @@ def test_if_the_thread_ends_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatc
     asyncio.run(ask())
 
 
+def test_a_function_that_ends_the_thread_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    class Panic(BaseException):
+        """As tokenizers raises it, which is written in Rust."""
+
+    def ends() -> None:
+        raise Panic("index out of range")
+
+    async def ask() -> None:
+        async with batching(Model()) as batcher:
+            with pytest.raises(RuntimeError, match="Panic: index out of range"):
+                await asyncio.wait_for(batcher.between(ends), 5)
+            while batcher.is_working:
+                await asyncio.sleep(0.001)
+            assert not batcher.is_alive
+
+    asyncio.run(ask())
+
+
 def test_before_a_model_is_there_everything_is_refused() -> None:
     async def ask() -> None:
         batcher = Batcher(Limits())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import select
@@ -116,12 +117,14 @@ def test_a_head_that_does_not_come_is_not_waited_for(hasty: Running, sent: bytes
 
 
 @contextmanager
-def uvicorn_alone(size: int, seconds: float) -> Iterator[tuple[uvicorn.Server, int, list[str]]]:
-    """A server without a model: each answer has so many bytes; its port and the paths that were asked for."""
+def uvicorn_alone(size: int, seconds: float, work: float = 0.0) -> Iterator[tuple[uvicorn.Server, int, list[str]]]:
+    """A server without a model: each answer has so many bytes and takes so many seconds of work; its port and the
+    paths that were asked for."""
     asked: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         asked.append(scope["path"])
+        await asyncio.sleep(work)
         length = [(b"content-length", str(size).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": length})
         await send({"type": "http.response.body", "body": b"x" * size})
@@ -138,6 +141,72 @@ def uvicorn_alone(size: int, seconds: float) -> Iterator[tuple[uvicorn.Server, i
 
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNFINISHED = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+
+
+def answered(connection: socket.socket, request: bytes) -> None:
+    """Send a request to a server without a model, and take its answer of ten bytes."""
+    connection.sendall(request)
+    said = b""
+    while not said.endswith(b"x" * 10):
+        said += connection.recv(65536)
+
+
+@pytest.mark.parametrize(
+    ("request_", "first", "again"),
+    [(GET, b"\r\n", b""), (UNFINISHED, b"x", b""), (UNFINISHED, b"x", b"x"), (CHUNKED, b"1\r\nx\r\n0\r\n\r\n", b"")],
+    ids=["line's end", "body", "body that goes on", "body that ends"],
+)
+def test_what_follows_an_answer_keeps_no_connection_open(request_: bytes, first: bytes, again: bytes) -> None:
+    """Bytes that begin no request: uvicorn counts nobody's seconds after them."""
+    with uvicorn_alone(10, 0.5) as (_, port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        answered(connection, request_)
+        connection.sendall(first)
+        end = time.monotonic() + 10
+        try:
+            while not select.select([connection], [], [], 0.05)[0]:
+                assert time.monotonic() < end, "the connection stays open"
+                connection.sendall(again)
+            assert connection.recv(65536) == b""  # the request has had its answer
+        except ConnectionError:
+            pass  # closed while more was on its way
+
+
+def test_a_request_after_a_line_of_its_own_is_answered() -> None:
+    with uvicorn_alone(10, 0.5) as (_, port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        for before in (b"", b"\r\n", b"\r\n"):
+            answered(connection, GET)
+            connection.sendall(before)
+            time.sleep(0.1)
+        answered(connection, GET)
+        # Once its head is there, nothing counts but uvicorn's own seconds, which are five.
+        assert not select.select([connection], [], [], 1.0)[0]
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [
+        (GET + b"garbage\r\n\r\n", 1),
+        (GET + b"GET / HT", 1),
+        (GET * 3 + b"garbage\r\n\r\n", 3),
+        (GET + CHUNKED + b"no chunk\r\n", 1),
+        (GET * 2 + b"GET / HTTP/1.1\r\nX-Long: " + b"y" * HEAD_BYTES, 2),
+    ],
+    ids=["garbage", "half a head", "garbage after several", "a bad body", "a large head"],
+)
+def test_what_is_wrong_after_a_request_does_not_take_its_answer(sent: bytes, answers: int) -> None:
+    """The request is whole: it is answered, and with it the connection ends."""
+    with (
+        uvicorn_alone(10, 0.2, work=0.6) as (_, port, asked),
+        socket.create_connection(("127.0.0.1", port), 10) as connection,
+    ):
+        connection.sendall(sent)
+        said = b""
+        while part := connection.recv(65536):
+            said += part
+        assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200"] * answers and len(asked) == answers
+        assert said.count(b"connection: close") == 1 and said.endswith(b"x" * 10)
 
 
 def test_a_client_that_does_not_take_its_answer_is_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -186,6 +255,7 @@ def test_requests_that_nobody_waits_for_are_not_kept(caplog: pytest.LogCaptureFi
         *(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
     ],
 )
 def test_what_is_no_request_gets_4xx_with_a_reason(server: Running, raw: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from flipped_kd import FlippedMatcher, SearchIndex
+from flipped_kd.inference.search_index import INDEX_FILE
 from flipped_kd.serving.corpus import CorpusSource
 from tests.adapters import make_adapter, make_base
 from tests.serving.running import Running, running, wait_for
@@ -140,6 +142,61 @@ def test_an_index_that_is_kept_saves_the_encoding(load: Any, path: Path, tmp_pat
         assert served(server) == SECOND[1:]
 
 
+def test_an_index_that_is_kept_has_the_names_of_the_file(load: Any, path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    source = CorpusSource(str(path), id_column="name", index_folder=folder)
+    with running(load, source, token=TOKEN) as server:
+        made = (folder / INDEX_FILE).stat().st_mtime_ns
+        assert server.answer("/corpus/reload", {})["encoded"] == 0
+        assert (folder / INDEX_FILE).stat().st_mtime_ns == made  # nothing has changed
+        path.write_text(path.read_text(encoding="utf-8").replace("name of", "new name of"), encoding="utf-8")
+        assert server.answer("/corpus/reload", {})["encoded"] == 0
+        kept = SearchIndex.load(folder)
+        assert kept.texts == FIRST and kept.ids == [f"new name of {text}" for text in FIRST]
+
+
+def test_an_index_without_names_has_row_numbers(
+    load: Any, path: Path, tmp_path: Path, matcher: FlippedMatcher
+) -> None:
+    """As `SearchIndex.save` writes one; those of a file without an id column are the same."""
+    folder = tmp_path / "index"
+    matcher.index(FIRST).save(folder)
+    made = (folder / INDEX_FILE).stat().st_mtime_ns
+    with running(load, CorpusSource(str(path), index_folder=folder)) as server:
+        assert served(server) == FIRST and (folder / INDEX_FILE).stat().st_mtime_ns == made
+
+
+def test_corpus_and_queries_are_read_in_batches_of_the_size_asked_for(load: Any, path: Path) -> None:
+    sizes: list[int] = []
+
+    def recorded() -> FlippedMatcher:
+        matcher = load()
+        encode = matcher.encode
+
+        def encode_and_tell(texts: Any, **options: Any) -> Any:
+            sizes.append(options.get("batch_size", 32))
+            return encode(texts, **options)
+
+        matcher.encode = encode_and_tell
+        return matcher
+
+    with running(recorded, CorpusSource(str(path)), batch_size=2) as server:
+        before = len(sizes)
+        assert before and served(server) == FIRST and len(sizes) > before
+    assert set(sizes) == {2}
+
+
+def test_a_bad_id_is_a_bad_row(load: Any, path: Path) -> None:
+    """Without --skip-bad-rows the corpus is refused; a search could not have been answered."""
+    rows = [{"text": text, "name": name} for text, name in zip(FIRST, ("one", "\ud800", "three"), strict=True)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="'faq.jsonl', row 1 .*column 'name' is .*lone surrogates"):
+        CorpusSource(str(path), id_column="name").read()
+    with running(load, CorpusSource(str(path), id_column="name", skip_bad_rows=True)) as server:
+        found = server.answer("/search", {"query": "card", "top_k": 9})["results"]
+        assert sorted(hit["id"] for hit in found) == ["one", "three"]
+
+
 def test_the_index_of_another_model_is_made_again_or_refused(
     load: Any, path: Path, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +224,16 @@ def test_wrong_sources_are_refused_at_once(path: Path, tmp_path: Path, matcher: 
     (tmp_path / "full" / "letter.txt").write_text("dear all")
     with pytest.raises(ValueError, match="is there and not empty"):
         CorpusSource(str(path), index_folder=tmp_path / "full")
+
+
+def test_an_index_that_needs_faiss_is_refused_at_once_without_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the corpus is encoded, which may take hours."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for kind in ("hnsw", "ivf"):
+        with pytest.raises(ImportError, match="needs FAISS, which is not installed"):
+            CorpusSource(str(path), kind=kind)
+    for kind in ("auto", "exact"):
+        CorpusSource(str(path), kind=kind)  # type: ignore[arg-type]
 
 
 def test_an_index_that_a_kill_left_aside_is_found(load: Any, path: Path, tmp_path: Path) -> None:
