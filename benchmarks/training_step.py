@@ -1,8 +1,9 @@
 """A training step of the three objectives, against what users would pick instead, on the same pairs.
 
 Peers: sentence-transformers' CrossEncoderTrainer with binary cross-entropy, and a straightforward loop. Every system
-trains the same student with the same LoRA over the same pairs in bf16 autocast; the clock runs from the first batch to
-the last update, and each peak of memory is that of the same stretch in a process of its own.
+trains the same student with the same LoRA over the same pairs, in bf16 autocast where the CPU multiplies bfloat16 and
+in float32 elsewhere; the clock runs from the first batch to the last update, and each peak of memory is that of the
+same stretch in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, Pa
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import add_adapter, default_lora
 from flipped_kd.training.config import PLAIN
+from flipped_kd.utils.devices import cpu_has_bfloat16
 from recipes.trainable_cross_encoder import PairTrainer, trainable_cross_encoder
 
 from .harness import BANKING, STAND_IN, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
@@ -78,7 +80,7 @@ def common(folder: str) -> dict[str, Any]:
         "per_device_train_batch_size": BATCH,
         "learning_rate": LEARNING_RATE,
         "num_train_epochs": 1,
-        "bf16": True,
+        "bf16": cpu_has_bfloat16(),
         "use_cpu": True,
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -163,7 +165,7 @@ def loop(folder: str, rows: int, one_by_one: bool = False, vocabulary: int | Non
         ids = torch.tensor([text.input_ids + [0] * (longest - len(text.input_ids)) for text in texts])
         lengths = torch.tensor([len(text.input_ids) for text in texts])
         real = (torch.arange(longest) < lengths[:, None]).long()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
             out = model(input_ids=ids, attention_mask=real, output_hidden_states=True)
         states = out.hidden_states[-1].float() * real[:, :, None]
         last = out.logits[torch.arange(len(texts)), lengths - 1].float()

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from embedding_peer import EmbeddingPeer, same_budget
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
@@ -33,6 +34,7 @@ from flipped_kd.experiments.compare import with_learning_rate
 from flipped_kd.experiments.single_run import named_teacher, teacher_split_scores
 from flipped_kd.experiments.splits import load_splits
 from flipped_kd.prompts.pair_prompt import PairPrompt
+from flipped_kd.students.cpu_bfloat16 import fast_bfloat16
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import default_lora
 from flipped_kd.teachers.calibration import PlattCalibration
@@ -139,7 +141,8 @@ def _train(
     size = config.per_device_train_batch_size // (2 if "passage_two" in rows.column_names else 1)
     args = CrossEncoderTrainingArguments(per_device_train_batch_size=size, **same_budget(config, folder))
     objective = getattr(cross_encoder_losses, loss)(model, **options)
-    return PairTrainer(model, args, train_dataset=rows, loss=objective).train().global_step
+    with fast_bfloat16(torch.bfloat16 if config.bf16 else torch.float32, config.device):  # as fast as ours
+        return PairTrainer(model, args, train_dataset=rows, loss=objective).train().global_step
 
 
 def _scores(model: CrossEncoder, pairs: datasets.Dataset, config: FlippedDistillationConfig) -> np.ndarray:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..prompts.pair_prompt import PairPrompt
 from ..prompts.pair_tokens import PairTokens
 from ..students.answer_head import answer_rows, log_odds
+from ..students.cpu_bfloat16 import fast_bfloat16
 from ..students.probing import can_be_stopped, input_device
 from ..utils.token_batches import token_batches, token_budget, unpadded_batches
 from .copying import FreshLock
@@ -113,8 +114,7 @@ class ModelRunner:
         beginning = tokens.input_ids + self.prompt.middle_ids
         spans = torch.zeros(1, len(beginning), device=input_device(self.model))
         spans[0, slice(*tokens.text_a)] = 1
-        with self._lock, torch.inference_mode():
-            self.model.eval()  # it may have been trained since
+        with self._held():
             if not self.shortcuts.caches:
                 return self.vectors([text], 1, tqdm(disable=True))[0], None
             with self._answers_only(), self.encoder.capture() as captured:
@@ -136,8 +136,7 @@ class ModelRunner:
 
     def read(self, beginning: Sequence[int]) -> CachedPrefix | None:
         """Keys and values of a beginning, for many calls; None where the model cannot go on from a cache."""
-        with self._lock, torch.inference_mode():
-            self.model.eval()
+        with self._held():
             return read_prefix(self.model, beginning, self.shortcuts.keeps_logits) if self.shortcuts.caches else None
 
     def row_answers(self, rows: TokenRows, batch_size: int, bar: Bar) -> np.ndarray:
@@ -170,13 +169,20 @@ class ModelRunner:
         return result
 
     @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The model for one caller, in evaluation mode."""
+        fast = fast_bfloat16(cast(torch.dtype, self.model.dtype), input_device(self.model))
+        with self._lock, torch.inference_mode(), fast:
+            self.model.eval()  # it may have been trained since
+            yield
+
+    @contextmanager
     def _reading(self, rows: TokenRows, answers: bool) -> Iterator[LastFeedForward]:
-        """Hold the model for one caller, in evaluation mode, without what `rows` do not need of it.
+        """Hold the model without what `rows` do not need of it.
 
         What it can do without is tried at first use: all of that before anything is left out.
         """
-        with self._lock, torch.inference_mode():
-            self.model.eval()  # it may have been trained since
+        with self._held():
             _ = self._shares(rows), self.shortcuts.unpadded
             feed_forward = self.shortcuts.feed_forward if answers else LastFeedForward()
             with self._answers_only(), feed_forward.reading():

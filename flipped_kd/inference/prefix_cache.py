@@ -123,5 +123,12 @@ def continues(model: nn.Module, prefix: Sequence[int], rests: Sequence[Sequence[
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         logger.debug("%s cannot go on from a cache: %r", type(base).__name__, error)
         return False
-    # A Trainer in mixed precision puts autocast round the model's forward, and gives its outputs in float32.
-    return same_logits(found, wanted, HALF_TOLERANCE if hasattr(model, "_original_forward") else None)
+    return same_logits(found, wanted, tolerance(model))
+
+
+def tolerance(model: nn.Module) -> float | None:
+    """What `same_logits` may allow where the dtype of the logits does not tell it.
+
+    A Trainer in mixed precision puts autocast round the model's forward, and gives its outputs in float32.
+    """
+    return HALF_TOLERANCE if hasattr(model, "_original_forward") else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..prompts.pair_tokens import pad_batch
 from ..students.attention import NAME, speed_up_attention
 from ..students.probing import attention_window, first_position, input_device, same_logits, unwrapped
-from .prefix_cache import CachedPrefix, read_prefix
+from .prefix_cache import CachedPrefix, read_prefix, tolerance
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def reads_unpadded(
         else:
             joined = unpadded_batch(whole, first, device, skip=len(prefix))
         logits = model(**joined.inputs, use_cache=caches).logits[0]
-        return same_logits(logits[joined.spans.any(0)], wanted)
+        return same_logits(logits[joined.spans.any(0)], wanted, tolerance(model))
     except Exception as error:  # whatever a model's code raises
         logger.debug("%s reads rows with padding: %r", type(base).__name__, error)
         return False

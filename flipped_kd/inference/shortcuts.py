@@ -12,6 +12,7 @@ from torch import nn
 
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
 from ..students.answer_head import accepts_logits_to_keep, answer_rows, position_logits
+from ..students.attention import NAME
 from ..students.probing import FLOAT32_TOLERANCE, first_position, input_device, same_logits, unwrapped
 from ..utils.token_batches import token_budget
 from .last_feed_forward import LastFeedForward, input_layers, output_layers
@@ -56,11 +57,19 @@ class Shortcuts:
             )
         return usable
 
-    @cached_property
+    @property
     def unpadded(self) -> bool:
-        """Whether rows can be read one after the other. On a CPU only: other devices gain little by it."""
-        if token_budget(input_device(self.model)) == sys.maxsize:
+        """Whether rows can be read one after the other. On a CPU only: other devices gain little by it.
+
+        Device and attention may have been changed since it was tried, and other attentions would mix the rows.
+        """
+        if token_budget(input_device(self.model)) == sys.maxsize or not self._tried_unpadded:
             return False
+        config: Any = unwrapped(self.model).config
+        return bool(config._attn_implementation == NAME)
+
+    @cached_property
+    def _tried_unpadded(self) -> bool:
         return reads_unpadded(self.model, *self._beginning_and_rests(), self.prompt.max_length, self.caches)
 
     @cached_property
@@ -99,7 +108,8 @@ class Shortcuts:
         batches = [padded_batch(rows, self.pad_id, device)]
         if self.unpadded:
             batches.append(unpadded_batch(rows, self._first, device))
-        wanted = self.logits(batches[0])
+        # Of each layout its own: in half precision they round otherwise.
+        wanted = [self.logits(batch) for batch in batches]
         found = []
         try:
             feed_forward = LastFeedForward(input_layers(self.model), output_layers(self.model))
@@ -111,8 +121,8 @@ class Shortcuts:
             logger.debug("the whole feed-forward network is computed: %r", error)
             return LastFeedForward()
         # Left out or not, the products are the same: half precision is no excuse, and hides a layer that mixes.
-        same = all(same_logits(logits, wanted, FLOAT32_TOLERANCE) for logits in found)
-        return feed_forward if same else LastFeedForward()
+        same = (same_logits(*logits, FLOAT32_TOLERANCE) for logits in zip(found, wanted, strict=True))
+        return feed_forward if all(same) else LastFeedForward()
 
     def logits(self, batch: RowBatch) -> torch.Tensor:
         """After the last token of each row, (B, V)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias, cast
 
 import datasets
@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from ..data.validation import PAIR_FEATURES, PairColumns, validate_pairs
 from ..evaluation.match_score import MatchScore
 from ..evaluation.metrics import matching_metrics
+from ..students.cpu_bfloat16 import fast_bfloat16
 from ..utils.choices import ScoreKind
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
@@ -60,6 +61,9 @@ class PairScoringTrainer(PublishingTrainer):
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
 
+    def _fast_products(self) -> AbstractContextManager[Any]:
+        return fast_bfloat16(torch.bfloat16 if self.args.bf16 else torch.float32, self.args.device)
+
     # ---- Evaluation ----
 
     def prediction_step(
@@ -71,7 +75,7 @@ class PairScoringTrainer(PublishingTrainer):
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """(loss, (answer log-odds (B,), similarity (B,)), labels (B,)): never the logits of the vocabulary."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), self._fast_products():
             loss, scores = self.compute_loss(model, inputs, return_outputs=True)
         return (loss.detach(), None, None) if prediction_loss_only else (loss.detach(), scores, inputs["labels"])
 
@@ -171,6 +175,7 @@ class PairScoringTrainer(PublishingTrainer):
         if self.args.max_steps == 0:
             result = TrainOutput(0, 0.0, {})
         else:
+            self.scored_step = None  # steps are counted anew, and the weights at one of them will be others
             result = super().train(*args, **kwargs)
         if self._eval_parts():
             self.fit_match_score()

@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
+from ..students.cpu_bfloat16 import fast_bfloat16
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,7 +31,7 @@ class MixedPrecisionForward:
         self.model, self.device, self.dtype = model, device, dtype
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self.device, dtype=self.dtype):
+        with torch.autocast(self.device, dtype=self.dtype), fast_bfloat16(self.dtype, torch.device(self.device)):
             output = type(self.model).forward(self.model, *args, **kwargs)
         return convert_to_fp32(output)
 

@@ -65,8 +65,8 @@ def check_args(
         )
     if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
         logger.warning(
-            "precision='bf16': this CPU does not multiply bfloat16 itself and emulates it, several times slower than "
-            "float32. precision='fp32' is faster here."
+            "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded, "
+            "so precision='fp32' is as fast here and more exact."
         )
 
 
@@ -276,14 +276,11 @@ def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> N
         )
 
 
-def build_collator(
-    prompt: PairPrompt, student: PeftModel, pad_id: int, representation: str, matrix: bool
-) -> TeacherScoringCollator:
-    """The collator of training; pairs and texts share rows where the student can read them so."""
+def build_collator(prompt: PairPrompt, student: PeftModel, pad_id: int, matrix: bool) -> TeacherScoringCollator:
+    """The collator of scoring; pairs and texts share rows where the student can read them so."""
     return TeacherScoringCollator(
         prompt,
         pad_id,
-        encode_alone=representation != "joint",
         matrix=matrix,
         layout=find_layout(unwrapped(student), prompt.max_length),
     )

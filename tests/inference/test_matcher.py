@@ -71,23 +71,23 @@ def embedded(matcher: FlippedMatcher) -> Iterator[list[torch.Size]]:
     """Shapes (B, T) of the batches that the model reads, which are padded meanwhile: else B is 1."""
     shapes: list[torch.Size] = []
     found = vars(matcher._reader.shortcuts)
-    before = found.get("unpadded")
-    found["unpadded"] = False
+    before = found.get("_tried_unpadded")
+    found["_tried_unpadded"] = False
     embedding: Any = matcher.model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape))
     try:
         yield shapes
     finally:
         handle.remove()
-        del found["unpadded"]
+        del found["_tried_unpadded"]
         if before is not None:
-            found["unpadded"] = before
+            found["_tried_unpadded"] = before
 
 
 # ---- Scores ----
 
 
-@pytest.mark.parametrize("representation", ["independent", "both"])
+@pytest.mark.parametrize("representation", ["independent", "joint", "both"])
 def test_scores_are_those_of_the_trainer(
     representation: str, student_dir: Path, tmp_path: Path, teacher_dir: Path, pairs: Any, held_out: Any
 ) -> None:

@@ -32,7 +32,7 @@ UNPADDED |= {"DeepSeek-V3"}
 def padded(reader: ModelRunner) -> ModelRunner:
     """The reader, which pads from now on and tries anew what depends on it."""
     reader.shortcuts.__dict__.pop("feed_forward", None)
-    reader.shortcuts.__dict__["unpadded"] = False
+    reader.shortcuts.__dict__["_tried_unpadded"] = False
     return reader
 
 
@@ -108,6 +108,27 @@ def test_rows_go_on_from_a_cached_beginning(tokenizer: PreTrainedTokenizerBase) 
     cached = read_prefix(model, [5, 6], keep=False)
     assert cached is not None
     assert unpadded_batch([[7], [8, 9]], 4, CPU, cached).inputs["position_ids"].tolist() == [[6, 6, 7]]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_attention_that_is_changed_later_gets_padded_rows(
+    attention: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """It would mix the rows, without an error."""
+    reader = reader_of(DECODERS[0], tokenizer)
+    wanted = reader.answers(PAIRS, 8, tqdm(disable=True))
+    assert reader.shortcuts.unpadded
+    unwrapped(reader.model).set_attn_implementation(attention)
+    assert not reader.shortcuts.unpadded
+    np.testing.assert_allclose(reader.answers(PAIRS, 8, tqdm(disable=True)), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_in_half_precision_a_layout_is_compared_with_itself(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Padded rows round otherwise: the last feed-forward network is left out all the same."""
+    reader = reader_of(DECODERS[0], tokenizer)
+    reader.model.to(torch.bfloat16)
+    assert reader.shortcuts.unpadded
+    assert reader.shortcuts.feed_forward.inputs
 
 
 @pytest.mark.parametrize("change", ["window", "eager", "error"])
