@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
+from torch.utils.data import get_worker_info
 
 from .validation import PairColumns, check_columns, label_of, row_fault
 
@@ -23,7 +24,8 @@ def validate_stream(
         name: how errors call the set.
 
     Returns:
-        A stream of text_a, text_b (str), label (0 or 1) and row (the row's number from 0 on), in the same order.
+        A stream of text_a, text_b (str), label (0 or 1) and row (the row's number from 0 on, among those of
+        its data-loader worker), in the same order.
 
     Raises:
         ValueError: a column is missing, where the stream knows its columns; else, and for a bad row, while the stream
@@ -37,8 +39,10 @@ def validate_stream(
     def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
         fault = row_fault(row, names, None)
         if fault is not None:
+            worker = get_worker_info()
+            part = "" if worker is None else f" of those that data-loader worker {worker.id} reads"
             raise ValueError(
-                f"{name}: row {number} (the first is row 0): {fault}: correct it, or filter the stream "
+                f"{name}: row {number}{part} (the first is row 0): {fault}: correct it, or filter the stream "
                 "(IterableDataset.filter) before you give it."
             )
         texts = {role: row[getattr(names, role)] for role in ("text_a", "text_b")}

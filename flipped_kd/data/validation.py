@@ -215,7 +215,7 @@ def label_of(value: Any, threshold: float | None) -> int:
     if threshold is not None:
         try:
             score = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return -1
         return int(score >= threshold) if math.isfinite(score) else -1
     if isinstance(value, str):

@@ -189,9 +189,8 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     if plain > bare + LEARNED:
         return []
     return [
-        f"Plain fine-tuning has not learned the task: the AUC of its answer, {plain:.3f}, is no more than {LEARNED} "
-        f"above that of the LLM before training, {bare:.3f}. It may need more pairs, more steps or another learning "
-        "rate.",
+        f"Plain fine-tuning has not learned the task: its answer has an AUC of {plain:.3f}, where the LLM before "
+        f"training has {bare:.3f}. It may need more pairs, more steps or another learning rate.",
     ]
 
 

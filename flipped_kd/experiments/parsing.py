@@ -38,7 +38,7 @@ def parse_settings(
 
     Raises:
         ValueError: an unknown key or flag, naming it and the nearest known ones; a file that is absent, no YAML or no
-            mapping; a value of the wrong kind; or anything the classes themselves refuse.
+            mapping; a value of the wrong kind; a token; or anything the classes themselves refuse.
         SystemExit: a value of the wrong type (argparse's own message, which names the flag), or --help.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -58,6 +58,11 @@ def parse_settings(
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         raise ValueError(f"unknown argument {unknown[0]!r}{_suggestion(name, types, '--')}")
+    if any(getattr(settings, "hub_token", None) for settings in parsed):
+        raise ValueError(
+            "hub_token is no setting here, since others could read it in the list of processes or the file: log in "
+            "by `hf auth login`, or set the variable HF_TOKEN."
+        )
     return tuple(parsed[: len(classes)])
 
 

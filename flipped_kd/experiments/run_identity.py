@@ -31,9 +31,12 @@ NOT_LEARNED = {
     *("output_dir", "teacher_cache_dir", "run_name", "disable_tqdm", "report_to", "log_level"),
     *("logging_steps", "logging_strategy", "logging_first_step"),
     *("hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
-    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "do_eval"),
     *("cpu_threads",),
 }
+# When it is looked decides what is learned where the best checkpoint or the learning rate goes by what is seen.
+WHEN_LOOKED = {"save_strategy", "save_steps", "eval_strategy", "eval_steps", "do_eval"}
+RATES_BY_METRICS = ("reduce_lr_on_plateau", "greedy")
 
 
 def run_fingerprint(
@@ -85,10 +88,12 @@ def run_settings(student: StudentArguments, data: DataArguments, config: Flipped
     own = {field.name for field in dataclasses.fields(FlippedDistillationConfig)} - {
         field.name for field in dataclasses.fields(TrainingArguments)
     }
+    by_metrics = config.load_best_model_at_end or config.lr_scheduler_type in RATES_BY_METRICS
+    left_out = NOT_LEARNED - WHEN_LOOKED if by_metrics else NOT_LEARNED
     changed = {
         name: value
         for name, value in config.to_dict().items()
-        if name not in NOT_LEARNED and (name in own or value != defaults.get(name) or name in ALWAYS_TOLD)
+        if name not in left_out and (name in own or value != defaults.get(name) or name in ALWAYS_TOLD)
     }
     shown = {
         name: shown_name(value) if name.endswith("_file") or name in ("dataset_name", "teacher") else value

@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,12 @@ def finish_interrupted(run: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def rotate(newest: Path, limit: int | None, best: Path | None = None) -> None:
+def rotate(newest: Path, limit: int | None, best: Path | None = None, busy: Collection[str] = ()) -> None:
     """Remove older checkpoints of `newest`'s run until `limit` are left; `newest` and `best` stay in any case.
 
     By step, where transformers goes by modification time: with a clock that was set back, the newest would go first.
-    Steps beyond `newest` are of an earlier run in the same folder and go before all others.
+    Steps beyond `newest` are of an earlier run in the same folder and go before all others. Names in `busy`, of what
+    is being uploaded, stay until a later call.
     """
     if limit is None or limit <= 0:
         return
@@ -171,6 +173,8 @@ def rotate(newest: Path, limit: int | None, best: Path | None = None) -> None:
     others.sort(key=lambda path: (step_of(path) <= step, step_of(path)))
     staging = newest.parent / STAGING_FOLDER
     for old in others[: len(others) - max(0, limit - len(kept))]:
+        if old.name in busy:
+            continue
         # It loses its name first, so that a kill leaves no half of it under that name.
         aside = staging / f"removed-{old.name}"
         staging.mkdir(exist_ok=True)

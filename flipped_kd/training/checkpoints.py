@@ -28,6 +28,10 @@ class CheckpointingTrainer(ResumingTrainer):
     def push_checkpoint(self, checkpoint: Path) -> None:
         """Called on every process when a checkpoint has its name and is to be pushed; nothing here."""
 
+    def uploading(self) -> set[str]:
+        """Names of checkpoints that an upload has yet to read, which are not removed meanwhile; none here."""
+        return set()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint into the staging folder, give it its name when it is whole, then push and rotate."""
         self.before_checkpoint()
@@ -54,7 +58,7 @@ class CheckpointingTrainer(ResumingTrainer):
         if self.args.push_to_hub:
             self.push_checkpoint(final)
         if writes:
-            rotate(final, self.args.save_total_limit, best)
+            rotate(final, self.args.save_total_limit, best, self.uploading())
         wait()
         if self.args.local_process_index == 0 and staged.exists():
             # A node with a disk of its own, without save_on_each_node: it holds the random states of its processes.

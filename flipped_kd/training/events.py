@@ -19,18 +19,19 @@ class LastCallback(TrainerCallback):
 
     Args:
         trainer: whose callbacks this one is the last of.
-        trial: of a search of hyperparameters, else None.
     """
 
-    def __init__(self, trainer: ResumingTrainer, trial: Any = None) -> None:
-        self.trainer, self.trial = trainer, trial
+    def __init__(self, trainer: ResumingTrainer) -> None:
+        self.trainer = trainer
+        self.resumed_at: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """When accelerate has prepared the student, and everyone else is ready."""
         make_picklable(cast(nn.Module, self.trainer.model), self.trainer.accelerator)
-        self.trainer.evaluate_if_missed(self.trial)
+        self.resumed_at = state.global_step if self.trainer.resumed else None
+        self.trainer.evaluate_if_missed()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -40,11 +41,24 @@ class LastCallback(TrainerCallback):
         if saves and args.logging_strategy != IntervalStrategy.NO:
             control.should_log = True
 
-    on_epoch_end = on_step_end
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A stream is resumed in the pass of its last step: what its end had made already is not made again."""
+        if state.global_step == self.resumed_at:
+            control.should_save = False
+            control.should_evaluate &= not evaluated(state)
+        self.on_step_end(args, state, control)
 
 
-def stand_last(trainer: ResumingTrainer, trial: Any = None) -> None:
+def evaluated(state: TrainerState) -> bool:
+    """Whether the log has an evaluation of the last step."""
+    lines = (line for line in state.log_history if line["step"] == state.global_step)
+    return any(name.startswith("eval_") for line in lines for name in line)
+
+
+def stand_last(trainer: ResumingTrainer) -> None:
     """Put a new `LastCallback` behind all callbacks of `trainer`, those that were restored or added since too."""
     handler = trainer.callback_handler
     others = [callback for callback in handler.callbacks if not isinstance(callback, LastCallback)]
-    handler.callbacks = [*others, LastCallback(trainer, trial)]
+    handler.callbacks = [*others, LastCallback(trainer)]

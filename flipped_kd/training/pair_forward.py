@@ -24,14 +24,17 @@ class PairVectors:
         text_a: the first texts.
         text_b: the second ones as they are compared with every first one, or with their own.
         joint_b: with representation "both", the second ones once more, as read in their pair.
+        alone_b: the second ones as `encode` gives them, of which a pair's score is made; None where they were not
+            read so, and after joining, gathering and caching.
     """
 
     text_a: Tensor
     text_b: Tensor
     joint_b: Tensor | None = None
+    alone_b: Tensor | None = None
 
     def stacked(self) -> Tensor:
-        """All of them as one tensor (B, 2 or 3, D), to be joined, gathered or cached at once."""
+        """What losses compare as one tensor (B, 2 or 3, D), to be joined, gathered or cached at once."""
         parts = [self.text_a, self.text_b] + ([] if self.joint_b is None else [self.joint_b])
         return torch.stack(parts, dim=1)
 
@@ -99,14 +102,17 @@ class PairForward:
         in_pair = None
         if self.representation != "independent":
             in_pair = self.encoder.pool(captured, inputs["span_b"], pair_row)
+        alone = None
+        if "alone_span" in inputs:  # training by "joint" does without
+            if packed:
+                alone = self.encoder.pool(captured, inputs["alone_span"], inputs["alone_row"])
+            else:
+                alone = self._alone(model, inputs)
         if self.representation == "joint":
             assert in_pair is not None
-            return logits, PairVectors(text_a, in_pair)
-        if packed:
-            text_b = self.encoder.pool(captured, inputs["alone_span"], inputs["alone_row"])
-        else:
-            text_b = self._alone(model, inputs)
-        return logits, PairVectors(text_a, text_b, in_pair)
+            return logits, PairVectors(text_a, in_pair, alone_b=alone)
+        assert alone is not None
+        return logits, PairVectors(text_a, alone, in_pair, alone)
 
     def _alone(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The representations of the texts b by a second forward, over them alone after the prompt's prefix."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, has_length
 
 from .checkpoint_files import (
@@ -27,7 +27,8 @@ from .checkpoint_files import (
     read_manifest,
     step_of,
 )
-from .events import stand_last
+from .events import evaluated, stand_last
+from .length_groups import EpochLengthGroupedSampler
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,15 @@ class ResumingTrainer(Trainer):
     """A Trainer whose `train(resume_from_checkpoint=True)` serves the first start and every other.
 
     It goes on from the newest complete checkpoint, or starts at step 0 where there is none. On a CPU the weights and
-    the log are then those of a run that was never stopped, bit for bit. Callbacks go on with what they had counted;
-    their own settings, such as a greater patience, are those of the new call.
+    the log are then those of a run that was never stopped, bit for bit; only the last line, with times and the mean
+    loss of training, is of the steps since. Callbacks go on with what they had counted; their own settings, such as a
+    greater patience, are those of the new call.
+
+    Attributes:
+        resumed: the training that runs goes on from a checkpoint.
     """
 
-    _resumed = False
+    resumed = False
     _ended_early = False
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -60,9 +65,14 @@ class ResumingTrainer(Trainer):
         checkpoint = self._find_checkpoint(run, resume_from_checkpoint)
         if checkpoint is not None:
             self.check_contracts(checkpoint)
-        self._resumed = checkpoint is not None
+        self.resumed = checkpoint is not None
         self._ended_early = checkpoint is not None and self._stopped_at(checkpoint)
-        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        at_start = self.args.eval_on_start
+        self.args.eval_on_start = at_start and not self.resumed  # a run has one start
+        try:
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = at_start
 
     def check_contracts(self, checkpoint: Path) -> None:
         """Refuse a checkpoint that this trainer would read otherwise than it was written; nothing here."""
@@ -184,7 +194,7 @@ class ResumingTrainer(Trainer):
         epochs, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        stand_last(self, trial)
+        stand_last(self)
         if resume_from_checkpoint is None:
             return epochs, batches
         if not self.args.restore_callback_states_from_checkpoint:
@@ -214,18 +224,15 @@ class ResumingTrainer(Trainer):
         """Whether the run was killed between its last checkpoint and its end."""
         return self.state.global_step >= self.state.max_steps or self._ended_early
 
-    def evaluate_if_missed(self, trial: Any) -> None:
+    def evaluate_if_missed(self) -> None:
         """Evaluate once more as the killed run was about to, or had: at an epoch's end, after its last checkpoint."""
-        if not self._resumed:
+        if not self.resumed:
             return
-        self._resumed = False
-        args, state = self.args, self.state
-        epoch = state.epoch or 0.0
+        epoch = self.state.epoch or 0.0
+        wanted = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.eval_delay <= epoch
         at_end = epoch == int(epoch) or self._nothing_left()
-        lines = [line for line in state.log_history if line["step"] == state.global_step]
-        done = any(name.startswith("eval_") for line in lines for name in line)
-        if args.eval_strategy == IntervalStrategy.EPOCH and at_end and not done and args.eval_delay <= epoch:
-            self._determine_best_metric(metrics=self._evaluate(trial, None), trial=trial)
+        if wanted and at_end and not evaluated(self.state):
+            self._determine_best_metric(metrics=self._evaluate(None, None), trial=None)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer, without drawing from training's random numbers: how often a run looks does not change it."""
@@ -253,32 +260,6 @@ class ResumingTrainer(Trainer):
             if mine:
                 finish_interrupted(run)
             self.accelerator.wait_for_everyone()
-
-
-class EpochLengthGroupedSampler(LengthGroupedSampler):
-    """Batches of like length in an order that seed and epoch decide.
-
-    transformers' own draws it from the global random state, which another process has spent differently: a resumed run
-    would see other batches, and the ranks of one run different orders from the second epoch on.
-
-    Args:
-        batch_size: rows of one step of one process.
-        lengths: of every row of the data set.
-        seed: of the order.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch; the data loader calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))
 
 
 def _state_of(checkpoint: Path) -> TrainerState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..students.base_weights import BASE_FILE, BaseWeights
 from ..students.gguf import GGUF_FILE
 from ..students.lora import without_advice
 from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
+from ..utils.atomic import replacing
 from .checkpoints import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class PublishingTrainer(CheckpointingTrainer):
     # The step whose weights the match score was fitted on.
     scored_step: int | None
     processing_class: PreTrainedTokenizerBase
+    # By the name of the checkpoint.
+    _uploads: Mapping[str, Future[Any]] = {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the adapter, the tokenizer, the contracts and the card; no training_args.bin, a pickle with the Hub
@@ -183,7 +186,8 @@ class PublishingTrainer(CheckpointingTrainer):
         out = Path(str(args.output_dir))
         for path in checkpoint.iterdir():
             if path.is_file() and not path.name.startswith(("_", *RESUME_FILES)):
-                shutil.copy(path, out / path.name)
+                with replacing(out / path.name) as new:  # an earlier upload may be reading it
+                    shutil.copy(path, new)
         if not (checkpoint / SCORE_FILE).is_file():
             (out / SCORE_FILE).unlink(missing_ok=True)
         message = f"Training in progress, step {self.state.global_step}"
@@ -192,6 +196,7 @@ class PublishingTrainer(CheckpointingTrainer):
             if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 place = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
                 jobs.append(self._upload(checkpoint, place, f"{message}, checkpoint"))
+                self._uploads = {**self._uploads, checkpoint.name: jobs[-1]}
         except Exception as error:  # as for an upload that fails later
             logger.warning("%s", failure_of(error, message, args.hub_token))
             return
@@ -200,6 +205,10 @@ class PublishingTrainer(CheckpointingTrainer):
             state.push_in_progress.jobs.extend(jobs)
         else:
             state.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
+
+    def uploading(self) -> set[str]:
+        """Names of checkpoints that an upload has yet to read: uploads wait for each other."""
+        return {name for name, job in self._uploads.items() if not job.done()}
 
     def _upload(self, folder: Path, place: str | None, message: str) -> Future[Any]:
         """Start the upload of a folder: of what a reader needs and, into a sub-folder, of what resuming needs."""

@@ -179,12 +179,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
         check_without_steps(args, starts or continued)
         if isinstance(train_dataset, datasets.IterableDataset):
-            check_streamed(args, eval_dataset is not None and self.teacher is not None)
+            check_streamed(args, bool(eval_dataset) and self.teacher is not None)
         matrix = self._prepare_losses(train_dataset, args)
         super().__init__(
             model=student,
             args=args,
-            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), args.representation, matrix),
+            data_collator=build_collator(self.prompt, student, padding_id(tokenizer), matrix),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -385,8 +385,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             self._check_finite(loss, inputs)
         if not return_outputs:
             return loss
-        assert vectors is not None
-        return loss, (log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.text_b))
+        assert vectors is not None and vectors.alone_b is not None
+        return loss, (log_odds(logits, self.prompt.answer_ids), paired_cosines(vectors.text_a, vectors.alone_b))
 
     def _gather(self, model: nn.Module, inputs: dict[str, Any]) -> RowGather | None:
         """Joins the ranks' rows in training, where that is wanted and there are several."""
@@ -417,8 +417,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in Trainer; a batch in mini-batches is read in parts by the gradient cache."""
-        if "mini_batches" not in inputs:
+        with self._fast_products():
+            if "mini_batches" in inputs:
+                return self._training_step_in_parts(model, inputs)
             return super().training_step(model, inputs, num_items_in_batch)
+
+    def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         model.train()
         into_training = getattr(self.optimizer, "train", None)  # of schedule-free optimizers
         if callable(into_training):
@@ -500,8 +504,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of training: without the short last one, whose contrast would be another."""
-        # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity.
-        alone = self.data_collator.encode_alone and self.signal is not None
+        # Of plain fine-tuning the answer alone is trained; evaluation still reports the similarity of texts alone.
+        alone = self.args.representation != "joint" and self.signal is not None
         size = self.args.mini_batch_size
         size = size if size is not None and size < self.args.per_device_train_batch_size else None
         collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)

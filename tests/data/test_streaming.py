@@ -122,6 +122,7 @@ def test_pairs_of_a_cross_encoder(build: Any, cross_encoder_dir: Path, pairs: da
 
 # ---- Training -------------------------------------------------------------------------------------------------------
 
+CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}
 IN_ORDER = {"train_sampling_strategy": "sequential"}
 
 
@@ -177,11 +178,39 @@ def test_a_resumed_stream_is_the_uninterrupted_one(
     assert_equal(trainable(resumed.model), trainable(uninterrupted.model))
 
 
+def test_the_end_of_a_streams_pass_is_not_made_twice(build: Any, pairs: datasets.Dataset) -> None:
+    """The checkpoint was written at a pass's end, after its evaluation; or just before it, and then that is made."""
+
+    def steps(strategy: str, evaluation: str) -> list[int]:
+        def trainer(last: int) -> Any:
+            return build(
+                train_dataset=pairs.to_iterable_dataset(),
+                max_steps=last,
+                save_strategy=strategy,
+                save_steps=8,
+                eval_strategy=evaluation,
+                **CONSTANT,
+            )
+
+        trainer(10).train()
+        saved: list[int] = []
+        resumed = trainer(18)
+        save = resumed._save_checkpoint
+        resumed._save_checkpoint = lambda *args: (saved.append(resumed.state.global_step), save(*args))
+        resumed.train(resume_from_checkpoint=str(Path(resumed.args.output_dir) / "checkpoint-8"))
+        assert saved == [16, 18]
+        return [line["step"] for line in resumed.state.log_history if "eval_loss" in line]
+
+    assert steps("epoch", "epoch") == [8, 16, 18]
+    assert steps("steps", "epoch") == [8, 16, 18]
+
+
 def test_what_a_stream_cannot_give_is_refused(build: Any, pairs: datasets.Dataset) -> None:
     stream = pairs.to_iterable_dataset()
     with pytest.raises(ValueError, match="max_steps=-1.*no length"):
         build(train_dataset=stream, max_steps=-1)
-    with pytest.raises(ValueError, match="give an eval_dataset"):
-        build(train_dataset=stream, eval_dataset=None)
+    for none in (None, {}):
+        with pytest.raises(ValueError, match="give an eval_dataset"):
+            build(train_dataset=stream, eval_dataset=none)
     with pytest.raises(ValueError, match="row 0.*white space"):
         build(train_dataset=stream_of([{"text_a": "", "text_b": "b", "label": 1}] * 8)).train()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flipped_kd.data.loading import load_pairs
-from flipped_kd.data.validation import PAIR_FEATURES, PairColumns, validate_pairs
+from flipped_kd.data.validation import PAIR_FEATURES, PairColumns, label_of, validate_pairs
 from tests.data.pair_sets import ROWS, pairs, rows_of, write_lines
 
 
@@ -138,6 +138,10 @@ def test_skipped_rows_are_counted_in_the_log(caplog):
 )
 def test_scores_from_the_threshold_on_are_matches(scores, threshold, expected):
     assert validate_pairs(pairs(label=scores), label_threshold=threshold)["label"][:] == expected
+
+
+def test_a_score_that_no_float_holds_is_refused():
+    assert label_of(10**400, 0.5) == -1
 
 
 @pytest.mark.parametrize("score", [None, float("nan"), float("inf"), "high"])

@@ -210,6 +210,15 @@ def test_unknown_flags_are_refused_with_the_nearest_known(flags: list[str], mess
         parse_settings([Small], flags)
 
 
+@pytest.mark.parametrize("source", ["yaml", "flag"])
+def test_a_token_is_no_setting_and_not_repeated(tmp_path: Path, source: str) -> None:
+    (tmp_path / "own.yaml").write_text("hub_token: hf_secret\n")
+    flags = ["--config", str(tmp_path / "own.yaml")] if source == "yaml" else ["--hub_token", "hf_secret"]
+    with pytest.raises(ValueError, match=r"hub_token is no setting here.* HF_TOKEN\.$") as error:
+        parse_settings([FlippedDistillationConfig], [*flags, "--output_dir", str(tmp_path)])
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("source", ["yaml", "flag", "default"])
 @pytest.mark.parametrize(("name", "value"), [("margin", "abc"), ("max_length", 12.5), ("max_length", True)])
 def test_values_of_the_wrong_type_end_with_argparse_naming_them(

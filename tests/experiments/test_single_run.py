@@ -106,6 +106,14 @@ def test_where_something_is_written_may_change(run: Any, killed: Any) -> None:
     assert again.facts["steps"] == 2
 
 
+def test_when_is_looked_may_change_unless_it_decides_what_is_learned(run: Any, killed: Any) -> None:
+    killed(1)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    with pytest.raises(ValueError, match="other settings"):
+        run(**best)
+    assert run(eval_strategy="steps", eval_steps=1).facts["steps"] == 2
+
+
 def test_the_adapter_that_is_kept_is_that_of_the_run(run: Any, tmp_path: Path) -> None:
     """The same output folder was used with other first seeds in between."""
     kept = tmp_path / "kept"

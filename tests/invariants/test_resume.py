@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flipped_kd.training.resume import EpochLengthGroupedSampler
+from flipped_kd.training.length_groups import EpochLengthGroupedSampler
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import assert_equal, lora, new_trainer, settings, trainable
 
@@ -156,6 +156,17 @@ def test_patience_goes_on_where_it_was(make: Any, patience: tuple[int, ...]) -> 
     trainer = make(out, *map(EarlyStoppingCallback, patience), **IMPATIENT)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 6
+
+
+def test_a_run_has_one_start(make: Any) -> None:
+    """The evaluation at the start would count against the patience once more, and end the resumed run."""
+    changes = IMPATIENT | {"eval_on_start": True, "max_steps": 6}
+    with pytest.raises(Stopped):
+        make("start", EarlyStoppingCallback(3), StopAt(saved=4), **changes).train()
+    trainer = make("start", EarlyStoppingCallback(3), **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert [line["step"] for line in log(trainer, "eval_loss")] == [0, 2, 4, 6]
+    assert trainer.args.eval_on_start
 
 
 def test_more_patience_than_before_goes_on(make: Any) -> None:

@@ -91,6 +91,37 @@ def test_the_score_of_a_checkpoint_is_that_of_its_weights(
     assert not (tmp_path / "saved" / "match_score.json").exists()
 
 
+def test_a_second_training_does_not_save_the_score_of_the_first(build: Any, tmp_path: Path) -> None:
+    """Both end at step 2; the first one's score was fitted on other weights."""
+    trainer = build(save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    trainer.train()
+    assert not (tmp_path / "run" / "checkpoint-2" / "match_score.json").exists()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "match_score.json").is_file()
+
+
+def test_a_checkpoint_stays_until_it_is_uploaded(
+    build: Any, hub: LoopbackHub, online: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(**pushes(hub, save_total_limit=1, max_steps=3))
+    waiting = [Future(), Future()]
+    jobs = iter(waiting)
+    monkeypatch.setattr(trainer, "_upload", lambda folder, place, message: next(jobs, finished()))
+    monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)  # training ends by waiting for them
+    trainer.train()
+    there = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert there == ["checkpoint-1", "checkpoint-3"]
+    waiting[1].set_result(None)
+    assert trainer.uploading() == set()
+
+
+def finished() -> Future[None]:
+    job: Future[None] = Future()
+    job.set_result(None)
+    return job
+
+
 def test_an_older_score_leaves_the_hub(build: Any, hub: LoopbackHub, online: HfApi) -> None:
     trainer = build(**pushes(hub, eval_strategy="steps", eval_steps=1, hub_strategy="every_save"))
     trainer.train()

@@ -20,7 +20,7 @@ TYPES = {name: kind for cls in CLASSES for name, kind in field_types(cls).items(
 TOP_KEYS = {"output_dir", "seed", "base", "sets", "groups"}
 GROUP_KEYS = {"title", "sets", "seeds", "reference", "runs", "sweeps"}
 # Settings that name files or folders, relative to the root.
-PATHS = ("train_file", "validation_file", "test_file", "questions_file", "teacher", "student")
+PATHS = ("train_file", "validation_file", "test_file", "questions_file", "unlabelled_file", "teacher", "student")
 # Settings that an ablation decides itself.
 OWN = ("output_dir", "seed", "seeds", "teacher_cache_dir")
 

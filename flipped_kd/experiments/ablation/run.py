@@ -143,7 +143,11 @@ def _outcomes(
         while waiting or running:
             while waiting and len(running) < workers and time.monotonic() < deadline:
                 job = waiting.pop()
-                running[pool.submit(run_job, job, out, peers.get(job.peer or ""))] = job
+                try:
+                    running[pool.submit(run_job, job, out, peers.get(job.peer or ""))] = job
+                except BrokenProcessPool as broken:  # since the last result; those that run are told of below
+                    waiting.clear()
+                    yield job, broken
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

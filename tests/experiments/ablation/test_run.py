@@ -116,10 +116,13 @@ def test_pair_limits_of_an_faq_are_refused_before_anything_is_trained(content: d
 
 
 def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a text\n")
+    content["base"]["unlabelled_file"] = "texts.txt"
     plan = plan_of(content, tmp_path)
+    assert plan.jobs[0].settings["unlabelled_file"] == str(tmp_path / "texts.txt")
     (tmp_path / "elsewhere").mkdir()
-    for name in ("train", "validation", "test"):
-        (tmp_path / f"{name}.jsonl").rename(tmp_path / "elsewhere" / f"{name}.jsonl")
+    for name in ("train.jsonl", "validation.jsonl", "test.jsonl", "texts.txt"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     (tmp_path / "elsewhere" / "plan.yaml").write_bytes((tmp_path / "plan.yaml").read_bytes())
     moved = read_plan(tmp_path / "elsewhere" / "plan.yaml", tmp_path / "elsewhere")
     assert [job.resolved for job in moved.jobs] == [job.resolved for job in plan.jobs]
@@ -305,6 +308,20 @@ def test_rows_that_end_beside_a_killed_process_are_kept(
     with pytest.raises(RuntimeError, match=rf"2 runs have failed: .* {killed.name}, .*; .* {beside.name}, "):
         run_plan(plan, workers=3, emit=[].append)
     assert [row["name"] for row in read_rows(plan.output_dir / "rows.jsonl")] == [finished.name]
+
+
+def test_a_pool_that_breaks_before_a_run_is_submitted_is_told_of(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(content, tmp_path)
+
+    class Pool(contextlib.nullcontext):
+        def submit(self, function: Any, job: Any, *rest: Any) -> Future:
+            raise BrokenProcessPool("killed")
+
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *options: Pool(Pool()))
+    with pytest.raises(RuntimeError, match=rf"1 runs? ha.* failed: .* {plan.jobs[0].name}, "):
+        run_plan(plan, workers=2, emit=[].append)
 
 
 def test_no_run_starts_after_the_time(content: dict[str, Any], tmp_path: Path) -> None:
