@@ -63,16 +63,35 @@ class MatcherEncoder(_Matcher):
 
 
 class MatcherReranker(_Matcher):
-    """mteb's CrossEncoderProtocol: probabilities of a match, by one of the matcher's scores."""
+    """mteb's CrossEncoderProtocol: probabilities of a match, by one of the matcher's scores.
 
-    def __init__(self, matcher: FlippedMatcher, name: str, score: Any = None) -> None:
+    Args:
+        matcher: in use.
+        name: what to call it.
+        score: "answer", "similarity" or "both"; None for the one it was saved with.
+        known: both raw scores of pairs, which rerankers by several scores may share; what is missing is added.
+    """
+
+    def __init__(
+        self,
+        matcher: FlippedMatcher,
+        name: str,
+        score: Any = None,
+        known: dict[tuple[str, str], tuple[float, float]] | None = None,
+    ) -> None:
         super().__init__(matcher, name)
-        self.score = score
+        self.score, self.known = score, known
 
     def predict(self, inputs1: Iterable[Any], inputs2: Iterable[Any], *, batch_size: int = 32, **_: Any) -> np.ndarray:
         """Probability of each pair, (n,)."""
         pairs = list(zip(texts_of(inputs1), texts_of(inputs2), strict=True))
-        return self.matcher.predict(pairs, score=self.score, batch_size=batch_size, show_progress_bar=False)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
+        if self.known is None or self.matcher.match_score is None:
+            return self.matcher.predict(pairs, score=self.score, **options)
+        if new := [pair for pair in dict.fromkeys(pairs) if pair not in self.known]:
+            self.known.update(zip(new, zip(*self.matcher.scores(new, **options), strict=True), strict=True))
+        answer, similarity = np.array([self.known[pair] for pair in pairs]).T
+        return self.matcher.match_score.probability(answer, similarity, self.score)
 
 
 def local_task(
@@ -152,6 +171,7 @@ def evaluate(
         By way of ranking, mteb's metrics of the test split.
     """
     found = {}
+    known: dict[tuple[str, str], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"cache": None, "show_progress_bar": False}
         if teacher is not None:
@@ -160,7 +180,7 @@ def evaluate(
         found["vectors"] = _metrics(result)
         for score in scores if rerank else ():
             again = task.convert_to_reranking(folder, top_k=rerank)
-            result = mteb.evaluate(MatcherReranker(matcher, name, score), again, **options)
+            result = mteb.evaluate(MatcherReranker(matcher, name, score, known), again, **options)
             found[f"{rerank} nearest by {score}"] = _metrics(result)
     return found
 

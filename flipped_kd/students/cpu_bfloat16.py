@@ -1,6 +1,7 @@
 """bfloat16 on CPUs that do not multiply it: products are taken in float32 and rounded, as the units of others do.
 
-torch emulates such products at a sixth of float32's speed. A product of bfloat16 numbers is exact in float32, where
+torch emulates such products, and a training step takes 20 times as long as in float32; here it takes 1.25 times as
+long (benchmarks/NOTES.md). A product of bfloat16 numbers is exact in float32, where
 the units of other CPUs add them up, too; so the results differ by the order of the sum alone.
 """
 

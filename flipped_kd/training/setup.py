@@ -65,8 +65,8 @@ def check_args(
         )
     if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
         logger.warning(
-            "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded, "
-            "so precision='fp32' is as fast here and more exact."
+            "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded: "
+            "precision='fp32' is faster here and more exact."
         )
 
 
