@@ -24,6 +24,7 @@ import torch
 
 from flipped_kd import FlippedMatcher, SearchIndex
 from flipped_kd.publishing.merge import merge_adapter
+from flipped_kd.students.cpu_bfloat16 import fast_bfloat16
 from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.adapters import MIXED_PAIRS, make_adapter, make_base
 from tests.conftest import make_pairs
@@ -283,6 +284,6 @@ def test_mixed_precision_can_be_taken_off_a_copy(
     with torch.no_grad():
         mixed = twin(input_ids=ids).logits
         plain = trainer.accelerator.unwrap_model(twin, keep_fp32_wrapper=False)(input_ids=ids).logits
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), fast_bfloat16(torch.bfloat16, torch.device("cpu")):
             again = twin(input_ids=ids).logits
     assert torch.equal(again.float(), mixed) and not torch.equal(plain, mixed)
