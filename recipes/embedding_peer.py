@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -83,7 +82,7 @@ def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillation
         per_device_train_batch_size=config.per_device_train_batch_size, **same_budget(config, folder)
     )
     loss = MultipleNegativesRankingLoss(model)
-    with fast_bfloat16(torch.bfloat16 if config.bf16 else torch.float32, config.device):  # as fast as ours
+    with fast_bfloat16(config.product_dtype, config.device):  # as fast as ours
         return SentenceTransformerTrainer(model, args, train_dataset=matches, loss=loss).train().global_step
 
 

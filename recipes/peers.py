@@ -16,7 +16,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from embedding_peer import EmbeddingPeer, same_budget
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
@@ -141,7 +140,7 @@ def _train(
     size = config.per_device_train_batch_size // (2 if "passage_two" in rows.column_names else 1)
     args = CrossEncoderTrainingArguments(per_device_train_batch_size=size, **same_budget(config, folder))
     objective = getattr(cross_encoder_losses, loss)(model, **options)
-    with fast_bfloat16(torch.bfloat16 if config.bf16 else torch.float32, config.device):  # as fast as ours
+    with fast_bfloat16(config.product_dtype, config.device):  # as fast as ours
         return PairTrainer(model, args, train_dataset=rows, loss=objective).train().global_step
 
 

@@ -26,17 +26,16 @@ from .splits import SPLITS, Splits
 FINGERPRINT_FILE = "fingerprint.txt"
 # What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
-# Settings that change where or how often something is written, not what is learned.
-NOT_LEARNED = {
-    *("output_dir", "teacher_cache_dir", "run_name", "disable_tqdm", "report_to", "log_level"),
-    *("logging_steps", "logging_strategy", "logging_first_step"),
-    *("hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
-    *("save_strategy", "save_steps", "save_total_limit", "eval_strategy", "eval_steps", "do_eval"),
-    *("cpu_threads",),
-}
 # When it is looked decides what is learned where the best checkpoint or the learning rate goes by what is seen.
 WHEN_LOOKED = {"save_strategy", "save_steps", "eval_strategy", "eval_steps", "do_eval"}
 RATES_BY_METRICS = ("reduce_lr_on_plateau", "greedy")
+# Settings that change where or how often something is written, not what is learned.
+NOT_LEARNED = WHEN_LOOKED | {
+    *("output_dir", "teacher_cache_dir", "run_name", "disable_tqdm", "report_to", "log_level"),
+    *("logging_steps", "logging_strategy", "logging_first_step"),
+    *("hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
+    *("save_total_limit", "cpu_threads"),
+}
 
 
 def run_fingerprint(

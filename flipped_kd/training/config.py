@@ -20,7 +20,7 @@ from ..losses.contrastive import CONTRASTS, MARGINS
 from ..losses.flipped import CONTRAST_FILTERS
 from ..utils.checks import is_number, require, require_integer
 from ..utils.choices import POOLINGS, SCORE_KINDS
-from ..utils.devices import has_bfloat16
+from ..utils.devices import DTYPES, has_bfloat16
 
 # Metrics of an evaluation that are better the lower they are, by their endings. transformers knows "loss" alone, and
 # would keep the worst checkpoint by loss_dist.
@@ -366,6 +366,11 @@ class FlippedDistillationConfig(TrainingArguments):
         require(value in SAMPLING, "train_sampling_strategy", value, rule)
         rule = "L_sup is the cross-entropy of one answer token; leave it 0."
         require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """The dtype that the student's products are taken in."""
+        return DTYPES.get(self.precision, torch.float32)
 
     @property
     def distils(self) -> bool:

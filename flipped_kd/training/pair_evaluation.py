@@ -62,7 +62,7 @@ class PairScoringTrainer(PublishingTrainer):
         )
 
     def _fast_products(self) -> AbstractContextManager[Any]:
-        return fast_bfloat16(torch.bfloat16 if self.args.bf16 else torch.float32, self.args.device)
+        return fast_bfloat16(self.args.product_dtype, self.args.device)
 
     # ---- Evaluation ----
 

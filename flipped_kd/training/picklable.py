@@ -14,8 +14,7 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from ..students.cpu_bfloat16 import fast_bfloat16
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from ..utils.devices import DTYPES
 
 
 class MixedPrecisionForward:

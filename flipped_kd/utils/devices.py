@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 
 logger = logging.getLogger(__name__)
+# Of mixed precision.
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Set by accelerate's and torch's launchers in the processes they start.
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
