@@ -205,8 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="adapter or merged model, a folder or a Hub name")
-    for name in ("corpus", "queries", "qrels"):
-        parser.add_argument(f"--{name}", type=Path, help=f"{name} of a task of one's own")
+    parser.add_argument("--corpus", type=Path, help="corpus of a task of your own")
+    parser.add_argument("--queries", type=Path, help="queries of a task of your own")
+    parser.add_argument("--qrels", type=Path, help="qrels of a task of your own")
     parser.add_argument("--task", help="a retrieval task of mteb, in the place of the three files")
     parser.add_argument("--max-queries", type=int, metavar="N", help="of your own task's queries the first N")
     parser.add_argument("--teacher", help="encoder of sentence-transformers to judge beside, a folder or a Hub name")
