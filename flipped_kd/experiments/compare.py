@@ -104,10 +104,11 @@ def _compare(
 ) -> dict[str, Any]:
     started = time.time()
     teacher = named_teacher(student, data)
-    if config.encoder_start == "teacher" and not (teacher.has_vectors and teacher.dim >= student.lora_r):
+    name, rank = ("lora_r", student.lora_r) if config.encoder_rank is None else ("encoder_rank", config.encoder_rank)
+    if config.encoder_start == "teacher" and not (teacher.has_vectors and teacher.dim >= rank):
         raise ValueError(
-            f"encoder_start='teacher' wants a teacher with vectors of at least lora_r={student.lora_r} numbers, which "
-            f"{teacher.id!r} has not: use encoder_start='random', a smaller lora_r, or another teacher."
+            f"encoder_start='teacher' wants a teacher with vectors of at least {name}={rank} numbers, which "
+            f"{teacher.id!r} has not: use encoder_start='random', a smaller {name}, or another teacher."
         )
     comparison = Comparison(student, data, config, teacher, out)
     seeds = list(range(config.seed, config.seed + data.seeds))

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraModel
 from ..inference.loading import LoadedModel, base_of, load_matcher, local_folder, read_adapter_config
 from ..prompts.pair_prompt import PROMPT_FILE, read_prompt_file
 from ..students.base_weights import BaseWeights, check_same_base
-from ..students.encoder_modules import adapted_modules
+from ..students.encoder_modules import adapted_modules, lora_layers
 from ..students.gguf import GgufBase
 from ..students.lora import without_advice
 from ..students.lora_encoder import LoraEncoder
@@ -144,7 +144,21 @@ def _combined(
     model.set_adapter("default")
     for name in names:
         model.delete_adapter(name)
+    _tell_ranks(model)
     return model
+
+
+def _tell_ranks(model: PeftModel) -> None:
+    """Write down the rank that each module has: PEFT writes the greatest for all, and its adapter then cannot be read.
+
+    Modules of ranks of their own (`encoder_rank`, rank_pattern) keep them in "linear" and the like.
+    """
+    config: Any = model.peft_config["default"]
+    layers: dict[str, Any] = dict(lora_layers(model))
+    for name, layer in layers.items():
+        rank = len(layer.lora_A["default"].weight) if "default" in layer.lora_A else config.r
+        if rank != config.r:
+            layer.r["default"] = config.rank_pattern[name] = config.alpha_pattern[name] = rank
 
 
 def _check_kind(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .adapter_checks import check_adapter, check_lora_config
+from .adapter_checks import ADAPTER, check_adapter, check_lora_config
+from .encoder_modules import lora_layers
 from .probing import calls, is_sharded
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,28 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         ) from error
     check_adapter(adapted)
     return adapted
+
+
+def with_ranks(adapted: PeftModel, ranks: Mapping[str, int]) -> PeftModel:
+    """The base of `adapted` with a new adapter of the same settings, where the modules named have ranks of their own.
+
+    Each keeps the scaling of B A, so that a step moves it as far as before.
+
+    Args:
+        adapted: a student whose adapter was just added; it is not to be used any more.
+        ranks: by name of a module in the base, its rank. They go before a rank_pattern of the settings.
+    """
+    config: Any = copy.deepcopy(adapted.peft_config[ADAPTER])
+    power = 0.5 if config.use_rslora else 1.0
+    layers: dict[str, Any] = dict(lora_layers(adapted))
+    alphas = {
+        name: layers[name].lora_alpha[ADAPTER] * (rank / layers[name].r[ADAPTER]) ** power
+        for name, rank in ranks.items()
+    }
+    config.rank_pattern = dict(ranks) | config.rank_pattern
+    config.alpha_pattern = alphas | config.alpha_pattern
+    base: Any = adapted.unload()
+    return add_adapter(base, config)
 
 
 def _text_layers(model: PreTrainedModel, config: LoraConfig, linear: dict[str, nn.Module]) -> LoraConfig:

@@ -77,6 +77,8 @@ class FlippedDistillationConfig(TrainingArguments):
             which is the feed-forward network's last), "all" (kept as None), or endings of module names.
         encoder_pooling: how the outputs of A become one vector: "sum" over the modules (r numbers), or "concat" of
             them (r numbers a module).
+        encoder_rank: r of the encoder's modules alone, at least 1; the others keep the LoraConfig's. Longer vectors
+            find more among thousands of texts (docs/results.md). None: the LoraConfig's.
         encoder_start: where A starts. "teacher": so that representations resemble the teacher's vectors before any
             step (`training.encoder_start`). "random": as PEFT starts it. "auto": from the teacher where it gives
             vectors and there are texts enough before training (not of a stream), else at random, and the log says so.
@@ -196,6 +198,9 @@ class FlippedDistillationConfig(TrainingArguments):
         metadata={"help": "Modules of the encoder: widest, all, or endings of module names."},
     )
     encoder_pooling: str = field(default="sum", metadata={"help": "sum or concat: how A's outputs become a vector."})
+    encoder_rank: int | None = field(
+        default=None, metadata={"help": "Rank of the encoder's A, and numbers of a vector; by default LoRA's own."}
+    )
     encoder_start: str = field(default="auto", metadata={"help": "Where A starts: auto, teacher or random."})
     sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
     answer_teacher_weight: float | None = field(
@@ -337,6 +342,8 @@ class FlippedDistillationConfig(TrainingArguments):
         if self.encoder_modules == ["all"]:
             self.encoder_modules = None
         require_integer("max_length", self.max_length, 16, "a pair prompt needs at least 16 tokens.")
+        if self.encoder_rank is not None:
+            require_integer("encoder_rank", self.encoder_rank, 1, "None takes the rank of the LoraConfig.")
         if self.mini_batch_size is not None:
             require_integer("mini_batch_size", self.mini_batch_size, 1, "None reads the whole batch at once.")
         if self.cpu_threads is not None:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ from ..prompts.pair_prompt import PairPrompt
 from ..students.encoder_inputs import EncoderInputs
 from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
+from ..students.probing import input_device, is_sharded
 from ..students.ridge import PENALTIES, fit_start, scaled_to
 from ..teachers.base import Teacher
 from ..teachers.pair_scores import text_vectors
 from ..utils.atomic import replacing
+from ..utils.devices import use_cpu_threads
 from ..utils.digests import hash_tensors
 
 logger = logging.getLogger(__name__)
@@ -130,6 +133,26 @@ def start_encoder(
         *(start.texts, start.of_texts, start.penalty, start.held_out_error, start.seconds),
     )
     return start
+
+
+@contextmanager
+def run_on(model: PeftModel, device: torch.device) -> Iterator[None]:
+    """Inside, a model that waits in main memory for its shards (FSDP, DeepSpeed) is on `device`, if it fits there."""
+    home = input_device(model)
+    moved = home != device and home.type == "cpu" and not is_sharded(model)
+    try:
+        if moved:
+            model.to(device)
+    except torch.OutOfMemoryError:
+        logger.info("the student does not fit on %s as a whole: A starts on the CPU, which takes longer", device)
+        model.to(home)
+        use_cpu_threads()
+        moved = False
+    try:
+        yield
+    finally:
+        if moved:
+            model.to(home)
 
 
 def sample_texts(texts: Sequence[str], width: int) -> tuple[list[str], int]:

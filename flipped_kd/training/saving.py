@@ -91,8 +91,9 @@ class PublishingTrainer(CheckpointingTrainer):
             layers = ",".join(str(layer) for layer in sorted({module.layer for module in encoder.modules}))
             raise ValueError(
                 f"{checkpoint} was trained with another encoder: resume with its encoder_layers ({layers}), "
-                f"encoder_modules ({sorted({module.ending for module in encoder.modules})}) and encoder_pooling "
-                f"({encoder.pooling}), or start anew in another output_dir."
+                f"encoder_modules ({sorted({module.ending for module in encoder.modules})}), encoder_pooling "
+                f"({encoder.pooling}) and encoder_rank ({sorted({module.rank for module in encoder.modules})}), or "
+                "start anew in another output_dir."
             )
         if (checkpoint / PROMPT_FILE).is_file():
             saved, own = read_prompt_file(checkpoint / PROMPT_FILE), self.prompt.to_dict()

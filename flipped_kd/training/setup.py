@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,18 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationMethod
 
 from ..prompts.pair_prompt import PairPrompt
-from ..students.adapter_checks import check_adapter
+from ..students.adapter_checks import ADAPTER, check_adapter
 from ..students.attention import speed_up_attention
 from ..students.cpu_dropout import speed_up_dropout
+from ..students.encoder_modules import choose_modules
 from ..students.loading import check_causal, load_student
-from ..students.lora import add_adapter, default_lora, keep_input_precision
+from ..students.lora import add_adapter, default_lora, keep_input_precision, with_ranks
 from ..students.lora_encoder import LoraEncoder
-from ..students.probing import input_device, is_sharded, unwrapped
+from ..students.probing import is_sharded, unwrapped
 from ..students.size import learning_rate_for
 from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
-from ..utils.devices import cpu_has_bfloat16, use_cpu_threads, weights_dtype
+from ..utils.devices import cpu_has_bfloat16, weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
 from .encoder_start import why_not_started
@@ -83,6 +82,11 @@ def prepare_student(
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise ValueError("the student already has an adapter: give peft_config or a PeftModel, not both.")
+        if args.encoder_rank is not None:
+            raise ValueError(
+                f"encoder_rank={args.encoder_rank}: the student already has an adapter, whose ranks stay. Leave it "
+                "out."
+            )
         check_adapter(model)
         base = unwrapped(model)
         check_not_resized(base)
@@ -107,7 +111,11 @@ def prepare_student(
         raise ValueError(
             f"student of type {type(model).__name__}: give a name, a causal language model or a PeftModel."
         )
-    return add_adapter(model, default_lora() if peft_config is None else peft_config)
+    adapted = add_adapter(model, default_lora() if peft_config is None else peft_config)
+    if args.encoder_rank is None:
+        return adapted
+    modules = choose_modules(adapted, args.encoder_layers, args.encoder_modules, ADAPTER)
+    return with_ranks(adapted, {module.name: args.encoder_rank for module in modules})
 
 
 def check_tokens(student: PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: PairPrompt) -> None:
@@ -211,26 +219,6 @@ def starts_from_teacher(
         raise ValueError(f"encoder_start='teacher': {why}; or use encoder_start='random'.")
     logger.info("A starts at random: %s", why)
     return False
-
-
-@contextmanager
-def run_on(model: PeftModel, device: torch.device) -> Iterator[None]:
-    """Inside, a model that waits in main memory for its shards (FSDP, DeepSpeed) is on `device`, if it fits there."""
-    home = input_device(model)
-    moved = home != device and home.type == "cpu" and not is_sharded(model)
-    try:
-        if moved:
-            model.to(device)
-    except torch.OutOfMemoryError:
-        logger.info("the student does not fit on %s as a whole: A starts on the CPU, which takes longer", device)
-        model.to(home)
-        use_cpu_threads()
-        moved = False
-    try:
-        yield
-    finally:
-        if moved:
-            model.to(home)
 
 
 def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:

@@ -47,7 +47,7 @@ from ..utils.devices import use_cpu_threads
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
-from .encoder_start import EncoderStart, start_encoder
+from .encoder_start import EncoderStart, run_on, start_encoder
 from .gradient_cache import Part, cached_backward
 from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, pair_metrics
@@ -66,7 +66,6 @@ from .setup import (
     name_of,
     prepare_student,
     prepare_teacher,
-    run_on,
     speed_up_student,
     starts_from_teacher,
     with_learning_rate,

@@ -85,6 +85,23 @@ def test_an_adapter_with_itself_is_itself(
         torch.testing.assert_close(other.similarity(TEXTS, TEXTS), similarity, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("method", "weight"), [("linear", 0.25), ("ties", 1.0), ("cat", 0.5), ("svd", 0.5)])
+def test_modules_may_have_ranks_of_their_own(
+    tmp_path: Path, tokenizer: Any, base: Path, method: str, weight: float
+) -> None:
+    """As `encoder_rank` gives them: PEFT writes one rank for all, whatever the matrices have."""
+    options = {"r": 2, "lora_alpha": 4, "rank_pattern": {"down_proj": 6}, "alpha_pattern": {"down_proj": 12}}
+    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, **options)
+    extra = {"density": 1.0} if method == "ties" else {}
+    folder = combine_adapters([adapter] * 2, tmp_path / "combined", method=method, weights=[weight] * 2, **extra)
+    found = change(base, folder)
+    for name, expected in change(base, adapter).items():
+        torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=0)
+    modules = {module.name: module.rank for module in LoraEncoder.from_pretrained(folder).modules}
+    matrices = FlippedMatcher.from_pretrained(folder, device="cpu").model.state_dict()
+    assert {name: len(matrices[f"base_model.model.{name}.lora_A.default.weight"]) for name in modules} == modules
+
+
 def test_contracts_of_the_combined_adapter(tmp_path: Path, two: list[Path], base: Path) -> None:
     folder = combine_adapters(two, tmp_path / "combined")
     names = {path.name for path in folder.iterdir()}

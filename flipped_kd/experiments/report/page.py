@@ -27,6 +27,7 @@ METHOD = (
         "encoder_layers",
         "encoder_modules",
         "encoder_pooling",
+        "encoder_rank",
         "encoder_start",
     ),
     *("prompt", "train_sampling_strategy", "seed"),
