@@ -24,12 +24,13 @@ from peers import PEERS
 
 from flipped_kd.data.loading import load_pairs
 from flipped_kd.evaluation.plots import have_matplotlib
-from flipped_kd.experiments.ablation.plan import Job, Plan, read_plan
+from flipped_kd.experiments.ablation.plan import Job, Plan, read_plan, settings_of
 from flipped_kd.experiments.ablation.plots import draw_differences, draw_learning_curves, draw_runs
 from flipped_kd.experiments.ablation.rows import read_rows
 from flipped_kd.experiments.ablation.run import ROWS_FILE, pending, run_plan
 from flipped_kd.experiments.ablation.tables import group_tables
 from flipped_kd.experiments.report.figures import write_png
+from flipped_kd.experiments.splits import load_split
 from flipped_kd.utils.atomic import write_atomically
 from flipped_kd.utils.devices import cpu_cores
 from flipped_kd.utils.screen import unfailing_screen
@@ -107,7 +108,8 @@ def with_mini_models(plan: Plan, build: bool = True) -> Plan:
 
 def _build(plan: Plan, role: str, name: str, job: Job) -> str:
     folder = plan.output_dir / "mini_models" / job.set / role / name
-    pairs = load_pairs(job.settings["train_file"])
+    _, data, _ = settings_of(job, folder, folder)
+    pairs = load_split(dataclasses.replace(data, max_train_pairs=None), "train")
     special = name.removeprefix("mini").removeprefix("-")
     if role == "teacher":
         known = load_pairs(HERE / "data" / special / "train.jsonl") if special else pairs

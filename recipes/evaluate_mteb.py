@@ -168,25 +168,42 @@ def evaluate(
         teacher: an encoder of sentence-transformers whose vectors rank too, a folder or a Hub name.
 
     Returns:
-        By way of ranking, mteb's metrics of the test split.
+        By way of ranking, mteb's metrics.
+
+    Raises:
+        ValueError: the task has several splits or subsets, or the matcher lacks a score.
     """
+    splits, subsets = task.metadata.eval_splits, task.hf_subsets or ["default"]
+    if len(splits) != 1 or len(subsets) != 1:
+        raise ValueError(
+            f"the task {task.metadata.name!r} has the splits {list(splits)} and the subsets {list(subsets)}: give one "
+            "with one of each."
+        )
+    if rerank and matcher.match_score is None and set(scores) - {"answer"}:
+        raise ValueError(
+            f"{name} has no match score, which {list(scores)} need: rank by the vectors alone (--rerank 0), or fit "
+            "one by `flipped-kd calibrate`."
+        )
     found = {}
     known: dict[tuple[str, str], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"cache": None, "show_progress_bar": False}
         if teacher is not None:
-            found["teacher's vectors"] = _metrics(mteb.evaluate(SentenceTransformer(teacher), task, **options))
+            # A teacher saved in float16 would be read so, and be many times slower on a CPU.
+            encoder = SentenceTransformer(teacher, model_kwargs={"dtype": matcher.model.dtype})
+            found["teacher's vectors"] = metrics_of(mteb.evaluate(encoder, task, **options))
         result = mteb.evaluate(MatcherEncoder(matcher, name), task, prediction_folder=folder, **options)
-        found["vectors"] = _metrics(result)
+        found["vectors"] = metrics_of(result)
         for score in scores if rerank else ():
             again = task.convert_to_reranking(folder, top_k=rerank)
             result = mteb.evaluate(MatcherReranker(matcher, name, score, known), again, **options)
-            found[f"{rerank} nearest by {score}"] = _metrics(result)
+            found[f"{rerank} nearest by {score}"] = metrics_of(result)
     return found
 
 
-def _metrics(result: Any) -> dict[str, float]:
-    (scores,) = result.task_results[0].scores["test"]
+def metrics_of(result: Any) -> dict[str, float]:
+    """What `METRICS` names, of a task of one split that mteb has judged."""
+    ((scores,),) = result.task_results[0].scores.values()
     return {metric: float(scores[metric]) for metric in METRICS if metric in scores}
 
 

@@ -1,5 +1,6 @@
 """Load labelled text pairs from files or the Hub, and refuse at once what would fail in the middle of training."""
 
+import glob
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,4 +171,6 @@ def _clear_folder_error(path: Path) -> Iterator[None]:
         remedy = ""
         if isinstance(error, EmptyDatasetError | DataFilesNotFoundError):
             remedy = f": give a file, or a folder with files that end in {', '.join(FILE_KINDS)}"
+            if glob.has_magic(str(path.resolve())):
+                remedy += ", in a path without [, * and ?, which `datasets` takes for patterns"
         raise ValueError(f"the folder {path.name!r} cannot be read: {error.__cause__ or error}{remedy}") from error

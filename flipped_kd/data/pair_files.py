@@ -282,7 +282,16 @@ def _dataset_of(
 
 
 def pick_split(dataset: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
-    """One split of what `datasets` has read. Raises ValueError as `split_names`."""
+    """What a split, a slice or a sum of them names in what `datasets` has read. Raises ValueError as `split_names`."""
     if isinstance(dataset, Dataset):
         return dataset
-    return dataset[split_names(split, list(dataset), name)[0]]
+    names = split_names(split, list(dataset), name)
+    if split is None or split in dataset:
+        return dataset[names[0]]
+    if split == "all":
+        return datasets.concatenate_datasets([dataset[one] for one in names])
+    lengths = {one: len(part) for one, part in dataset.items()}
+    parts = ReadInstruction.from_spec(split).to_absolute(lengths)
+    return datasets.concatenate_datasets(
+        [dataset[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )

@@ -176,7 +176,8 @@ def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8
     csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
     try:
         with open(path, encoding=encoding, newline="") as file:
-            records = csv.reader(file, delimiter=separator or csv_separator(path))
+            # Strict: an open quote would take the lines that follow into its text.
+            records = csv.reader(file, delimiter=separator or csv_separator(path), strict=True)
             header = next(filter(None, records), [])
             yield header
             for record in records:

@@ -132,14 +132,15 @@ class TextTable:
     def _ids(self, rows: Rows, first: int) -> list[Any]:
         if self.id_column is None:
             return list(range(first, first + len(rows)))
-        return [
-            value if isinstance(value, str) else json_text(value) for value in column_values(rows, self.id_column[1])
-        ]
+        found = column_values(rows, self.id_column[1])
+        return [value if value is None or isinstance(value, str) else json_text(value) for value in found]
 
-    def _fault(self, values: Sequence[Any], id: int | str) -> str | None:
+    def _fault(self, values: Sequence[Any], id: int | str | None) -> str | None:
         """What is wrong with a row's texts, or else with what names it."""
         faults = map(text_fault, values, self.columns.values())
         fault = next((fault for fault in faults if fault is not None), None)
+        if fault is None and self.id_column is not None and id is None:
+            return f"column {self.id_column[1]!r} is empty: rows without an id could not be told apart"
         if fault is None and self.id_column is not None and SURROGATE.search(str(id)):
             # No answer and no result could hold it, which are UTF-8.
             shown = reprlib.repr(id)

@@ -115,12 +115,16 @@ def judge_seed(
 
 
 def summarise(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Means, spreads (sample standard deviation) and values by seed of every system, and paired differences.
+    """Means, spreads (sample standard deviation) and values by seed of systems, and their paired differences.
+
+    A system that some seed lacks is left out.
 
     Args:
         per_seed: what `judge_seed` gave for each seed.
     """
-    systems = {name: _spread([seed[name] for seed in per_seed]) for name in per_seed[0]}
+    # The bare LLM was not asked where a run was made without the baseline.
+    in_all = [name for name in per_seed[0] if all(name in seed for seed in per_seed)]
+    systems = {name: _spread([seed[name] for seed in per_seed]) for name in in_all}
     differences = {
         f"{first} - {second}": _spread(
             [{metric: seed[first][metric] - seed[second][metric] for metric in COMPARED_METRICS} for seed in per_seed]

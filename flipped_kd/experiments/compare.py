@@ -77,6 +77,11 @@ def run_comparison(
         PublishError: the repository to push to cannot be opened (before anything is trained), or the push failed.
     """
     _check_named(student, data)
+    if data.baseline and config.sup_weight == 0 and config.max_steps != 0:
+        raise ValueError(
+            "sup_weight=0 leaves plain fine-tuning, which is compared with, nothing to learn: give --baseline False, "
+            "or a sup_weight above 0."
+        )
     config = with_learning_rate(student, config)
     if config.device.type == "cpu":
         use_cpu_threads(config.cpu_threads)

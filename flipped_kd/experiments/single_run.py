@@ -35,6 +35,7 @@ from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
 from .run_identity import claim_folder, run_fingerprint
 from .splits import Splits, unlabelled_texts
+from .stopwatch import Stopwatch
 
 
 @dataclass
@@ -89,6 +90,13 @@ def train_once(
     claim_folder(folder, fingerprint, config.should_save)
     finished = _finished(folder)
     if finished is not None and (keep_in is None or _is_kept(folder, keep_in)):
+        made_by = finished.facts.get("processes", config.world_size)
+        if made_by != config.world_size:
+            warn(
+                config,
+                f"{folder} was made by {made_by} processes, and there are {config.world_size}: its batches were of "
+                "another size. Delete the folder to make it anew.",
+            )
         say(config, f"  finished before: {folder}")
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
@@ -113,9 +121,9 @@ def train_once(
     if on_bare_answers is not None:
         on_bare_answers(before)
     first = take_snapshot(trainer, splits.test)
-    started = time.time()
+    watch = Stopwatch()
+    trainer.add_callback(watch)
     trainer.train(resume_from_checkpoint=True)  # from the start where there is no checkpoint
-    seconds = time.time() - started
     # Without a step nothing has changed since.
     unchanged = untrained if config.max_steps == 0 else None
     answer, similarity = unchanged or _both_splits(trainer, splits, trainer.fitted_scores)
@@ -124,13 +132,13 @@ def train_once(
     write_artifacts(folder, first, take_snapshot(trainer, splits.test))
     if keep_in is not None:
         trainer.save_model(str(keep_in))
-    facts = _facts(trainer, seconds)
+    facts = _facts(trainer, watch.seconds)
     if data.questions_file is not None and config.should_save:
         if trainer.is_fsdp_enabled:  # one process cannot read a sharded model by itself
             say(config, "  the student is sharded: questions are not ranked by its vectors")
         else:
             facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
-    facts["seconds"] = round(time.time() - begun, 1)
+    facts["seconds"] = round(time.time() - begun + watch.before, 1)
     result = RunResult(answer, similarity, before, start, facts)
     if config.should_save:
         _write_result(folder, result)
@@ -171,12 +179,14 @@ def _new_trainer(
 def _facts(trainer: FlippedDistillationTrainer, seconds: float) -> dict[str, Any]:
     """What is worth telling of a finished training."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    # PEFT's count: a quantised parameter holds two weights a byte.
+    trainable, everything = model.get_nb_trainable_parameters()
     return {
         "training_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
-        "trainable_parameters": sum(size for size, trained in weights if trained),
-        "student_parameters": sum(size for size, trained in weights if not trained),
+        "processes": trainer.args.world_size,
+        "trainable_parameters": trainable,
+        "student_parameters": everything - trainable,
         "student_revision": getattr(model, "hub_commit", None),  # None where it is no model of the Hub
         "encoder_start": None if trainer.encoder_start is None else dataclasses.asdict(trainer.encoder_start),
         "teacher_agreement": trainer.teacher_report,

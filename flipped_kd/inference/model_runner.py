@@ -135,9 +135,10 @@ class ModelRunner:
         return vectors
 
     def read(self, beginning: Sequence[int]) -> CachedPrefix | None:
-        """Keys and values of a beginning, for many calls; None where the model cannot go on from a cache."""
+        """Keys and values of a beginning, for many calls; None of an empty one, or where no cache can be used."""
         with self._held():
-            return read_prefix(self.model, beginning, self.shortcuts.keeps_logits) if self.shortcuts.caches else None
+            cached = len(beginning) and self.shortcuts.caches
+            return read_prefix(self.model, beginning, self.shortcuts.keeps_logits) if cached else None
 
     def row_answers(self, rows: TokenRows, batch_size: int, bar: Bar) -> np.ndarray:
         """logit(yes) - logit(no) after the last token of each row, (n,) float64."""

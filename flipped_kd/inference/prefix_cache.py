@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..prompts.pair_tokens import pad_batch
-from ..students.probing import HALF_TOLERANCE, attention_window, input_device, same_logits, unwrapped
+from ..students.probing import HALF, HALF_TOLERANCE, attention_window, input_device, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,8 @@ def continues(model: nn.Module, prefix: Sequence[int], rests: Sequence[Sequence[
 def tolerance(model: nn.Module) -> float | None:
     """What `same_logits` may allow where the dtype of the logits does not tell it.
 
-    A Trainer in mixed precision puts autocast round the model's forward, and gives its outputs in float32.
+    A Trainer in mixed precision puts autocast round the model's forward, and gives its outputs in float32. So does an
+    output layer that `keep_head_precision` has seen to, of hidden states in half precision.
     """
-    return HALF_TOLERANCE if hasattr(model, "_original_forward") else None
+    rounded = hasattr(model, "_original_forward") or unwrapped(model).dtype in HALF
+    return HALF_TOLERANCE if rounded else None

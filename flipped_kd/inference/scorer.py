@@ -266,7 +266,7 @@ class PairScorer(Copied):
         Returns:
             (n_a, n_b) in [-1, 1].
         """
-        return cos_sim(self._as_vectors(a), self._as_vectors(b))
+        return cos_sim(self._as_vectors(a), self._as_vectors(b)).clamp(-1, 1)  # rounding may pass 1
 
     def _as_vectors(self, values: Texts | Embeddings) -> Tensor:
         if isinstance(values, np.ndarray | Tensor):
@@ -292,4 +292,4 @@ def row_cosines(vectors: Tensor, first: list[int], second: list[int]) -> np.ndar
     for start in range(0, len(first), WINDOW):
         part = slice(start, start + WINDOW)
         cosines[part] = (vectors[first[part]].double() * vectors[second[part]].double()).sum(1).numpy()
-    return cosines
+    return np.clip(cosines, -1, 1)  # the vectors' lengths are rounded

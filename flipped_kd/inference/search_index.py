@@ -105,13 +105,23 @@ class SearchIndex:
             For each query dicts with corpus_id and score, the cosine, best first.
         """
         if self.approximate is None:
-            self._placed = self._placed.to(vectors.device)  # the copy there is kept for the next search
-            return semantic_search(vectors, self._placed, top_k=top_k, score_function=dot_score)
-        found = self.approximate.search(vectors.float().cpu().numpy(), min(top_k, len(self)))
-        return [
-            [{"corpus_id": int(place), "score": float(score)} for score, place in zip(*row, strict=True) if place >= 0]
+            return self._exactly(vectors, top_k)
+        wanted = min(top_k, len(self))
+        found = self.approximate.search(vectors.float().cpu().numpy(), wanted)
+        rows = [
+            [_hit(place, score) for score, place in zip(*row, strict=True) if place >= 0]
             for row in zip(*found, strict=True)
         ]
+        # The part that was looked at may hold fewer, as where top_k is large or many vectors are equal.
+        short = [number for number, row in enumerate(rows) if len(row) < wanted]
+        for number, row in zip(short, self._exactly(vectors[short], top_k) if short else [], strict=True):
+            rows[number] = row
+        return rows
+
+    def _exactly(self, vectors: Tensor, top_k: int) -> list[list[dict[str, Any]]]:
+        self._placed = self._placed.to(vectors.device)  # the copy there is kept for the next search
+        found = semantic_search(vectors, self._placed, top_k=top_k, score_function=dot_score)
+        return [[_hit(hit["corpus_id"], hit["score"]) for hit in row] for row in found]
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write search_index.json, texts.jsonl, embeddings.safetensors and, if it is approximate, index.faiss.
@@ -188,3 +198,8 @@ def best_hits(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list
 def with_texts(hits: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
     """The hits with their texts."""
     return [hit | {"text": texts[hit["corpus_id"]]} for hit in hits]
+
+
+def _hit(place: float, score: float) -> dict[str, Any]:
+    """Products of unit vectors may pass 1 by rounding; a cosine does not."""
+    return {"corpus_id": int(place), "score": min(1.0, max(-1.0, float(score)))}

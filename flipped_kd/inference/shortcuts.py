@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..prompts.pair_prompt import PROBE_PAIRS, PairPrompt
-from ..students.answer_head import accepts_logits_to_keep, answer_rows, position_logits
+from ..students.answer_head import accepts_logits_to_keep, answer_rows, keep_head_precision, position_logits
 from ..students.attention import NAME
 from ..students.probing import FLOAT32_TOLERANCE, first_position, input_device, same_logits, unwrapped
 from ..utils.token_batches import token_budget
@@ -84,7 +84,16 @@ class Shortcuts:
 
     @cached_property
     def head(self) -> nn.Linear | None:
-        """The output layer, if its other rows can be left out; tried, since models may work on the logits further."""
+        """The output layer, if its other rows can be left out; tried, since models may work on the logits further.
+
+        One that cannot computes all of them, in full precision as `answer_rows` does.
+        """
+        found = self._partial_head()
+        if found is None and self.keeps_logits:
+            keep_head_precision(self.model)
+        return found
+
+    def _partial_head(self) -> nn.Linear | None:
         head: Any = unwrapped(self.model).get_output_embeddings()
         # Quantised, adapted or dispatched layers have a forward of their own.
         if type(head) is not nn.Linear or "forward" in vars(head):

@@ -21,7 +21,7 @@ from ..students.gguf import GgufBase, is_gguf
 from ..students.lora_encoder import LoraEncoder
 from ..utils.json_files import check_version, read_json_object
 from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_paths
-from .files import MERGE_FILE
+from .files import ADAPTER_FOLDER, MERGE_FILE
 
 SMALL_STUDENT = 100_000_000
 SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}
@@ -126,12 +126,15 @@ def card_data(
         repo_id: the repository that the card is for; the snippets load it.
         merged: whether the card is for merged weights.
         adapter: folder of the adapter that was merged, for its adapter_config.json and, by default, its report.json.
+            By default what the merge has kept of it.
 
     Raises:
         ValueError: a contract or the report is missing, broken or of a newer version; the message names the file and
             the remedy.
     """
-    folder, source = Path(folder), Path(adapter or folder)
+    folder = Path(folder)
+    beside = folder / ADAPTER_FOLDER
+    source = Path(adapter) if adapter is not None else beside if merged and beside.is_dir() else folder
     found = _report(report, folder, source)
     if not (folder / PROMPT_FILE).is_file():
         raise ValueError(f"{folder} holds no {PROMPT_FILE}: give a folder that FlippedDistillationTrainer has saved.")
@@ -141,7 +144,7 @@ def card_data(
             f"{source} holds no {ADAPTER_CONFIG}: give an adapter folder, or merged=True for a merged one."
         )
     model_config, merge = (_read_if_there(folder / name) if merged else None for name in (MODEL_CONFIG, MERGE_FILE))
-    gguf = GgufBase.from_pretrained(source)
+    gguf = GgufBase.from_pretrained(source) or GgufBase.from_pretrained(folder)
     base = _base(config, found, merge)
     # A merge with another base was made on that one.
     if gguf is not None and (merge is None or merge.get("base_difference") is None):

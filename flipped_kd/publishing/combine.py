@@ -141,11 +141,31 @@ def _combined(
             f"PEFT cannot combine {[str(folder) for folder in folders]} by method={method!r}: {error} Adapters of "
             "different rank need 'cat' or 'svd'."
         ) from error
+    _check_nothing_lost(model, names)
     model.set_adapter("default")
     for name in names:
         model.delete_adapter(name)
     _tell_ranks(model)
     return model
+
+
+def _check_nothing_lost(model: PeftModel, names: list[str]) -> None:
+    """Raise ValueError where a part adapts a module that the combined adapter does not.
+
+    PEFT adapts what the first one's settings name: layers_to_transform and exclude_modules leave the others' out.
+    """
+    lost = [
+        name
+        for name, layer in lora_layers(model)
+        if any(part in layer.lora_A or part in layer.lora_embedding_A for part in names)
+        and "default" not in layer.lora_A
+        and "default" not in layer.lora_embedding_A
+    ]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} modules, such as {lost[0]!r}, are adapted by one of the adapters and would not be by the "
+            "combined one, which is made by the first one's settings: give first the adapter that adapts most."
+        )
 
 
 def _tell_ranks(model: PeftModel) -> None:

@@ -17,6 +17,8 @@ from ..utils.redaction import TOKEN_BYTES, known_tokens
 from .errors import PublishError
 
 MERGE_FILE = "merge_report.json"
+# In a merged model: what its card tells of the adapter. With "_", so that no push takes it along.
+ADAPTER_FOLDER = "_adapter"
 CARD_FILE = "README.md"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 TOKENIZER_FILES = (

@@ -7,15 +7,18 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..inference.loading import base_of, is_adapter, local_folder
+from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
+from ..evaluation.run_files import REPORT_FILE
+from ..inference.loading import ADAPTER_CONFIG, base_of, is_adapter, local_folder
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
@@ -23,14 +26,17 @@ from ..utils.atomic import check_target, whole_or_absent
 from ..utils.hub_download import Access
 from ..utils.json_files import read_versioned
 from .card import write_card
+from .card_metadata import may_replace
 from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
-from .files import MERGE_FILE, contents_digest
+from .files import ADAPTER_FOLDER, CARD_FILE, DOCUMENT_FILES, MERGE_FILE, contents_digest, files_in, matches_any
 from .merge_probe import measure_differences, probe_pairs, scored
 from .merge_weights import merge_weights
 
 logger = logging.getLogger(__name__)
 MERGE_VERSION = 1
 FLOAT32_BYTES = 4
+# Settings of generation that mean nothing where nothing is sampled.
+SAMPLING = ("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,27 @@ def merge_adapter(
         gguf = GgufBase.from_pretrained(folder)
         if gguf is not None:
             gguf.save_pretrained(partial)  # the card tells of it
+        _keep_for_cards(folder, target, partial)
     try:
         write_card(target, merged=True, adapter=folder)
     except Exception:  # the model is whole without it
         logger.warning("%s has no card", target, exc_info=True)
     return MergeReport.load(target)
+
+
+def _keep_for_cards(adapter: Path, old: Path, new: Path) -> None:
+    """Put into a merged model what a later card tells of the adapter, and what users have made of an earlier merge."""
+    (new / ADAPTER_FOLDER).mkdir()
+    for name in (ADAPTER_CONFIG, REPORT_FILE):
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, new / ADAPTER_FOLDER / name)
+    for path in files_in(old) if old.is_dir() else ():
+        ours = str(path) in (SYSTEMS_PLOT, LOSSES_PLOT)
+        if str(path) == CARD_FILE:
+            ours = may_replace((old / path).read_text(encoding="utf-8", errors="replace"))
+        if matches_any(path, DOCUMENT_FILES) and not ours:
+            (new / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(old / path, new / path)
 
 
 def _base_difference(
@@ -251,10 +273,22 @@ def _write_merged(matcher: FlippedMatcher, folder: Path) -> bool:
     matcher.encoder.detach()
     merged, untied = merge_weights(matcher.model)
     _use_padding(merged, matcher.tokenizer)
+    _mend_generation(merged)
     merged.save_pretrained(folder)
     prepare_tokenizer(matcher.tokenizer, matcher.prompt)
     matcher.tokenizer.save_pretrained(folder)
     return untied
+
+
+def _mend_generation(model: Any) -> None:
+    """Leave out settings of sampling of a base that does not sample: transformers reads such a base and saves none."""
+    config = getattr(model, "generation_config", None) or GenerationConfig()
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        logger.warning("the base's generation_config.json is mended, for it cannot be saved: %s", error)
+        for name in SAMPLING:
+            setattr(config, name, getattr(GenerationConfig(), name, None))
 
 
 def _use_padding(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from ..students.gguf import GgufBase
 from .card import write_card
 from .files import kind_of, uploadable
 from .merge import MergeReport, fingerprint, merge_adapter
-from .push import check_card, check_repo_id, push_folder
+from .push import check_card, check_repo_id, push_folder, whole_name
 
 logger = logging.getLogger(__name__)
 MERGED_SUFFIX = "-merged"
@@ -72,6 +72,7 @@ def publish(
         raise ValueError(f"{folder} holds a merged model: push it by push_folder, or give the adapter's folder.")
     # A token in a file, and a card that the Hub would refuse, are found before any work.
     uploadable(folder, token)
+    repo_id = whole_name(repo_id, token)  # the card's snippets load it
     write_card(folder, repo_id=repo_id)
     check_card(folder)
     if not merged:

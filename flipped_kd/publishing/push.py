@@ -130,6 +130,17 @@ def check_card(folder: Path) -> None:
             )
 
 
+def whole_name(repo_id: str, token: str | None = None) -> str:
+    """ "owner/name" of a repository whose owner, where none is given, is whoever the token belongs to.
+
+    Raises:
+        ValueError: no such name is possible.
+        PublishError: the Hub could not be asked.
+    """
+    check_repo_id(repo_id)
+    return repo_id if "/" in repo_id else f"{_Hub(token).user()}/{repo_id}"
+
+
 def open_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
     """Create the repository unless it is there, and return its whole name ("owner/name").
 
@@ -152,6 +163,16 @@ class _Hub:
             raise ValueError("the token is empty or holds characters that no token has (white space?): give it again.")
         self.token = token
         self.api = HfApi(token=token)
+
+    def user(self) -> str:
+        failure, name = None, ""
+        try:
+            name = str(self.api.whoami()["name"])
+        except Exception as error:  # as below
+            failure = failure_of(error, "asking the Hub whose token this is", self.token)
+        if failure is not None:
+            raise failure
+        return name
 
     def open_repository(self, repo_id: str, private: bool | None) -> str:
         failure = None

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..utils.angles import wide
-from .probing import unwrapped
+from .probing import input_device, is_sharded, probe_rows, same_logits, unwrapped
+
+logger = logging.getLogger(__name__)
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the causal model (unwrapped of PEFT) can compute the logits of chosen positions only."""
-    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+    """Whether the causal model (unwrapped of PEFT) can compute the logits of chosen positions only, row by row.
+
+    Models of transformers can that have the parameter. Of code that came with a model it is tried: it may take one
+    list of positions for all rows.
+    """
+    base = unwrapped(model)
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        return False
+    if type(base).__module__.startswith("transformers.") or is_sharded(model):
+        return True
+    positions = torch.tensor([[0, 2], [1, 3]], device=input_device(model))
+    try:
+        found = probe_rows(model, logits_to_keep=positions).logits
+    except ValueError as error:
+        logger.debug("all logits are computed: %s", error)
+        return False
+    return same_logits(found, probe_rows(model).logits[torch.arange(2)[:, None], positions])
 
 
 def position_logits(model: nn.Module, inputs: dict[str, Any], positions: Tensor, keep: bool) -> Tensor:
@@ -62,7 +78,7 @@ def log_odds(logits: Tensor, answer_ids: tuple[int, int]) -> Tensor:
     return wide(logits[:, yes_id]) - wide(logits[:, no_id])
 
 
-def keep_head_precision(model: PreTrainedModel | PeftModel) -> None:
+def keep_head_precision(model: nn.Module) -> None:
     """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
 
     bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same

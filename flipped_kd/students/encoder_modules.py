@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..utils.checks import is_whole
-from .probing import ROWS, TOKENS, calls, is_sharded, unwrapped
+from .probing import PASSES, ROWS, TOKENS, calls, is_sharded, unwrapped
 
 logger = logging.getLogger(__name__)
 # Decoder blocks are numbered in every architecture: model.layers.3., transformer.h.3., roberta.encoder.layer.3. ...
@@ -87,8 +87,10 @@ def adapted_modules(model: PeftModel, adapter_name: str = "default") -> list[Enc
 
 
 def row_readers(model: PeftModel, matrices: Mapping[str, nn.Module]) -> set[str]:
-    """Names of the A matrices that are given a batch as it is, (B, T, in); in the others no text can be found.
+    """Names of the A matrices that are given a batch as it is, (B, T, in), once; in the others no text can be found.
 
+    A layer that runs several times in a forward pass has several outputs, of which training would take the last and a
+    pass that is left early the first.
     An expert is given the tokens routed to it, if any; a router, and the feed-forward layers of OPT, a flattened
     batch. Models differ in this, so two short rows are read. Where that shows nothing (weights sharded at load time,
     an adapter that is switched off) the usual names of experts and routers decide.
@@ -98,7 +100,11 @@ def row_readers(model: PeftModel, matrices: Mapping[str, nn.Module]) -> set[str]
         return {name for name in matrices if not ROUTED.search(name)}
     # DoRA runs A once more, over an identity matrix.
     batches = {name: [s for s in shapes if s is not None and len(s) == 3] for name, shapes in found.items()}
-    return {name for name, shapes in batches.items() if shapes and all(s[:2] == (ROWS, TOKENS) for s in shapes)}
+    return {
+        name
+        for name, shapes in batches.items()
+        if len(shapes) == PASSES and all(shape[:2] == (ROWS, TOKENS) for shape in shapes)
+    }
 
 
 def _widest(found: Sequence[EncoderModule], widths: Mapping[str, int]) -> list[EncoderModule]:

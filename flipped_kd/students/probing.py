@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 ROWS, TOKENS = 2, 8
+PASSES = 2  # of `calls`: in evaluation and in training
 # Relative to the largest logit: kernels of float32 differ by about 1e-6, those of half precision by about 1e-2.
 FLOAT32_TOLERANCE = 1e-4
 HALF_TOLERANCE = 3e-2
+HALF = (torch.bfloat16, torch.float16)
 # How models name their tables of positions; PEFT may have wrapped one.
 POSITION_TABLE = re.compile(r"\b(wpe|embed_positions|position_embeddings)(\.base_layer)?$")
 # Shape of what a module has given in each of its calls; None where that was no tensor.
@@ -95,10 +97,10 @@ def same_logits(found: Tensor, wanted: Tensor, tolerance: float | None = None) -
 
 
 @torch.no_grad()
-def probe_rows(model: nn.Module, *, training: bool = False) -> Any:
+def probe_rows(model: nn.Module, *, training: bool = False, **options: Any) -> Any:
     """What `model` gives for two rows of token ids (2, 8) that are alike in their first half.
 
-    Modes and RNG stay as they were. ValueError: it cannot read token ids alone.
+    `options` go to its forward. Modes and RNG stay as they were. ValueError: it cannot read token ids alone.
     """
     base = unwrapped(model)
     size = base.config.get_text_config().vocab_size
@@ -110,7 +112,8 @@ def probe_rows(model: nn.Module, *, training: bool = False) -> Any:
     devices = [rows.device] if rows.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
-            return model.train(training)(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False)
+            mask = torch.ones_like(rows)
+            return model.train(training)(input_ids=rows, attention_mask=mask, use_cache=False, **options)
     except Exception as error:  # whatever a model's code raises
         mode = "training" if training else "evaluation"
         raise ValueError(

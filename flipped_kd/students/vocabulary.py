@@ -36,7 +36,8 @@ def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, prompt: Pair
     `why` tells what that means, and the remedy.
     """
     fixed = max(*prompt.prefix_ids, *prompt.middle_ids, *prompt.suffix_ids, *prompt.answer_ids)
-    largest = max(fixed, tokenizer.vocab_size - 1)
+    padding = -1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    largest = max(fixed, tokenizer.vocab_size - 1, padding)
     if largest >= rows:
         raise ValueError(
             f"the tokenizer gives token ids up to {largest}, the model {model} has embeddings for {rows}: {why}"

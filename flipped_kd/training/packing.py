@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from ..prompts.pair_tokens import PairTokens, pad_batch, span_mask
 from ..students.attention import NAME as CPU_ATTENTION
 from ..students.attention import additive_mask
-from ..students.probing import attention_window, is_sharded
+from ..students.probing import HALF, HALF_TOLERANCE, attention_window, is_sharded, same_logits
 
 # Decoders number positions from 0; RoBERTa-like ones from padding_idx + 1.
 CANDIDATE_OFFSETS = (0, 1, 2)
-PROBE_TOLERANCE = 1e-3
+PROBE_TOLERANCE = 1e-3  # in half precision HALF_TOLERANCE: a wrong offset differs by a tenth and more
 # In hidden sizes: see `RowLayout.attention_width`. By counting products it would be 6; attention reaches a part of the
 # speed of a linear layer (measured on a CPU; benchmarks/NOTES.md).
 ATTENTION_SHARE = 2
@@ -200,7 +200,7 @@ def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) 
         return model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False).logits[0].float()
 
     wanted = torch.cat([logits(pair.input_ids), logits(text.input_ids)[text.text_a[0] :]])
-    scale = float(wanted.abs().max())
+    tolerance = HALF_TOLERANCE if model.dtype in HALF else PROBE_TOLERANCE
     for offset in CANDIDATE_OFFSETS:
         # So wide that everything is in one row, longest branch first.
         laid_out = shared_rows([pair], [text], 0, RowLayout(offset, attention_width=10**9))
@@ -210,6 +210,6 @@ def _working_offset(model: PreTrainedModel, pair: PairTokens, text: PairTokens) 
             found = model(**row, use_cache=False).logits[0]
         except Exception:  # whatever a model's code raises: it takes no position numbers, or no mask of this shape
             return None
-        if torch.allclose(found.float(), wanted, rtol=0, atol=PROBE_TOLERANCE * scale):
+        if same_logits(found.float(), wanted, tolerance):
             return offset
     return None

@@ -192,3 +192,39 @@ def test_real_splits_load_and_share_no_text():
     splits = {name: load_pairs(SHARED / f"data/banking77/{name}.jsonl") for name in ("train", "validation", "test")}
     assert {name: len(split) for name, split in splits.items()} == {"train": 8000, "validation": 1000, "test": 2000}
     assert [found for found in shared_texts(**splits) if found.second == "test"] == []
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"), [("train[:2]", 2), ("train[50%:]", 2), ("train+test", 6), ("test[1:]+train[:1]", 2), ("all", 6)]
+)
+def test_slices_of_a_saved_dict_are_those_of_files(split, rows, tmp_path):
+    DatasetDict(train=pairs(), test=pairs().select([2, 3])).save_to_disk(tmp_path / "saved")
+    (tmp_path / "files").mkdir()
+    for name, part in (("train", ROWS), ("test", ROWS[2:4])):
+        write_lines(tmp_path / "files" / f"{name}.jsonl", part)
+    saved, files = (load_pairs(tmp_path / kind, split=split) for kind in ("saved", "files"))
+    assert len(saved) == rows and rows_of(saved) == rows_of(files)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'label,text_a,text_b\n1,q1,"Lost card\n0,q2,he said "no" to me\n0,q3,d3\n',
+        'text_a,label,text_b\na,1,b\nc,0,"d\ne,1,f\n',
+    ],
+)
+def test_an_open_quote_takes_no_rows_with_it(content, tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"'pairs\.csv' cannot be read as CSV"):
+        load_pairs(path)
+    # A quote within a text is one.
+    path.write_text('text_a,text_b,label\n5" pipe,"a ""b"" c",1\nd,"e\nf",0\n')
+    assert [row["text_b"] for row in rows_of(load_pairs(path))] == ['a "b" c', "e\nf"]
+
+
+def test_a_folder_whose_name_is_a_pattern_is_told_of(tmp_path):
+    (tmp_path / "a[b]").mkdir()
+    write_lines(tmp_path / "a[b]" / "train.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"in a path without \[, \* and \?"):
+        load_pairs(tmp_path / "a[b]")

@@ -281,3 +281,14 @@ def test_long_texts_and_foreign_bytes_in_csv(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("text_a,text_b\né,b\n".encode("latin-1"))
     with pytest.raises(ValueError, match="UTF-8"):
         run(tmp_path / "latin.csv", tmp_path / "latin.jsonl", never)
+
+
+def test_a_row_without_an_id_is_bad(tmp_path: Path) -> None:
+    """Several were all named "null"."""
+    path = tmp_path / "in.jsonl"
+    write_json(path, [{"text": "a", "id": 1}, {"text": "b"}, {"text": "c", "id": None}, {"text": "d", "id": "x"}])
+    options: dict[str, Any] = {"part_rows": 10, "id_column": ("--id-column", "id")}
+    with pytest.raises(ValueError, match="row 1 .*column 'id' is empty"):
+        list(TextTable(TableSource(path), {"--text-column": "text"}, **options).chunks())
+    (chunk,) = TextTable(TableSource(path), {"--text-column": "text"}, skip_bad_rows=True, **options).chunks()
+    assert chunk.ids == ["1", "x"] and chunk.bad == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flipped_kd.evaluation.comparison import markdown_table
+from flipped_kd.evaluation.comparison import COMPARED_METRICS, markdown_table, summarise
 
 REPORT = Path(__file__).parents[2] / "model_cards" / "fin_mini" / "report.json"
 
@@ -21,3 +21,12 @@ def test_a_baseline_that_has_learned_nothing_is_said_to_be_none(plain: float, to
     assert (said in markdown_table(report)) is told
     del report["systems"]["llm_sft"]
     assert "has not learned" not in markdown_table(report)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_system_that_some_seed_lacks_is_left_out(asked: int) -> None:
+    """The bare LLM, where seeds were added without the baseline."""
+    values = dict.fromkeys(COMPARED_METRICS, 0.5)
+    seeds: list[dict[str, dict[str, float]]] = [{"teacher": values, "llm_flipped": values} for _ in range(2)]
+    seeds[asked] = {"llm": values, **seeds[asked]}
+    assert summarise(seeds)["systems"].keys() == {"teacher", "llm_flipped"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -210,6 +211,15 @@ def test_splits_are_drawn_by_the_seed() -> None:
     arguments = DataArguments(**files, max_train_pairs=50)
     first, again, other = (load_splits(arguments, seed).train["text_a"][:] for seed in (0, 0, 1))
     assert len(first) == 50 and first == again and first != other
+
+
+def test_a_baseline_with_nothing_to_learn_is_refused(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    """It was told of as if the flipped student's own weights were 0."""
+    student = StudentArguments(str(student_dir))
+    data = DataArguments(teacher=str(teacher_dir), dataset_name="nobody/asks")
+    config = dataclasses.replace(comparison_settings(tmp_path / "out"), sup_weight=0.0, answer_teacher_weight=0.0)
+    with pytest.raises(ValueError, match="sup_weight=0 leaves plain fine-tuning.*--baseline False"):
+        run_comparison(student, data, config)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,24 @@ def test_a_killed_run_is_gone_on_from_with_its_own_settings_alone(run: Any, kill
     assert run().facts["steps"] == 2
     with pytest.raises(ValueError, match=r"holds a finished run with other settings"):
         run(learning_rate=0.5)
+
+
+def test_the_time_before_an_interruption_counts(run: Any, killed: Any, tmp_path: Path) -> None:
+    killed(1)
+    (kept,) = (tmp_path / "run").glob("checkpoint-1/_training_seconds.json")
+    assert json.loads(kept.read_text())["seconds"] > 0
+    kept.write_text('{"seconds": 5000}')
+    facts = run().facts
+    assert facts["steps"] == 2 and 5000 < facts["training_seconds"] < facts["seconds"]
+
+
+def test_a_finished_run_of_other_processes_is_told_of(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = run().facts
+    assert facts["processes"] == 1 and "WARNING" not in capsys.readouterr().err
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts | {"processes": 4}))
+    assert not run().is_new and "was made by 4 processes, and there are 1" in capsys.readouterr().err
 
 
 def test_a_run_that_nobody_has_named_is_not_taken_for_this_one(run: Any, killed: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,13 @@ def test_few_pairs_of_a_query_are_read_with_the_others(matcher: FlippedMatcher) 
         shapes.clear()
         reader.answers(tokens)
     assert sum(rows for rows, _ in shapes) == len(pairs)
+
+
+def test_a_prompt_may_begin_with_the_text(matcher: FlippedMatcher) -> None:
+    """There is nothing to read before it then."""
+    bare = copy.copy(matcher.prompt)
+    bare.prefix_ids = []
+    shorter = FlippedMatcher(matcher.model, matcher.tokenizer, bare, matcher.encoder)
+    pairs = [(QUERY, text) for text in DOCUMENTS[:3]]
+    tokens = bare.encode_pairs([a for a, _ in pairs], [b for _, b in pairs])
+    np.testing.assert_allclose(JointReader(shorter).answers(tokens), shorter.scores(pairs)[0], rtol=0, atol=1e-5)

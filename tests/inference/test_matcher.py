@@ -410,3 +410,17 @@ def test_the_head_is_no_submodule(matcher: FlippedMatcher) -> None:
     matcher.predict(MIXED_PAIRS)
     assert set(matcher.model.state_dict()) == before
     assert isinstance(matcher._reader.shortcuts.head, nn.Linear)
+
+
+@pytest.mark.parametrize("options", [{"target_modules": [*LINEAR, "lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_an_output_layer_of_its_own_answers_in_full_precision(
+    options: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    """bfloat16's log-odds are multiples of 1/16 at this size, and ties in every ranking."""
+    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=False)
+    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, **options)
+    matcher = FlippedMatcher.from_pretrained(adapter, device="cpu", dtype=torch.bfloat16)
+    found = matcher.scores(MIXED_PAIRS)[0]
+    assert matcher.model.dtype == torch.bfloat16
+    rounded = torch.from_numpy(found).bfloat16().double().numpy()
+    assert len(set(found)) == len(set(MIXED_PAIRS)) and (found != rounded).mean() > 0.5

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flipped_kd import FlippedMatcher, SearchIndex
+from flipped_kd.inference.nearest import ApproximateSearch
 from flipped_kd.inference.search_index import EMBEDDINGS_FILE, INDEX_FILE, TEXTS_FILE
 from flipped_kd.publishing.merge import merge_adapter
 from tests.adapters import make_adapter, make_base
@@ -106,3 +107,21 @@ def test_broken_indexes(matcher: FlippedMatcher, tmp_path: Path) -> None:
         SearchIndex.load(folder)
     with pytest.raises(ValueError, match=r"3 texts need vectors of shape \(3, D\)"):
         SearchIndex(["a", "b", "c"], index.embeddings, index.encoder)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("distinct", [1, 20, 2000])
+def test_an_approximate_index_finds_as_many_as_there_are(kind: Any, distinct: int) -> None:
+    """Also beyond the cells that it looks at, and among equal vectors, out of which HNSW finds no way."""
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(distinct, 16), dim=1).repeat(2000 // distinct, 1)
+    approximate = ApproximateSearch.build(vectors.numpy(), kind)
+    index = SearchIndex([str(n) for n in range(2000)], vectors, {}, approximate=approximate)
+    queries = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
+    for top_k in (10, 100, 2000, 3000):
+        for hits, exact in zip(index.nearest(queries, top_k), queries @ vectors.T, strict=True):
+            assert len({hit["corpus_id"] for hit in hits}) == len(hits) == min(top_k, 2000)
+            scores = [hit["score"] for hit in hits]
+            assert scores == sorted(scores, reverse=True) and max(scores) <= 1
+            assert top_k < 2000 or scores == pytest.approx(exact.sort(descending=True).values.tolist(), abs=1e-5)

@@ -173,3 +173,14 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, tokenizer: Any, ba
     # The same model in two places, said to be one.
     combine_adapters([two[0], elsewhere], tmp_path / "combined", base_model=base)
     assert LINEAR[0] in json.loads((tmp_path / "combined" / "adapter_config.json").read_text())["target_modules"]
+
+
+def test_no_module_of_a_later_adapter_is_left_out(tmp_path: Path, tokenizer: Any, base: Path) -> None:
+    """PEFT adapts what the first one's settings name."""
+    options: dict[str, Any] = {"encoder_layers": "first:1"}
+    few = make_adapter(tmp_path / "few", base, tokenizer, layers_to_transform=[0], **options)
+    all_layers = make_adapter(tmp_path / "all", base, tokenizer, **options)
+    with pytest.raises(ValueError, match=r"modules, such as '.*layers\.1\..*give first the adapter that adapts most"):
+        combine_adapters([few, all_layers], tmp_path / "combined", method="cat")
+    assert not (tmp_path / "combined").exists()
+    combine_adapters([all_layers, few], tmp_path / "combined", method="cat")

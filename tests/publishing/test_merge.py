@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.publishing import merge, merge_weights
+from flipped_kd.publishing.card import write_card
 from flipped_kd.publishing.crossencoder_layout import check_layout, write_layout
 from flipped_kd.publishing.errors import PublishError
-from flipped_kd.publishing.files import CROSS_ENCODER_FILES
+from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
 from flipped_kd.publishing.merge_probe import PROBE_TOKENS, probe_pairs, round_otherwise
 from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
 
 MERGED_FILES = {
     "README.md",
+    "_adapter/adapter_config.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -41,6 +44,7 @@ MERGED_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+REPORT = Path(__file__).parents[2] / "model_cards" / "fin_mini" / "report.json"
 TEXTS = sorted({text for pair in MIXED_PAIRS for text in pair})
 
 
@@ -395,3 +399,39 @@ def test_the_probe_has_several_lengths_and_cuts_none(tokenizer: Any) -> None:
         assert not any(pair.truncated for pair in tokens)
         lengths = {len(pair.input_ids) for pair in tokens}
         assert len(lengths) > 1 and max(lengths) <= min(max_length, max(PROBE_TOKENS, fixed + 16))
+
+
+# ---- What stands beside the weights ----
+
+
+def test_a_card_written_later_tells_what_the_first_one_did(adapter: Path, tmp_path: Path) -> None:
+    """As by `flipped-kd push` and `card`: it lost the results, the losses and the adapter's settings."""
+    shutil.copy(REPORT, adapter)
+    merged = merge_adapter(adapter, tmp_path / "merged").folder
+    card = (merged / "README.md").read_text(encoding="utf-8")
+    assert "## Results" in card and "model-index" in card
+    write_card(merged, merged=True)
+    assert (merged / "README.md").read_text(encoding="utf-8") == card
+    assert not any(path.parts[0] == "_adapter" for path in uploadable(merged))
+
+
+def test_a_new_merge_keeps_documents_of_the_users(adapter: Path, tmp_path: Path) -> None:
+    merged = merge_adapter(adapter, tmp_path / "merged").folder
+    (merged / "LICENSE").write_text("ours")
+    (merged / "README.md").write_text("# A card of our own\n")
+    merge_adapter(adapter, merged, overwrite=True)
+    assert (merged / "LICENSE").read_text() == "ours"
+    assert (merged / "README.md").read_text() == "# A card of our own\n"
+    assert_same(adapter, merged)
+
+
+def test_a_base_with_idle_settings_of_sampling_is_merged(
+    adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers reads such a generation_config.json and saves none."""
+    idle = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "max_length": 77}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(idle))
+    merged = merge_adapter(adapter, tmp_path / "merged").folder
+    assert "generation_config.json is mended" in caplog.text
+    saved = json.loads((merged / "generation_config.json").read_text())
+    assert saved["max_length"] == 77 and not saved.get("do_sample") and saved.get("temperature", 1.0) in (None, 1.0)

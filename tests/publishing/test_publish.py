@@ -322,3 +322,12 @@ def test_a_local_base_is_warned_of(adapter: Path, online: HfApi, caplog: pytest.
     shutil.copy(path, adapter / "training_args.bin")
     push_folder(adapter, REPO)
     assert "training_args.bin" in caplog.text
+
+
+def test_a_name_without_an_owner_is_written_whole_into_the_card(
+    adapter: Path, hub: LoopbackHub, online: HfApi
+) -> None:
+    """Its readers load the name that the snippets give."""
+    publish(adapter, "matcher")
+    assert f'from_pretrained("{REPO}"' in (adapter / "README.md").read_text(encoding="utf-8")
+    assert there(hub, REPO) == ADAPTER_FILES

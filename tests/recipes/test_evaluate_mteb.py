@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,23 @@ def test_its_metrics_are_those_of_our_own_search(folder: Path) -> None:
         expected = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0).mean()
         assert found[way]["ndcg_at_10"] == pytest.approx(expected, abs=1e-4)
         assert found[way]["mrr_at_10"] == pytest.approx(np.where(ranks <= 10, 1 / ranks, 0).mean(), abs=1e-4)
+
+
+def test_what_cannot_be_told_at_the_end_is_refused_before(folder: Path) -> None:
+    from evaluate_mteb import evaluate, local_task, metrics_of
+
+    matcher = FlippedMatcher.from_pretrained(folder / "adapter", device="cpu")
+    task = local_task(*(folder / name for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv")))
+    matcher.match_score = None
+    with pytest.raises(ValueError, match="has no match score.*--rerank 0"):
+        evaluate(matcher, "tiny", task, rerank=4)
+    assert list(evaluate(matcher, "tiny", task, rerank=0)) == ["vectors"]
+    # Some of mteb's tasks have their queries in "train" or "dev".
+    judged = SimpleNamespace(task_results=[SimpleNamespace(scores={"train": [{"ndcg_at_10": 0.5, "more": 1}]})])
+    assert metrics_of(judged) == {"ndcg_at_10": 0.5}
+    several = SimpleNamespace(metadata=SimpleNamespace(name="Two", eval_splits=["dev", "test"]), hf_subsets=["en"])
+    with pytest.raises(ValueError, match=r"'Two' has the splits \['dev', 'test'\]"):
+        evaluate(matcher, "tiny", several)
 
 
 def test_lines_end_where_json_lines_do(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -53,3 +55,22 @@ def test_kept_positions_survive_the_adapter(student: Qwen2ForCausalLM) -> None:
     positions = torch.tensor([5, 2])
     kept, full = (position_logits(model, inputs, positions, keep=keep) for keep in (True, False))
     torch.testing.assert_close(kept, full, rtol=0, atol=1e-6)
+
+
+class OneListForAllRows(LlamaForCausalLM):
+    """As code of models was before transformers took positions of each row."""
+
+    def forward(self, input_ids: Any = None, logits_to_keep: Any = 0, **options: Any) -> Any:
+        found = super().forward(input_ids, **options)
+        if not isinstance(logits_to_keep, int):
+            found.logits = found.logits[:, logits_to_keep, :]
+        return found
+
+
+def test_one_list_of_positions_for_all_rows_is_none_for_each() -> None:
+    assert not accepts_logits_to_keep(OneListForAllRows(LlamaConfig(**SIZES)).eval())
+
+    class AsItWas(LlamaForCausalLM):
+        pass
+
+    assert accepts_logits_to_keep(AsItWas(LlamaConfig(**SIZES)).eval())

@@ -117,3 +117,12 @@ def test_an_adapter_outside_the_decoder_layers_is_refused(student: Qwen2ForCausa
 def test_adapted_modules_lists_every_linear_layer_in_order(model: PeftModel) -> None:
     assert [module.name.rsplit(".", 1)[-1] for module in adapted_modules(model)] == LINEAR * 2
     assert {(module.layer, module.rank) for module in adapted_modules(model)} == {(0, 3), (1, 3)}
+
+
+def test_a_layer_that_runs_twice_is_left_out(student: Qwen2ForCausalLM) -> None:
+    """A pass that is left early would take its first output, training its last."""
+    student.model.layers.append(student.model.layers[0])
+    student.config.num_hidden_layers = 3
+    student.config.layer_types = ["full_attention"] * 3
+    encoder = LoraEncoder.from_model(with_lora(student))
+    assert {module.layer for module in encoder.modules} == {1}

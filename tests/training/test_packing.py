@@ -150,3 +150,11 @@ def test_shared_rows_equal_separate_ones(
 def test_left_padding_is_refused(tokenizer) -> None:
     with pytest.raises(ValueError, match="padding_side='right'"):
         TeacherScoringCollator(PairPrompt.from_preset(tokenizer), 0, padding_side="left", layout=RowLayout())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_rounds_more_and_shares_as_well(family: str) -> None:
+    model_class, config, expected = FAMILIES[family]
+    torch.manual_seed(0)
+    layout = find_layout(model_class(config).eval().bfloat16(), max_length=64)
+    assert (None if layout is None else layout.offset) == expected

@@ -135,6 +135,16 @@ def test_a_student_with_fewer_embeddings_than_tokens_is_refused_before_training(
         build(model=str(tmp_path / "small"))
 
 
+def test_a_padding_without_an_embedding_is_refused_before_training(build: Any, student_dir: Path) -> None:
+    """As `add_special_tokens` gives one where the model is not resized after it."""
+    tokenizer = load_tokenizer(student_dir)
+    rows = AutoModelForCausalLM.from_pretrained(student_dir).get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(rows - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<padding of its own>"})
+    with pytest.raises(ValueError, match=rf"token ids up to {rows}, the model \w+ has embeddings for {rows}"):
+        build(model=str(student_dir), processing_class=tokenizer)
+
+
 # ---- Positions ----
 
 

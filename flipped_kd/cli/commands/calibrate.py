@@ -12,6 +12,7 @@ from ...data.tables import STANDARD
 from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ...utils.choices import SCORE_KINDS
+from ...utils.provenance import CACHED_SNAPSHOT
 from ..arguments import UsageError
 from ..models import open_matcher
 from ..outputs import check_report_file
@@ -27,6 +28,11 @@ def calibrate(options: Namespace) -> None:
         raise UsageError(
             f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
             "name the file by --output"
+        )
+    if options.output is None and CACHED_SNAPSHOT.search(str(Path(options.model).resolve())):
+        raise UsageError(
+            f"{options.model} lies in the Hub's cache, whose files are other downloads' too: copy it (hf download "
+            "--local-dir), or name the file by --output"
         )
     target = options.output or str(Path(options.model) / SCORE_FILE)
     # The model's own is what one calibrates anew.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...publishing.card import write_card
 from ...publishing.files import kind_of
 from ...publishing.publish import publish
-from ...publishing.push import push_folder
+from ...publishing.push import push_folder, whole_name
 from ..arguments import UsageError
 from ..runtime import hide_bars
 
@@ -34,11 +34,12 @@ def push(options: Namespace) -> None:
     else:
         if options.merged:
             raise UsageError(f"--merged: {options.folder} is merged already: leave the option out")
-        write_card(options.folder, repo_id=options.repo_id, merged=True)
+        repo_id = whole_name(options.repo_id)
+        write_card(options.folder, repo_id=repo_id, merged=True)
         urls = [
             push_folder(
                 options.folder,
-                options.repo_id,
+                repo_id,
                 private=private,
                 revision=options.revision,
                 commit_message=options.message,

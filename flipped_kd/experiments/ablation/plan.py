@@ -150,6 +150,8 @@ def read_plan(path: Path, root: Path | None = None, output_dir: Path | None = No
                             f"{where}: run {run!r} of {name} stands in another group with other settings."
                         )
         reference = written(entry.get("reference", "full" if "full" in runs else next(iter(runs), "")))
+        if runs and reference not in runs:
+            raise ValueError(f"{where}: reference: no run is named {reference!r}; there are {list(runs)}.")
         groups.append(
             Group(
                 written(entry.get("title", f"Group {number + 1}")),

@@ -194,7 +194,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
     folder = out / "runs" / job.set / job.name.replace("/", "_") / f"seed-{job.seed}"
     started = time.monotonic()
     metrics = (peer or _own_run)(job, folder, out / "_teacher_cache")
-    scores = metrics.pop("scores", None)
+    scores, seconds = metrics.pop("scores", None), metrics.pop("seconds", None)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # finished: nothing resumes from it
     return {
@@ -207,7 +207,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
         "metrics": metrics,
         **({"scores": scores} if scores else {}),
         "made": {"commit": commit_of(Path(__file__).parent), "device": device_name(bool(job.settings.get("use_cpu")))},
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(time.monotonic() - started, 1) if seconds is None else seconds,
     }
 
 
@@ -238,7 +238,8 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     if result.start is not None:
         metrics["start"] = judge(result.start, *labels)
     facts = {name: result.facts[name] for name in ("training_seconds", "steps")} | {"dropped_share": dropped}
-    return metrics | {"run": facts, "scores": packed_splits(kept)}
+    # Of a run that was interrupted, or made before its row was written, the time that it took in all.
+    return metrics | {"run": facts, "scores": packed_splits(kept), "seconds": result.facts.get("seconds")}
 
 
 def judge_run(

@@ -66,6 +66,8 @@ class Difference:
             raise ValueError(f"{len(first)} and {len(second)} seeds: give the same seeds of both, at least one.")
         gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
         std = float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0
+        if std <= 1e-12 * float(np.abs(gaps).max()):  # rounding alone, of which a t-test would make certainty
+            std = 0.0
         p = float(stats.ttest_1samp(gaps, 0.0).pvalue) if std > 0 else None
         return cls(float(gaps.mean()), std, p, int((gaps > 0).sum()), len(gaps), interval)
 

@@ -57,10 +57,18 @@ def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) 
     for setting, title in SWEPT.items():
         found = [{**row, "value": value} for row in rows if (value := _value(row, setting, defaults)) is not None]
         for name in dict.fromkeys(row["set"] for row in found):
-            own = [row for row in found if row["set"] == name]
+            own = _of_shared_seeds([row for row in found if row["set"] == name])
             if any(row["settings"] for row in own) and len({row["value"] for row in own}) > 1:
                 for metric in PLOTTED_METRICS:
                     yield _draw(own, setting, title, name, metric)
+
+
+def _of_shared_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One row for each value and seed, of the seeds that every value has: points then differ by the value alone."""
+    by_point = {(row["value"], row["seed"]): row for row in rows}
+    seeds = [{seed for value, seed in by_point if value == one} for one in {value for value, _ in by_point}]
+    shared = set.intersection(*seeds) if seeds else set()
+    return [row for (_, seed), row in by_point.items() if seed in shared]
 
 
 def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) -> float | None:

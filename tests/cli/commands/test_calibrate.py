@@ -56,3 +56,16 @@ def test_calibrate_fits_on_the_pairs_given_and_leaves_the_model(
     capsys.readouterr()
     assert run(*asked, "-o", "-") == 0 and not Path("-").exists()
     assert capsys.readouterr().out == (tmp_path / "other.json").read_text()
+
+
+def test_the_hubs_cache_is_not_written_into(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its snapshots are links to files that other revisions share."""
+    snapshot = tmp_path / "models--me--matcher" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(folder / "adapter", snapshot)
+    before = {path.name: path.read_bytes() for path in snapshot.iterdir()}
+    for command in (("calibrate", snapshot, folder / "pairs.jsonl"), ("card", snapshot)):
+        assert run(*command) == 2
+        assert "lies in the Hub's cache" in capsys.readouterr().err
+    assert run("calibrate", snapshot, folder / "pairs.jsonl", "--output", tmp_path / "score.json", "--quiet") == 0
+    assert run("card", snapshot, "--print") == 0
+    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == before

@@ -155,6 +155,7 @@ def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: P
     ("change", "message"),
     [
         ({"grops": []}, "unknown key 'grops'"),
+        ({"groups": [{"runs": {"full": {}, "plain": {}}, "reference": "ful"}]}, "no run is named 'ful'.*plain"),
         ({"groups": [{"sets": ["other"], "runs": {"full": {}}}]}, "no set is named 'other'.*tiny"),
         ({"groups": [{"runs": {"full": {"margn": 0.1}}}]}, "run 'full' of tiny.*margn.*margin"),
         ({"groups": [{"runs": {"full": {"margin": -1}}}]}, "run 'full' of tiny.*margin=-1"),
@@ -382,6 +383,8 @@ def test_a_difference_is_the_paired_t_test() -> None:
     assert found.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
     assert (found.wins, found.seeds) == (3, 4)
     assert Difference.of([0.5], [0.4]).p is None
+    # Equal gaps, but for rounding, are no spread that a t-test could judge by.
+    assert Difference.of([0.8, 0.9, 0.7], [0.7, 0.8, 0.6]).p is None
     with pytest.raises(ValueError, match="2 and 1 seeds"):
         Difference.of([0.5, 0.6], [0.4])
 

@@ -56,6 +56,7 @@ def with_labels(rows: list[dict[str, Any]], matches: int) -> list[dict[str, Any]
         kept = unpacked_splits(row["scores"])
         label = SplitScores(kept["label"].validation, (np.arange(PAIRS) < matches).astype(float))
         row["scores"] = packed_splits(kept | {"label": label})
+        row["metrics"] = {}  # of other labels
     return rows
 
 
@@ -78,7 +79,7 @@ def test_a_draw_is_the_metric_with_weights(system: str) -> None:
             ("auc", roc_auc_score(labels, scores.test, sample_weight=times[draw])),
             ("f1", f1_score(labels, scores.test >= threshold, sample_weight=times[draw])),
         ):
-            assert significance._drawn(key, system, metric)[draw] == pytest.approx(expected, abs=1e-6)
+            assert significance._drawn(key, system, metric)[1][draw] == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_count_half() -> None:
@@ -99,6 +100,23 @@ def test_a_better_run_is_told_from_an_equal_one() -> None:
     assert itself is not None and (itself.low, itself.high, itself.p) == (0, 0, 1)
     turned = bootstrap(plain, full, ("answer", "answer"), "auc", shared)
     assert turned is not None and (turned.low, turned.high) == pytest.approx((-better.high, -better.low))
+
+
+def test_an_interval_is_of_the_rows_own_values() -> None:
+    """Scores are rounded, and F1 may choose another threshold by them: the spread is theirs, the place is not."""
+    full, plain = rows_of("full", 1.5), rows_of("plain", 0.3)
+    shared = shared_scores(full)
+    for part in (full, plain):
+        for row in part:
+            row["metrics"]["answer"]["f1"] = significance._drawn(significance._key(row, shared or {}), "answer", "f1")[
+                0
+            ]
+    same = bootstrap(full, plain, ("answer", "answer"), "f1", shared)
+    for row in full:
+        row["metrics"]["answer"]["f1"] -= 0.02
+    moved = bootstrap(full, plain, ("answer", "answer"), "f1", shared)
+    assert same is not None and moved is not None
+    assert (moved.low, moved.high) == pytest.approx((same.low - 0.02, same.high - 0.02))
 
 
 def test_seeds_widen_the_interval_as_pairs_do() -> None:

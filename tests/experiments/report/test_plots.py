@@ -235,6 +235,16 @@ def test_sweeps_draw_means_and_count_the_unchanged_run_at_its_value() -> None:
     np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.12])
 
 
+def test_points_of_a_sweep_are_of_the_same_seeds() -> None:
+    """The unchanged run has more of them, and stands a second time as a run of the sweep."""
+    rows = [row(seed, f1=0.5 + seed / 10) for seed in range(4)]
+    rows += [row(seed, f1=0.5 + seed / 10, margin=value) for value in (0.0, 0.06, 0.12) for seed in (0, 1)]
+    drawing = next(draw_sweeps(rows, {"margin": 0.06}))
+    line = next(line for line in drawing.figure.axes[0].lines if line.get_label() == "both scores")
+    np.testing.assert_allclose(line.get_ydata(), [0.55, 0.55, 0.55])
+    assert "means over 2 seeds" in drawing.words
+
+
 def test_thresholds_are_swept_in_pairs_too_and_other_trainers_are_no_unchanged_run() -> None:
     rows = [row(f1=0.5), row(f1=0.6, positive_threshold=0.7, negative_threshold=0.3)]
     rows += [row(f1=0.9, positive_threshold=0.3, negative_threshold=0.5)]  # no pair
@@ -266,11 +276,14 @@ def test_rows_are_read_without_a_set_and_up_to_an_unfinished_line(tmp_path: Path
 
 def test_rows_that_keep_scores_of_single_pairs_have_intervals(tmp_path: Path) -> None:
     rows = complete(rows_of("full", 1.5) + rows_of("plain", 0.3))
+    for row in rows:
+        for values in row["metrics"].values() if row["name"] == "full" else ():
+            values.update({metric: value + 0.2 for metric, value in values.items()})
     write_rows(tmp_path / "rows.jsonl", [row | {"settings": {"margin": 0.1, "seed": 0}} for row in rows])
     data = ReportData({"settings": {"training": {}}}, [], read_sweep_rows(tmp_path / "rows.jsonl"))
     (table,) = ablation(data, lambda drawings: []).tables
     assert [row[0] for row in table.rows] == ["full", "plain"]
-    assert table.rows[1][4].startswith("+0.000 [+0.") and table.rows[1][4].endswith(" (0/3)*")
+    assert table.rows[1][4].startswith("+0.200 [+0.") and table.rows[1][4].endswith(" (3/3)*")
 
 
 # ---- Pictures ----
