@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
-from ..evaluation.run_files import REPORT_FILE
-from ..inference.loading import ADAPTER_CONFIG, base_of, is_adapter, local_folder
+from ..inference.loading import base_of, is_adapter, local_folder
 from ..inference.matcher import FlippedMatcher
 from ..prompts.pair_prompt import PairPrompt
 from ..students.gguf import GgufBase, is_gguf
@@ -26,9 +23,9 @@ from ..utils.atomic import check_target, whole_or_absent
 from ..utils.hub_download import Access
 from ..utils.json_files import read_versioned
 from .card import write_card
-from .card_metadata import may_replace
 from .crossencoder_layout import check_layout, largest_difference, prepare_tokenizer, remove_layout, write_layout
-from .files import ADAPTER_FOLDER, CARD_FILE, DOCUMENT_FILES, MERGE_FILE, contents_digest, files_in, matches_any
+from .files import MERGE_FILE, contents_digest
+from .merge_documents import keep_documents
 from .merge_probe import measure_differences, probe_pairs, scored
 from .merge_weights import merge_weights
 
@@ -180,27 +177,12 @@ def merge_adapter(
         gguf = GgufBase.from_pretrained(folder)
         if gguf is not None:
             gguf.save_pretrained(partial)  # the card tells of it
-        _keep_for_cards(folder, target, partial)
+        keep_documents(folder, target, partial)
     try:
         write_card(target, merged=True, adapter=folder)
     except Exception:  # the model is whole without it
         logger.warning("%s has no card", target, exc_info=True)
     return MergeReport.load(target)
-
-
-def _keep_for_cards(adapter: Path, old: Path, new: Path) -> None:
-    """Put into a merged model what a later card tells of the adapter, and what users have made of an earlier merge."""
-    (new / ADAPTER_FOLDER).mkdir()
-    for name in (ADAPTER_CONFIG, REPORT_FILE):
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, new / ADAPTER_FOLDER / name)
-    for path in files_in(old) if old.is_dir() else ():
-        ours = str(path) in (SYSTEMS_PLOT, LOSSES_PLOT)
-        if str(path) == CARD_FILE:
-            ours = may_replace((old / path).read_text(encoding="utf-8", errors="replace"))
-        if matches_any(path, DOCUMENT_FILES) and not ours:
-            (new / path).parent.mkdir(exist_ok=True)
-            shutil.copyfile(old / path, new / path)
 
 
 def _base_difference(
