@@ -90,14 +90,8 @@ def train_once(
     claim_folder(folder, fingerprint, config.should_save)
     finished = _finished(folder)
     if finished is not None and (keep_in is None or _is_kept(folder, keep_in)):
-        made_by = finished.facts.get("processes", config.world_size)
-        if made_by != config.world_size:
-            warn(
-                config,
-                f"{folder} was made by {made_by} processes, and there are {config.world_size}: its batches were of "
-                "another size. Delete the folder to make it anew.",
-            )
         say(config, f"  finished before: {folder}")
+        _warn_of_other_processes(finished, folder, config)
         if on_bare_answers is not None and len(finished.before.test):
             on_bare_answers(finished.before)
         return finished
@@ -248,6 +242,16 @@ def _write_result(folder: Path, result: RunResult) -> None:
     with replacing(folder / SCORES_FILE) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
     write_json(folder / RUN_FILE, result.facts)
+
+
+def _warn_of_other_processes(finished: RunResult, folder: Path, config: FlippedDistillationConfig) -> None:
+    made_by = finished.facts.get("processes", config.world_size)
+    if made_by != config.world_size:
+        warn(
+            config,
+            f"{folder} was made by {made_by} processes, and there are {config.world_size}: its batches were of "
+            "another size. Delete the folder to make it anew.",
+        )
 
 
 def _is_kept(folder: Path, keep_in: Path) -> bool:

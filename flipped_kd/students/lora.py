@@ -112,8 +112,9 @@ def with_ranks(adapted: PeftModel, ranks: Mapping[str, int]) -> PeftModel:
         name: layers[name].lora_alpha[ADAPTER] * (rank / layers[name].r[ADAPTER]) ** power
         for name, rank in ranks.items()
     }
-    config.rank_pattern = dict(ranks) | config.rank_pattern
-    config.alpha_pattern = alphas | config.alpha_pattern
+    # PEFT takes the first pattern that matches; theirs come first, and replace equal ones.
+    config.rank_pattern = {**ranks, **config.rank_pattern, **ranks}
+    config.alpha_pattern = {**alphas, **config.alpha_pattern, **alphas}
     base: Any = adapted.unload()
     return add_adapter(base, config)
 

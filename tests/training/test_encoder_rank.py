@@ -76,6 +76,7 @@ def test_training_saves_and_merges_it(
 
 def test_other_modules_keep_a_rank_pattern(build: Any) -> None:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"k_proj": 2, "down_proj": 3})
+    config.rank_pattern["model.layers.0.mlp.down_proj"] = 2  # named as wholly as ours
     found = ranks(build(peft_config=config, encoder_rank=9, **WIDEST))
     assert {rank for name, rank in found.items() if name.endswith("k_proj")} == {2}
     assert {rank for name, rank in found.items() if name.endswith("down_proj")} == {9}

@@ -12,10 +12,9 @@ from ...data.tables import STANDARD
 from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ...utils.choices import SCORE_KINDS
-from ...utils.provenance import CACHED_SNAPSHOT
 from ..arguments import UsageError
 from ..models import open_matcher
-from ..outputs import check_report_file
+from ..outputs import check_report_file, refuse_hub_cache
 from ..reports import judged_scores, labelled_pairs, metrics_table
 from ..runtime import reading
 
@@ -29,11 +28,8 @@ def calibrate(options: Namespace) -> None:
             f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
             "name the file by --output"
         )
-    if options.output is None and CACHED_SNAPSHOT.search(str(Path(options.model).resolve())):
-        raise UsageError(
-            f"{options.model} lies in the Hub's cache, whose files are other downloads' too: copy it (hf download "
-            "--local-dir), or name the file by --output"
-        )
+    if options.output is None:
+        refuse_hub_cache(options.model, "name the file by --output")
     target = options.output or str(Path(options.model) / SCORE_FILE)
     # The model's own is what one calibrates anew.
     check_report_file(target, options.pairs, overwrite=options.overwrite or options.output is None)

@@ -8,8 +8,7 @@ from pathlib import Path
 from ...publishing.card import render_card, write_card
 from ...publishing.card_data import card_data
 from ...publishing.files import kind_of
-from ...utils.provenance import CACHED_SNAPSHOT
-from ..arguments import UsageError
+from ..outputs import refuse_hub_cache
 
 
 def card(options: Namespace) -> None:
@@ -18,10 +17,6 @@ def card(options: Namespace) -> None:
     about = {"report": options.report, "repo_id": options.repo_id, "merged": merged, "adapter": options.adapter}
     if options.show:
         print(render_card(card_data(options.folder, **about)), end="", file=options.stdout, flush=True)
-    elif CACHED_SNAPSHOT.search(str(Path(options.folder).resolve())):
-        raise UsageError(
-            f"{options.folder} lies in the Hub's cache, whose files are other downloads' too: copy it (hf download "
-            "--local-dir), or print the card by --show"
-        )
     else:
+        refuse_hub_cache(options.folder, "print the card by --print")
         print(write_card(options.folder, **about, overwrite=options.overwrite), file=options.screen)

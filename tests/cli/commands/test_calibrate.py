@@ -63,9 +63,11 @@ def test_the_hubs_cache_is_not_written_into(folder: Path, tmp_path: Path, capsys
     snapshot = tmp_path / "models--me--matcher" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(folder / "adapter", snapshot)
     before = {path.name: path.read_bytes() for path in snapshot.iterdir()}
-    for command in (("calibrate", snapshot, folder / "pairs.jsonl"), ("card", snapshot)):
+    commands = {"--output": ("calibrate", snapshot, folder / "pairs.jsonl"), "--print": ("card", snapshot)}
+    for remedy, command in commands.items():
         assert run(*command) == 2
-        assert "lies in the Hub's cache" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "lies in the Hub's cache" in said and remedy in said
     assert run("calibrate", snapshot, folder / "pairs.jsonl", "--output", tmp_path / "score.json", "--quiet") == 0
     assert run("card", snapshot, "--print") == 0
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == before
