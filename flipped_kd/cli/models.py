@@ -18,6 +18,7 @@ from ..publishing.files import contents_digest
 from ..utils.choices import ScoreKind
 from ..utils.digests import hash_tensors
 from ..utils.hub_download import Access
+from ..utils.provenance import CACHED_SNAPSHOT
 from .arguments import UsageError
 from .runtime import hide_bars
 
@@ -62,3 +63,12 @@ def checked_kind(matcher: FlippedMatcher, score: str | None) -> ScoreKind:
         f"--score {score}: {matcher.source!r} has {' and '.join(scorer.kinds)} only: the others are fitted when it is "
         "trained with validation pairs"
     )
+
+
+def refuse_hub_cache(folder: str, instead: str) -> None:
+    """Raise UsageError for a snapshot in the Hub's cache: its files are links to those that other revisions share."""
+    if CACHED_SNAPSHOT.search(str(Path(folder).resolve())):
+        raise UsageError(
+            f"{folder} lies in the Hub's cache, whose files are other downloads' too: copy it (hf download "
+            f"--local-dir), or {instead}"
+        )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..data.tables import STANDARD
 from ..utils.atomic import is_passage, place_of
-from ..utils.provenance import CACHED_SNAPSHOT
 from .arguments import UsageError
 
 
@@ -49,12 +48,3 @@ def refuse_existing(file: Path) -> None:
     """Raises UsageError if a file is there; what goes into a device or a pipe replaces nothing."""
     if file.is_file():
         raise UsageError(f"{file} exists: give another file, or --overwrite to replace it")
-
-
-def refuse_hub_cache(folder: str, instead: str) -> None:
-    """Raise UsageError for a snapshot in the Hub's cache: its files are links to those that other revisions share."""
-    if CACHED_SNAPSHOT.search(str(Path(folder).resolve())):
-        raise UsageError(
-            f"{folder} lies in the Hub's cache, whose files are other downloads' too: copy it (hf download "
-            f"--local-dir), or {instead}"
-        )

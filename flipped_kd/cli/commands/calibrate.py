@@ -13,8 +13,8 @@ from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ...utils.choices import SCORE_KINDS
 from ..arguments import UsageError
-from ..models import open_matcher
-from ..outputs import check_report_file, refuse_hub_cache
+from ..models import open_matcher, refuse_hub_cache
+from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table
 from ..runtime import reading
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...publishing.card import render_card, write_card
 from ...publishing.card_data import card_data
 from ...publishing.files import kind_of
-from ..outputs import refuse_hub_cache
+from ..models import refuse_hub_cache
 
 
 def card(options: Namespace) -> None:
