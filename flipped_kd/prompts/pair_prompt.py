@@ -170,9 +170,10 @@ class PairPrompt:
             preset: "en" (answers yes/no) or "zh" (answers 是/否): the tokenizer's own chat format, plain words for a
                 base model. Or the form of a published reranker: "qwen3_reranker", "bge_reranker_gemma".
             max_length: longest sequence, in tokens.
-            instruction: what is asked, put before the texts; None takes the preset's own, "" leaves it out.
-            answers: (no, yes); None takes the first of the preset's forms ("yes", " yes", "Yes", " Yes") that is one
-                token each in context.
+            instruction: what is asked, before the texts or, where a model expects it there, after them; None takes
+                the preset's own, "" leaves it out.
+            answers: (no, yes); None takes the first of the preset's forms ("yes", " yes", "Yes", " Yes"; for a base
+                model those with a space first) that is one token each in context.
 
         Raises:
             ValueError: unknown preset, no marker in the tokenizer, no form of the answers that is one token each, or

@@ -13,6 +13,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..evaluation.match_score import SCORE_FILE
+from ..publishing.files import CARD_FILE
 from ..utils.atomic import sync_tree, take_name
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 MANIFEST_FILE = "_manifest.json"
 STAGING_FOLDER = "_saving"
 MANIFEST_VERSION = 1
+# What `flipped-kd card` and `calibrate` write anew, and resuming does not read.
+REWRITTEN = {CARD_FILE, SCORE_FILE}
 _NAME = re.compile(r"checkpoint-(\d+)")
 # What resuming reads, by the name it has in plain training; any one of the patterns will do. FSDP writes weights and
 # optimizer as folders or .bin files, DeepSpeed everything but the adapter into global_step*.
@@ -69,8 +73,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
 def missing_from(checkpoint: Path, rng_file: str | None = None) -> list[str]:
     """What a folder lacks of a checkpoint that can be resumed: file names, with the reason where a file is damaged.
 
-    With a manifest every file must be there in its size. Without one (a checkpoint of plain transformers, or one from
-    the Hub) the needed files must be there, and those of known format must not be cut short.
+    With a manifest every file must be there in its size, but for card and match score. Without one (a checkpoint of
+    plain transformers, or one from the Hub) the needed files must be there, and those of known format must not be cut
+    short.
 
     Args:
         checkpoint: the folder.
@@ -98,6 +103,8 @@ def _differences(checkpoint: Path, manifest: dict[str, Any]) -> list[str]:
     lacks = []
     for name, size in manifest["files"].items():
         file = checkpoint / name
+        if name in REWRITTEN:
+            continue
         if not file.is_file():
             lacks.append(name)
         elif file.stat().st_size != size:
@@ -172,7 +179,7 @@ def rotate(newest: Path, limit: int | None, best: Path | None = None, busy: Coll
     others = [path for path in checkpoints_in(newest.parent) if path.name not in kept]
     others.sort(key=lambda path: (step_of(path) <= step, step_of(path)))
     staging = newest.parent / STAGING_FOLDER
-    for old in others[: len(others) - max(0, limit - len(kept))]:
+    for old in others[: max(0, len(others) - max(0, limit - len(kept)))]:
         if old.name in busy:
             continue
         # It loses its name first, so that a kill leaves no half of it under that name.

@@ -76,12 +76,14 @@ class CheckpointingTrainer(ResumingTrainer):
             self.args.output_dir, self.args.push_to_hub = keep
 
     def _record_best(self, final: Path, staged: Path) -> Path | None:
-        """Name the best checkpoint by its place; Trainer has looked for it in the staging folder only."""
-        if not self.state.best_global_step:
-            return None
+        """Name the best saved checkpoint by its place, which Trainer has looked for in the staging folder only.
+
+        The best step of all may not have been saved: then it is the one that was found before.
+        """
         best = final.with_name(f"checkpoint-{self.state.best_global_step}")
-        if best == final or best.is_dir():
+        if self.state.best_global_step and (best == final or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        return best
+        recorded = self.state.best_model_checkpoint
+        return None if recorded is None else final.with_name(Path(recorded).name)  # the folder may have moved

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,7 @@ class FlippedDistillationConfig(TrainingArguments):
             self.teacher_cache_dir = os.path.expanduser(self.teacher_cache_dir)
         self._resolve_precision()
         self._resolve_checkpointing()
+        self._check_deepspeed()
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
@@ -262,7 +264,7 @@ class FlippedDistillationConfig(TrainingArguments):
         require(self.precision in allowed, "precision", self.precision, f"choose one of {list(allowed)}.")
         for flag, on in (("bf16", self.bf16), ("fp16", self.fp16)):
             if on:
-                rule = f"it contradicts {flag}=True; give one of the two."
+                rule = f"it contradicts {flag}=True; give one of the two (in a copy of settings, {flag}=False too)."
                 require(self.precision in ("auto", flag), "precision", self.precision, rule)
                 self.precision = flag
         on_accelerator = torch.accelerator.is_available() and not self.use_cpu
@@ -290,6 +292,17 @@ class FlippedDistillationConfig(TrainingArguments):
                 )
         if options is None or isinstance(options, dict):
             self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
+
+    def _check_deepspeed(self) -> None:
+        """Refuse DeepSpeed settings that want a learning rate before the student is known."""
+        given: Any = self.deepspeed
+        if isinstance(given, str | os.PathLike) and Path(given).is_file():
+            given = json.loads(Path(given).read_text(encoding="utf-8"))
+        if self.learning_rate is None and isinstance(given, dict) and {"optimizer", "scheduler"} & given.keys():
+            raise ValueError(
+                "deepspeed settings with an optimizer or scheduler are filled in before the student is loaded, whose "
+                "size decides the default learning_rate: give learning_rate."
+            )
 
     def _check_method(self) -> None:
         for name, allowed in {
@@ -368,6 +381,10 @@ class FlippedDistillationConfig(TrainingArguments):
             require(not getattr(self, name), name, getattr(self, name), rule)
         rule = "scores of all pairs are one array; leave it True."
         require(self.eval_do_concat_batches, "eval_do_concat_batches", self.eval_do_concat_batches, rule)
+        rule = "batches share rows or are read in parts, which it would count wrongly; leave it 'no'."
+        value = self.include_num_input_tokens_seen
+        right = value == "no" or (value == "all" and self.mini_batch_size is None)
+        require(right, "include_num_input_tokens_seen", value, rule)
         rule = f"choose one of {list(SAMPLING)}; batches of unequal numbers of pairs would weigh pairs unequally."
         value = self.train_sampling_strategy
         require(value in SAMPLING, "train_sampling_strategy", value, rule)

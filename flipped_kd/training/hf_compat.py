@@ -44,6 +44,13 @@ OVERRIDDEN = (
         "event can say so.",
     ),
     Hook(
+        "_load_best_model",
+        "self",
+        "38626b5555bbb40c",
+        "The weights change at the end of training. Callbacks hear of the end afterwards, and may save a match score "
+        "that was fitted on the weights before.",
+    ),
+    Hook(
         "_run_epoch",
         "self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
         "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch",

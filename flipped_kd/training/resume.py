@@ -251,7 +251,7 @@ class ResumingTrainer(Trainer):
         sampler = self._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochLengthGroupedSampler(sampler.batch_size, sampler.lengths, seed)
+            return EpochLengthGroupedSampler(sampler.batch_size, list(sampler.lengths), seed)
         return sampler
 
     def _clear_leftovers(self, run: Path) -> None:

@@ -206,6 +206,13 @@ class PublishingTrainer(CheckpointingTrainer):
             state.push_in_progress.jobs.extend(jobs)
         else:
             state.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]
+        if self.control.should_training_stop and args.save_total_limit == 1:
+            self._finish_current_push()  # Trainer next removes all checkpoints but the best, unread ones too
+
+    def _load_best_model(self) -> None:
+        """As in Trainer; the match score of the last evaluation is not that of the weights which come back."""
+        super()._load_best_model()
+        self.scored_step = None
 
     def uploading(self) -> set[str]:
         """Names of checkpoints that an upload has yet to read: uploads wait for each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def check_args(
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
-            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES."
+            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES. A "
+            "student too large for one GPU is sharded by FSDP2, not spread by device_map (docs/distributed.md)."
         )
     if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
         logger.warning(
@@ -217,7 +219,7 @@ def starts_from_teacher(
         return True
     if args.encoder_start == "teacher":
         raise ValueError(f"encoder_start='teacher': {why}; or use encoder_start='random'.")
-    logger.info("A starts at random: %s", why)
+    logger.warning("A starts at random: %s. In short runs most of the gain is in the start from the teacher", why)
     return False
 
 
@@ -228,6 +230,16 @@ def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
         raise ValueError(
             f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
             f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+        )
+
+
+def check_first_step(batches: Sequence[Any], step: int, args: FlippedDistillationConfig) -> None:
+    """Refuse a stream that has ended before it filled a step."""
+    if not batches and step == 0:
+        size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        raise ValueError(
+            f"the stream of training pairs has fewer than the {size} pairs of a step: give more pairs or a smaller "
+            "per_device_train_batch_size or gradient_accumulation_steps."
         )
 
 
@@ -242,8 +254,11 @@ def check_without_steps(args: FlippedDistillationConfig, started: bool) -> None:
 
 def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
     """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
-    if args.max_steps < 0:
-        raise ValueError(f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps.")
+    if args.max_steps < 1:
+        raise ValueError(
+            f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps. For the start "
+            "alone, without a step, give its texts as unlabelled_texts and no training set."
+        )
     if args.distils and not calibrates:
         raise ValueError(
             "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "

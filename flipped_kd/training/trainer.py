@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig, PeftModel
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ from .setup import (
     check_args,
     check_batches,
     check_cached,
+    check_first_step,
     check_streamed,
     check_tokens,
     check_without_steps,
@@ -428,7 +430,11 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             into_training()
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            return self._cached_step(model, inputs) / self.current_gradient_accumulation_steps
+            loss = self._cached_step(model, inputs) / self.current_gradient_accumulation_steps
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        return loss
 
     def _cached_step(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Backward through the same loss as `compute_loss`, a mini-batch's graph at a time; returns its value."""
@@ -519,8 +525,9 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         Args:
             eval_dataset: pairs, or the name of one of the trainer's sets; None takes the trainer's own.
         """
-        if isinstance(eval_dataset, datasets.Dataset):
-            eval_dataset = self._to_score(eval_dataset, "Evaluation")
+        if isinstance(eval_dataset, datasets.Dataset) and eval_dataset is not self.eval_dataset:
+            # Trainer keeps loaders of persistent workers, and would take that of its own set for another one's.
+            return self._checked_loader(self._to_score(eval_dataset, "Evaluation"))
         own: Any = self.eval_dataset
         dataset = own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         with self._scoring(dataset):
@@ -556,8 +563,17 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             self.data_collator, args.train_sampling_strategy, args.dataloader_drop_last = keep
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer; texts of a streamed set are scored here, in the main process."""
+        """As in Trainer; texts of a streamed set are scored here, in the main process.
+
+        What is left at the end of a stream's pass and fills no step is not read: a set's short last batch is not
+        either, and Trainer would add the gradient of a group without a step to the next one.
+        """
         batches, items = super().get_batch_samples(*args, **kwargs)
+        if isinstance(self.train_dataset, datasets.IterableDataset):
+            size = self._train_batch_size // (self.args.world_size if self.accelerator.split_batches else 1)
+            whole = [batch for batch in batches if len(batch["labels"]) == size]
+            batches = whole if len(whole) == self.args.gradient_accumulation_steps else []
+            check_first_step(batches, self.state.global_step, self.args)
         for batch in batches:
             if self.signal is not None and "texts_a" in batch:
                 self.signal.complete(batch)

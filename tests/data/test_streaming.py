@@ -178,6 +178,33 @@ def test_a_resumed_stream_is_the_uninterrupted_one(
     assert_equal(trainable(resumed.model), trainable(uninterrupted.model))
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_what_fills_no_step_at_the_end_of_a_pass_is_not_read(
+    accumulation: int, build: Any, pairs: datasets.Dataset
+) -> None:
+    """A short batch would have another contrast; the gradient of a group without a step would enter the next one."""
+    few = pairs.select(range(30))  # three batches of 8 and one of 6
+    steps = 3 // accumulation
+    weights: list[Any] = []
+    for rows in (few, few.select(range(24))):
+        trainer = build(
+            train_dataset=rows.to_iterable_dataset(),
+            unlabelled_texts=[*few["text_a"], *few["text_b"]],
+            gradient_accumulation_steps=accumulation,
+            max_steps=2 * steps + 1,  # into the third pass
+            **CONSTANT,
+        )
+        trainer.train()
+        weights.append(trainable(trainer.model))
+    assert_equal(*weights)
+
+
+def test_a_stream_without_a_step_is_refused(build: Any, pairs: datasets.Dataset) -> None:
+    stream = pairs.select(range(15)).to_iterable_dataset()
+    with pytest.raises(ValueError, match="fewer than the 16 pairs of a step: give more pairs or a smaller"):
+        build(train_dataset=stream, gradient_accumulation_steps=2).train()
+
+
 def test_the_end_of_a_streams_pass_is_not_made_twice(build: Any, pairs: datasets.Dataset) -> None:
     """The checkpoint was written at a pass's end, after its evaluation; or just before it, and then that is made."""
 
@@ -207,8 +234,9 @@ def test_the_end_of_a_streams_pass_is_not_made_twice(build: Any, pairs: datasets
 
 def test_what_a_stream_cannot_give_is_refused(build: Any, pairs: datasets.Dataset) -> None:
     stream = pairs.to_iterable_dataset()
-    with pytest.raises(ValueError, match="max_steps=-1.*no length"):
-        build(train_dataset=stream, max_steps=-1)
+    for steps in (-1, 0):
+        with pytest.raises(ValueError, match=f"max_steps={steps}.*no length.*unlabelled_texts and no training set"):
+            build(train_dataset=stream, unlabelled_texts=list(pairs["text_a"]), max_steps=steps)
     for none in (None, {}):
         with pytest.raises(ValueError, match="give an eval_dataset"):
             build(train_dataset=stream, eval_dataset=none)

@@ -76,7 +76,10 @@ INDEPENDENT = {"representation": "independent"}
         ({"train_sampling_strategy": "group_by_lenght"}, r"'group_by_lenght': choose one of \['group_by_length'"),
         ({"train_sampling_strategy": "batch_rebalance"}, "'batch_rebalance': .*unequally"),
         ({"precision": "int8"}, r"precision='int8': choose one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
-        ({"precision": "fp32", "bf16": True}, "precision='fp32': it contradicts bf16=True"),
+        ({"precision": "fp32", "bf16": True}, r"precision='fp32': it contradicts bf16=True.*copy.*bf16=False too"),
+        ({"include_num_input_tokens_seen": "non_padding"}, "include_num_input_tokens_seen='non_padding': .*leave"),
+        ({"include_num_input_tokens_seen": True, "mini_batch_size": 2}, "include_num_input_tokens_seen='all': "),
+        ({"deepspeed": {"optimizer": {"type": "AdamW"}}}, "before the student is loaded.*give learning_rate"),
         ({"bf16": True, "fp16": True}, "precision='bf16': it contradicts fp16=True"),
     ],
 )
@@ -96,6 +99,7 @@ def test_impossible_settings_are_refused_with_value_and_remedy(
         {"representation": "joint", "contrast": "pairwise", "dist_loss": "mse"},
         {"sup_weight": 1, "dist_weight": 0, "mcl_weight": 0},
         {"max_length": 16, "teacher_batch_size": 1, "max_grad_value": 0},
+        {"include_num_input_tokens_seen": "all"},
     ],
 )
 def test_the_ends_of_every_range_are_allowed(make: Any, settings: dict[str, Any]) -> None:

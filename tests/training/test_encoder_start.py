@@ -207,9 +207,13 @@ def test_a_cross_encoder_has_no_vectors(build: Any, cross_encoder_dir: Path, cap
         build(teacher=str(cross_encoder_dir), **TEACHER)
 
 
-def test_a_stream_has_no_texts_before_training(build: Any, pairs: datasets.Dataset) -> None:
+def test_a_stream_has_no_texts_before_training(
+    build: Any, pairs: datasets.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = pairs.to_iterable_dataset()
-    assert build(train_dataset=stream).encoder_start is None
+    with caplog.at_level(logging.WARNING, logger="flipped_kd"):
+        assert build(train_dataset=stream).encoder_start is None
+    assert "A starts at random: there are no texts before training (a stream): give unlabelled_texts" in caplog.text
     with pytest.raises(ValueError, match="no texts before training .*give unlabelled_texts"):
         build(train_dataset=stream, **TEACHER)
     texts = sorted({*pairs["text_a"], *pairs["text_b"]})

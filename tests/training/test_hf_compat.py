@@ -151,10 +151,10 @@ def test_an_override_is_seen() -> None:
     class Late(Trainer):
         _unknown = 1
 
-        def _load_best_model(self) -> None:
+        def _get_learning_rate(self) -> None:
             """Of Trainer."""
 
-    assert overridden(Late) == {"_load_best_model"}
+    assert overridden(Late) == {"_get_learning_rate"}
 
 
 def used_of_others(trees: list[ast.Module]) -> set[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
+from transformers import TrainerCallback
 
 from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
@@ -91,6 +92,54 @@ def test_the_score_of_a_checkpoint_is_that_of_its_weights(
     assert not (tmp_path / "saved" / "match_score.json").exists()
 
 
+class SavesAtTheEnd(TrainerCallback):
+    """As a user's own, when training has ended and its best weights are back."""
+
+    trainer: Any
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.save_model(str(self.folder))
+
+
+def worse_and_worse(trainer: Any, best: int) -> None:
+    """Evaluations of `trainer` say that step `best` is the best one."""
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda *args, **kwargs: (
+        evaluate(*args, **kwargs) | {"eval_loss": abs(trainer.state.global_step - best)}
+    )
+
+
+BEST: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
+
+
+def test_the_score_of_other_weights_is_not_saved_beside_the_best(build: Any, tmp_path: Path) -> None:
+    callback = SavesAtTheEnd(tmp_path / "by_callback")
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    callback.trainer = build(callbacks=[callback], **every, **BEST)
+    worse_and_worse(callback.trainer, best=1)
+    callback.trainer.train()
+    assert callback.trainer.state.best_global_step == 1
+    assert (callback.folder / "adapter_model.safetensors").is_file()
+    assert not (callback.folder / "match_score.json").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_the_best_that_was_saved_is_kept_and_loaded(build: Any, tmp_path: Path, limit: int | None) -> None:
+    """A step in between that is better, but was evaluated only, has no weights to go back to."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+    trainer = build(save_total_limit=limit, **every, **BEST)
+    worse_and_worse(trainer, best=3)
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-2"
+    assert trainer.state.best_global_step == 3 and trainer.state.best_model_checkpoint == str(best)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved, loaded = (folder / "adapter_model.safetensors" for folder in (best, tmp_path / "saved"))
+    assert saved.read_bytes() == loaded.read_bytes()
+
+
 def test_a_second_training_does_not_save_the_score_of_the_first(build: Any, tmp_path: Path) -> None:
     """Both end at step 2; the first one's score was fitted on other weights."""
     trainer = build(save_strategy="steps", save_steps=2, max_steps=2)
@@ -114,6 +163,19 @@ def test_a_checkpoint_stays_until_it_is_uploaded(
     assert there == ["checkpoint-1", "checkpoint-3"]
     waiting[1].set_result(None)
     assert trainer.uploading() == set()
+
+
+def test_the_last_checkpoint_is_uploaded_before_it_is_removed(
+    build: Any, hub: LoopbackHub, online: HfApi, tmp_path: Path
+) -> None:
+    """At the end Trainer removes all but the best, whether they were read or not."""
+    trainer = build(**pushes(hub, save_total_limit=1, max_steps=3, eval_strategy="steps", eval_steps=1, **BEST))
+    worse_and_worse(trainer, best=1)
+    trainer.train()
+    trainer._finish_current_push()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    last = hub.content(hub.repositories[REPO].at("main"), "last-checkpoint/trainer_state.json")
+    assert json.loads(last)["global_step"] == 3
 
 
 def finished() -> Future[None]:

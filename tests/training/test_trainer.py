@@ -280,6 +280,26 @@ def test_only_training_drops_the_short_last_batch(own_setting: bool, build: Any,
     assert len(trainer.score_pairs(held_out)[0]) == len(held_out) == 24
 
 
+def test_another_set_is_not_taken_for_the_own_one(build: Any, held_out: datasets.Dataset) -> None:
+    """Trainer keeps loaders whose workers go on, under one name for all sets."""
+    trainer = build(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    own = trainer.get_eval_dataloader(trainer.eval_dataset)
+    assert trainer.get_eval_dataloader() is own
+    assert len(trainer.get_eval_dataloader(held_out.select(range(9))).dataset) == 9
+    assert trainer.get_eval_dataloader() is own and len(own.dataset) == 24
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 4])
+def test_caches_are_emptied_as_often_as_wanted(
+    mini_batch_size: int | None, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[int] = []
+    for module in ("flipped_kd.training.trainer", "transformers.trainer"):
+        monkeypatch.setattr(f"{module}.clear_device_cache", lambda: emptied.append(1))
+    build(torch_empty_cache_steps=2, mini_batch_size=mini_batch_size, max_steps=4).train()
+    assert len(emptied) == 2
+
+
 def bad_rows(**changes: list[Any]) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {"text_a": ["a", "b"], "text_b": ["c", "d"], "label": [0, 1]}
     return datasets.Dataset.from_dict(columns | changes)
