@@ -525,12 +525,13 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         Args:
             eval_dataset: pairs, or the name of one of the trainer's sets; None takes the trainer's own.
         """
-        if isinstance(eval_dataset, datasets.Dataset) and eval_dataset is not self.eval_dataset:
-            # Trainer keeps loaders of persistent workers, and would take that of its own set for another one's.
-            return self._checked_loader(self._to_score(eval_dataset, "Evaluation"))
+        if isinstance(eval_dataset, datasets.Dataset):
+            if eval_dataset is not self.eval_dataset:
+                # Trainer keeps loaders of persistent workers, and would take that of its own set for another one's.
+                return self._checked_loader(self._to_score(eval_dataset, "Evaluation"))
+            eval_dataset = None
         own: Any = self.eval_dataset
-        dataset = own if eval_dataset is None else own[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        with self._scoring(dataset):
+        with self._scoring(own if eval_dataset is None else own[eval_dataset]):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: datasets.Dataset) -> DataLoader:

@@ -142,10 +142,8 @@ def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str],
 
 
 def group_tables(rows: Sequence[Row], group: Group) -> str:
-    """Markdown of a group: for each of its sets a table of means and one of paired differences."""
-    parts = [f"## {group.title}"]
-    if len(group.sets) > 1:
-        parts += [overview(rows, group), overview(rows, group, "answer")]
+    """Markdown of a group: an overview by both scores and by the answer, then each of its sets more closely."""
+    parts = [f"## {group.title}", overview(rows, group), overview(rows, group, "answer")]
     for name in group.sets:
         found = of_set(rows, group, name)
         if not found:
