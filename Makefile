@@ -14,6 +14,9 @@ THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEMO_OUTPUT := outputs/demo$(if $(filter tiny,$(STUDENT)),_tiny)
 DEMO_TIME := $(if $(filter tiny,$(STUDENT)),three minutes,9 to 15 minutes)
 DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 800 --max_test_pairs 400)
+ifneq ($(and $(filter demo,$(MAKECMDGOALS)),$(filter-out tiny,$(STUDENT))),)
+$(error make demo takes no STUDENT but tiny, not $(STUDENT). Leave it out, or name both models: make demo ARGS="--student FILE --teacher FOLDER")
+endif
 # What `make bench` runs.
 BENCH ?= -m benchmarks
 
@@ -44,7 +47,7 @@ export CHECK_PYTHON
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format docs bench release clean distclean
+.PHONY: help install demo test lint format docs bench release clean distclean same-python
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -76,7 +79,7 @@ docs: $(DOCS_STAMP)  ## build the documentation with the API pages, in build/sit
 	$(VENV_PYTHON) docs/check_site.py build/site
 
 bench: $(STAMP)  ## run the benchmarks
-	$(OFFLINE) FLIPPED_KD_STUDENT=$(STUDENT) $(VENV_PYTHON) $(BENCH) $(ARGS)
+	$(OFFLINE) FLIPPED_KD_STUDENT="$(STUDENT)" $(VENV_PYTHON) $(BENCH) $(ARGS)
 
 release: $(STAMP)  ## build source archive and wheel in dist, and check them; uploads nothing
 	VENV_PYTHON="$(CURDIR)/$(VENV_PYTHON)" .ci/release
@@ -88,8 +91,17 @@ clean:  ## remove caches and build leftovers; keep .venv and outputs
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV) $(UNFINISHED)
 
+# A PYTHON that was asked for must not be passed over in silence because .venv is there already.
+same-python:
+ifeq ($(origin PYTHON),command line)
+	@[ ! -e $(UNFINISHED) ] || exit 0; \
+	version() { "$$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }; \
+	there=$$(version $(VENV_PYTHON) 2>/dev/null) || exit 0; asked=$$(version "$(PYTHON)") || exit 1; \
+	[ "$$there" = "$$asked" ] || { echo "$(VENV) is of Python $$there, and PYTHON=$(PYTHON) is $$asked. Remove $(VENV) first: make distclean" >&2; exit 1; }
+endif
+
 # An interrupted installation can leave half a package that pip takes for a whole one, so .venv is then made anew.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg pyproject.toml constraints.txt $(wildcard $(UNFINISHED)) | same-python
 	@test -n "$(PYTHON)" || { echo "Found neither python3.11 nor python3. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c "$$CHECK_PYTHON"
 	@if [ -e $(UNFINISHED) ] || ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; then \
@@ -101,5 +113,6 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@ && rm $(UNFINISHED)
 
 $(DOCS_STAMP): $(STAMP)
+	@touch $(UNFINISHED)
 	$(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	@touch $@
+	@touch $@ && rm $(UNFINISHED)

@@ -15,7 +15,7 @@ import torch
 
 from flipped_kd import FlippedDistillationConfig, FlippedDistillationTrainer, load_pairs
 
-from .harness import BANKING, SHARED, STAND_IN, TEACHER, elsewhere, missing, peak_anonymous
+from .harness import BANKING, SHARED, STAND_IN, TEACHER, check_memory, elsewhere, missing, peak_anonymous
 
 MINI_BATCH = 32
 CONTRASTS = (32, 128, 1024)
@@ -55,6 +55,7 @@ def main(quick: bool = False) -> dict[str, float]:
     """Print the table; return peaks of the cached sizes over that of the smallest."""
     if missing(SHARED):
         return {}
+    check_memory()
     paths = STAND_IN, TEACHER, BANKING / "train.jsonl", BANKING / "validation.jsonl"
     sizes = CONTRASTS[:2] if quick else CONTRASTS
     rows = max(sizes)  # the same pairs at every size, so that the longest texts are among them

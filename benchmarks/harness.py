@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from flipped_kd.utils.devices import cpu_cores
+from flipped_kd.utils.json_files import read_json_object, write_json
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FLIPPED_KD_SHARED", ROOT.parent / "shared"))
@@ -30,6 +31,8 @@ TEACHER = SHARED / "models" / "teacher-banking77"
 BANKING = SHARED / "data" / "banking77"
 FAQ = SHARED / "data" / "banking77_faq"
 SAMPLE_SECONDS = 0.005
+# What Linux tells of this process.
+STATUS = Path("/proc/self/status")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers", "flipped_kd")
 
 
@@ -109,6 +112,12 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+def check_memory() -> None:
+    """Raise RuntimeError where memory cannot be measured; asked before what takes long."""
+    for name in ("RssAnon", "RssFile", "VmHWM"):
+        _status(name)
+
+
 def anonymous_bytes() -> int:
     """RssAnon of this process: resident memory that is no page of a file."""
     return _status("RssAnon")
@@ -167,16 +176,34 @@ def machine() -> dict[str, Any]:
     return found | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def save(path: Path, results: Mapping[str, list[Row]], seconds: Mapping[str, float], quick: bool) -> None:
-    """Write everything as JSON."""
-    rows = {name: [asdict(row) | {"met": row.met} for row in part] for name, part in results.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"quick": quick, "machine": machine(), "seconds": dict(seconds), "results": rows}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def saved(path: Path) -> dict[str, Any]:
+    """What `save` has kept in a file, by benchmark; nothing where there is none.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if not path.is_file():
+        return {}
+    remedy = "remove it, or give another file by --json"
+    found = read_json_object(path, remedy).get("benchmarks")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not hold its rows under 'benchmarks', by name: {remedy}.")
+    return found
+
+
+def save(path: Path, name: str, rows: list[Row], seconds: float, quick: bool) -> None:
+    """Write a benchmark's rows as JSON; those of the others that are there stay, each with its own machine."""
+    entry = {
+        "quick": quick,
+        "machine": machine(),
+        "seconds": seconds,
+        "rows": [asdict(row) | {"met": row.met} for row in rows],
+    }
+    write_json(path, {"benchmarks": saved(path) | {name: entry}})
 
 
 def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+    for line in STATUS.read_text(encoding="ascii").splitlines() if STATUS.is_file() else ():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this kernel does not tell {name} in /proc/self/status: run on Linux 4.5 or later")
+    raise RuntimeError(f"this kernel does not tell {name} in {STATUS}: run on Linux 4.5 or later")

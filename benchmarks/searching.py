@@ -2,7 +2,7 @@
 
 Peer: a SentenceTransformer of the student's size, semantic_search and a CrossEncoder on the same merged model. Both
 indexes hold the same random unit vectors: how long a search takes does not depend on what they say, and encoding the
-texts is no part of it.
+texts is no part of it. Both take dot products.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.util import semantic_search
+from sentence_transformers.util import dot_score, semantic_search
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.inference.search_index import SearchIndex
@@ -56,7 +56,8 @@ def main(quick: bool = False) -> list[Row]:
         start = time.perf_counter()
         for part in [[query] for query in queries] if single else [queries]:
             vectors = encoder.encode(part, convert_to_tensor=True, show_progress_bar=False)
-            found = semantic_search(vectors, indexes["peer"], top_k=RERANK)
+            # As matcher.search does: all vectors are of unit length, and a cosine would divide 100,000 of them by it.
+            found = semantic_search(vectors, indexes["peer"], top_k=RERANK, score_function=dot_score)
             if rerank:
                 for query, hits in zip(part, found, strict=True):
                     ranker.rank(query, [texts[int(hit["corpus_id"])] for hit in hits])

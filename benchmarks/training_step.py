@@ -37,7 +37,19 @@ from flipped_kd.training.config import PLAIN
 from flipped_kd.utils.devices import cpu_has_bfloat16
 from recipes.trainable_cross_encoder import PairTrainer, trainable_cross_encoder
 
-from .harness import BANKING, STAND_IN, STUDENT, TEACHER, Row, elsewhere, growth, missing, ratios, take_turns
+from .harness import (
+    BANKING,
+    STAND_IN,
+    STUDENT,
+    TEACHER,
+    Row,
+    check_memory,
+    elsewhere,
+    growth,
+    missing,
+    ratios,
+    take_turns,
+)
 
 BATCH = 16  # the default of FlippedDistillationConfig
 MAX_LENGTH = 128
@@ -275,6 +287,7 @@ def main(quick: bool = False) -> list[Row]:
         return []
     if STUDENT != STAND_IN:
         return steps_alone(3 if quick else 8, 2 if quick else 3)
+    check_memory()
     # Enough batches for the lengths to be those of the set; the slow peers read fewer in the quick form.
     rows, slow_rows, large_rows = (count * BATCH for count in ((12, 3, 2) if quick else (20, 20, 6)))
     rounds = 2 if quick else 7

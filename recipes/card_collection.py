@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from flipped_kd.evaluation.match_score import SCORE_FILE
-from flipped_kd.evaluation.plots import TERMS, write_plots
+from flipped_kd.evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT, TERMS, write_plots
 from flipped_kd.evaluation.run_files import REPORT_FILE
 from flipped_kd.inference.loading import ADAPTER_CONFIG
 from flipped_kd.prompts.pair_prompt import PROMPT_FILE
 from flipped_kd.publishing.card import render_card, write_card
 from flipped_kd.publishing.card_data import card_data
 from flipped_kd.publishing.files import CARD_FILE
+from flipped_kd.students.gguf import GGUF_FILE
 from flipped_kd.students.lora_encoder import ENCODER_FILE
 from flipped_kd.utils.atomic import write_atomically
 from flipped_kd.utils.json_files import write_json
 
 MERGED_FOLDER = "merged"
-CONTRACTS = (PROMPT_FILE, ENCODER_FILE, SCORE_FILE)
+CONTRACTS = (PROMPT_FILE, ENCODER_FILE, SCORE_FILE, GGUF_FILE)
 # All that the plots read of a log entry.
 LOGGED = ("step", "loss", *(term for term, _, _ in TERMS))
 
@@ -55,7 +56,7 @@ def adopt(output: Path, target: Path) -> list[Path]:
 
     Args:
         output: output folder of a comparison.
-        target: made if absent; an earlier run's files in it are replaced.
+        target: made if absent; an earlier run's files in it are replaced, or removed where this run has none.
 
     Returns:
         Paths of all files written.
@@ -78,6 +79,8 @@ def adopt(output: Path, target: Path) -> list[Path]:
     for name in present:
         shutil.copyfile(output / name, target / name)
     plots = write_plots(report, target)
+    for name in {*CONTRACTS, SYSTEMS_PLOT, LOSSES_PLOT} - {*present, *(path.name for path in plots)}:
+        (target / name).unlink(missing_ok=True)  # an earlier run's, which the card would tell as this one's
     return [*(target / name for name in (REPORT_FILE, ADAPTER_CONFIG, *present)), *plots, *_render(target)]
 
 

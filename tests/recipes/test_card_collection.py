@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flipped_kd.evaluation.plots import report_digest
+from flipped_kd.students.gguf import GgufBase
 from recipes.card_collection import LOGGED, main
 
 COLLECTION = Path(__file__).parents[2] / "model_cards"
@@ -100,6 +101,25 @@ def test_taking_over_what_was_taken_over_changes_nothing(tmp_path: Path) -> None
         assert {path: adopted[path] for path in adopted if path not in pictures} == {
             path: original[path] for path in original if path not in pictures
         }
+
+
+def test_nothing_of_the_run_before_stays(output: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cards" / "mine"
+    GgufBase("base.gguf", "0" * 64).save_pretrained(output)
+    main(["--adopt", str(output), str(target)])
+    assert {"match_score.json", "gguf_base.json", "losses.png"} <= {str(path) for path in contents(target)}
+    (target / "notes.txt").write_text("by hand")
+    for name in ("match_score.json", "gguf_base.json"):
+        (output / name).unlink()
+    report = report_of(output)
+    for run in report["runs"]:
+        for system in ("llm_sft", "llm_flipped"):
+            run[system]["log_history"] = []
+    (output / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    main(["--adopt", str(output), str(target)])
+    left = {str(path) for path in contents(target)}
+    assert not {"match_score.json", "gguf_base.json", "losses.png"} & left and {"results.png", "notes.txt"} <= left
+    assert not [name for name in ("losses.png", "A rounded base") if name in (target / "README.md").read_text("utf-8")]
 
 
 @pytest.mark.parametrize("name", ["report.json", "adapter_config.json", "pair_prompt.json"])

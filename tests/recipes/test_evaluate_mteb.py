@@ -127,6 +127,10 @@ def test_the_command_prints_a_line_a_way_and_refuses_broken_files(
         path.write_text(content)
         with pytest.raises(SystemExit, match=message):
             main(command(**{name: path}))
+    with pytest.raises(
+        SystemExit, match=r"^error: --task: 'NFCorpu' not found. Did you mean: 'NFCorpus'\? Give one of"
+    ):
+        main([str(folder / "adapter"), "--task", "NFCorpu"])
     with pytest.raises(SystemExit):
         main([str(folder / "adapter"), "--task", "NFCorpus", "--corpus", "x"])
     assert "give --corpus, --queries and --qrels, or --task" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
             await asyncio.sleep(0)
             closing = asyncio.create_task(batcher.close())
             await asyncio.sleep(0.05)
-            assert not batcher.is_alive
+            assert not batcher.is_alive and not batcher.has_failed
             for late in (batcher.run(items("late")), batcher.between(lambda: None)):
                 with pytest.raises(Refused, match="being closed") as refused:
                     await late
@@ -336,9 +336,10 @@ def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
     asyncio.run(ask())
 
 
-def test_if_the_thread_ends_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_thread_ends_nobody_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     model = Model()
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
 
     async def ask() -> None:
         async with batching(model) as batcher:
@@ -352,16 +353,18 @@ def test_if_the_thread_ends_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr(batcher, "_compute_round", broken)
             model.gate.set()
             await busy
-            with pytest.raises(Refused, match="being closed"):
+            with pytest.raises(Refused, match="the model has failed"):
                 await waits
-            assert not batcher.is_alive
+            assert not batcher.is_alive and batcher.has_failed
+            for late in (batcher.run(items("late")), batcher.between(lambda: None)):
+                with pytest.raises(Refused, match="the model has failed"):
+                    await late
 
     asyncio.run(ask())
+    assert "the model's thread has ended (SystemError)" in caplog.text and "machinery" not in caplog.text
 
 
-def test_a_function_that_ends_the_thread_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-
+def test_a_function_that_ends_the_thread_leaves_nobody_waiting() -> None:
     class Panic(BaseException):
         """As tokenizers raises it, which is written in Rust."""
 
@@ -374,7 +377,7 @@ def test_a_function_that_ends_the_thread_leaves_nobody_waiting(monkeypatch: pyte
                 await asyncio.wait_for(batcher.between(ends), 5)
             while batcher.is_working:
                 await asyncio.sleep(0.001)
-            assert not batcher.is_alive
+            assert not batcher.is_alive and batcher.has_failed
 
     asyncio.run(ask())
 

@@ -14,6 +14,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
+from flipped_kd.serving import app as application
 from tests.serving.running import Running
 
 # A good body of every route that takes one.
@@ -54,6 +55,18 @@ BROKEN = [
 ]
 KINDS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "\xff", "json")
 EXAMPLES = 60
+# As many wrong values as a body has room for, in every list and among the fields of a form of our own.
+MANY = 300_000
+LONG: list[tuple[str, dict[str, Any]]] = [
+    ("/rerank", {"query": "a", "texts": [1] * MANY}),
+    ("/embed", {"inputs": ["a", *[1] * MANY]}),
+    ("/similarity", {"inputs": {"source_sentence": "a", "sentences": [1] * MANY}}),
+    ("/v1/embeddings", {"input": ["a", *[1] * MANY]}),
+    ("/v1/rerank", {"query": "a", "documents": [{}] * MANY}),
+    ("/match", {"pairs": [1] * MANY}),
+    ("/match", {"pairs": [[1] * MANY]}),
+    ("/match", {"pairs": [["a", "b"]], **{f"{number:x}": 1 for number in range(MANY // 2)}}),
+]
 
 
 def send(server: Running, route: str, body: bytes, kind: str = "application/json") -> httpx.Response:
@@ -114,6 +127,25 @@ def test_by_hand(server: Running, caplog: pytest.LogCaptureFixture) -> None:
             check_refused(send(server, route, json.dumps(good).encode(), kind), route)
     assert sent > 1000 and server.client.get("/health").status_code == 200
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("route", "body"), LONG, ids=[f"{route} {list(body)[0]}" for route, body in LONG])
+def test_a_body_full_of_wrong_values_costs_little(
+    server: Running, route: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error for each of them would keep the event loop, and with it everybody else, for seconds."""
+    told: list[int] = []
+    reason = application.validation_reason
+
+    def counted(errors: Any) -> str:
+        told.append(len(errors))
+        return reason(errors)
+
+    monkeypatch.setattr(application, "validation_reason", counted)
+    response = server.post(route, body)
+    assert response.status_code == 422 and len(response.content) < 500
+    check_refused(response, route)
+    assert len(told) == 1 and told[0] <= 2  # a text or a list of texts: what is wrong with it as either
 
 
 @pytest.fixture(scope="module")

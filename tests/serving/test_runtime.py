@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import os
 import re
 import signal
 import socket
@@ -20,9 +23,11 @@ import httpx
 import pytest
 
 from flipped_kd import FlippedMatcher
+from flipped_kd.cli.commands import serve as command
 from flipped_kd.cli.main import main
 from flipped_kd.serving import runtime
 from flipped_kd.serving.corpus import CorpusSource
+from flipped_kd.serving.engine import Engine
 from flipped_kd.serving.errors import Refused
 from flipped_kd.serving.service import Service
 from flipped_kd.serving.settings import Settings
@@ -295,6 +300,99 @@ def test_a_reload_that_fails_in_another_way_is_counted_and_told_without_texts(
         assert answer.status_code == 500 and "where is my card" not in answer.text + caplog.text
         assert 'flipped_kd_corpus_reloads_total{result="failed"} 1.0' in server.client.get("/metrics").text
         assert server.answer("/search", {"query": "card"})["results"]
+
+
+class Panic(BaseException):
+    """As tokenizers raises it, which is written in Rust."""
+
+
+def panics(*_: Any) -> Any:
+    raise Panic("where is my card")
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["", "while another thread reads the corpus"])
+def test_a_model_that_fails_for_good_ends_the_process_as_failed(
+    reads: bool, adapter_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(Service, "is_working", reads)
+    monkeypatch.setattr(Engine, "_compute", panics)
+    answers: list[httpx.Response] = []
+
+    def ask(port: int, stop: Any) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_for(lambda: is_ready(client), 60)
+            answers.append(client.post("/embed", json={"inputs": ["cash"]}))
+        time.sleep(10)
+        with contextlib.suppress(RuntimeError):  # it has ended long ago, as it should
+            stop()
+
+    def listening(_settings: Settings, port: int, stop: Any) -> None:
+        threading.Thread(target=ask, args=(port, stop), daemon=True).start()
+
+    monkeypatch.setattr(command, "_tell", listening)
+    assert main(["serve", str(adapter_dir), "--port", "0"]) == 1
+    assert codes == [1] * reads
+    (answer,) = answers
+    assert answer.status_code == 503 and "the model has failed, and the server ends" in answer.json()["error"]
+    said = capsys.readouterr().err
+    assert "the model's thread has ended (Panic)" in said and "start it again" in said.splitlines()[-1]
+    assert "where is my card" not in said and "Traceback" not in said
+
+
+def test_a_model_that_has_failed_is_not_said_to_be_loading(load: Any) -> None:
+    service = Service(load, Settings())
+
+    async def fail() -> None:
+        with pytest.raises(Refused, match="being loaded"):
+            _ = service.engine
+        await service.open()
+        service.batcher.compute = panics
+        with pytest.raises(Refused, match="the model has failed"):
+            await service.engine.vectors(["cash"])
+        with pytest.raises(Refused, match="the model has failed"):
+            _ = service.engine
+        assert not service.is_ready
+
+    asyncio.run(asyncio.wait_for(fail(), 60))
+
+
+class WindowsLoop(asyncio.SelectorEventLoop):
+    """Takes no signals, as those of Windows."""
+
+    def add_signal_handler(self, *_: Any) -> None:
+        raise NotImplementedError
+
+    def remove_signal_handler(self, *_: Any) -> bool:
+        raise NotImplementedError
+
+
+def test_signals_are_taken_where_there_are_few_and_the_loop_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP")
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    ended: list[int] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+
+        def end() -> None:
+            assert asyncio.get_running_loop() is loop
+            ended.append(len(ended))
+            came.set()
+
+        with runtime._signals(loop, end, lambda: pytest.fail("no such signal")):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                came.clear()
+                signal.raise_signal(number)
+                await asyncio.wait_for(came.wait(), 10)
+
+    with asyncio.Runner(loop_factory=WindowsLoop) as runner:
+        runner.run(run())
+    assert len(ended) == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_other_names_can_be_allowed(load: Any) -> None:

@@ -112,12 +112,14 @@ def _corpus(options: Namespace) -> CorpusSource | None:
     )
 
 
-def _abandon() -> None:
+def _abandon(failure: Exception | None) -> None:
     """End the process although a thread works: it could be minutes until it looks up, and Python waits for it."""
+    if failure is not None:
+        logger.error("error: %s", failure)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(0 if failure is None else 1)
 
 
 def _tell(settings: Settings, port: int, _stop: object) -> None:

@@ -18,7 +18,7 @@ REASONS = {
     422: "The body is not what it should be.",
     429: "Too much waits already; Retry-After says when to try again.",
     500: "The server failed at this request.",
-    503: "The model is being loaded, or the answer took too long.",
+    503: "The model is being loaded or has failed, or the answer took too long.",
 }
 
 
