@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
-from flipped_kd import FlippedMatcher, LoraEncoder, PairPrompt, load_pairs
+from flipped_kd import FlippedDistillationConfig, FlippedMatcher, LoraEncoder, PairPrompt, load_pairs
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import add_adapter, default_lora
@@ -99,7 +99,13 @@ def merged_model(folder: Path) -> Path:
     model.save_pretrained(str(folder / "adapter"))
     tokenizer.save_pretrained(folder / "adapter")
     PairPrompt.from_preset(tokenizer).save_pretrained(folder / "adapter")
-    LoraEncoder.from_model(model).save_pretrained(folder / "adapter")
+    chosen = FlippedDistillationConfig(use_cpu=True)  # the encoder that training has by default
+    LoraEncoder.from_model(
+        model,
+        layers=chosen.encoder_layers,
+        modules=chosen.encoder_modules,
+        pooling=chosen.encoder_pooling,  # type: ignore[arg-type]
+    ).save_pretrained(folder / "adapter")
     return merge_adapter(folder / "adapter", folder / "merged").folder
 
 
