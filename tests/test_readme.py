@@ -129,6 +129,14 @@ def test_the_tables_of_three_tasks_say_what_the_committed_rows_say() -> None:
     assert "| +0.015 [-0.007, +0.036] (5/5) |" in tables[0] and "interval reaches from -0.007 to 0.036" in README
 
 
+def test_the_tables_of_the_parts_say_what_the_committed_rows_say() -> None:
+    groups = read_plan(ROOT / "recipes" / "configs" / "ablation_proof.yaml").groups
+    (group,) = [group for group in groups if group.title == "Parts of the method"]
+    found = of_set(read_rows(ROOT / "recipes" / "results" / "ablation_proof.jsonl"), group, "nfcorpus_direct")
+    assert len(found) > 1
+    assert means_table(found) in RESULTS and differences_table(found, "full") in RESULTS
+
+
 def test_the_tables_of_the_second_family_say_what_the_committed_rows_say() -> None:
     groups = read_plan(ROOT / "recipes" / "configs" / "ablation_proof.yaml").groups
     (group,) = [group for group in groups if group.title == "A second family"]
