@@ -296,7 +296,7 @@ class FlippedDistillationConfig(TrainingArguments):
     def _check_deepspeed(self) -> None:
         """Refuse DeepSpeed settings that want a learning rate before the student is known."""
         given: Any = self.deepspeed
-        if isinstance(given, str | os.PathLike) and Path(given).is_file():
+        if isinstance(given, str | os.PathLike) and os.path.isfile(given):  # not JSON in base64
             given = json.loads(Path(given).read_text(encoding="utf-8"))
         if self.learning_rate is None and isinstance(given, dict) and {"optimizer", "scheduler"} & given.keys():
             raise ValueError(
