@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import datasets
 from mini_folder import build_folder
+from plain_process import requested, run_alone
 from sentence_transformers import SentenceTransformer
 from train_teacher import TeacherTraining, train_encoder
 
@@ -22,14 +24,27 @@ def train_demo_teacher(encoder: str, pairs: datasets.Dataset, folder: Path, *, s
         folder: where to.
         seed: of order and dropout.
     """
-    settings = TeacherTraining(model=encoder, epochs=EPOCHS, train_seed=seed)
 
     def write(partial: Path) -> dict[str, float]:
-        model = SentenceTransformer(encoder, model_kwargs={"dtype": "float32"})
-        train_encoder(model, pairs, settings)
-        model.save_pretrained(str(partial))
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            _train(encoder, pairs, seed, partial)
+        else:  # the other processes wait outside, and would not train along
+            columns = {name: list(pairs[name]) for name in ("text_a", "text_b", "label")}
+            request = {"encoder": encoder, "pairs": columns, "seed": seed, "folder": str(partial.resolve())}
+            run_alone(__file__, request, "Fine-tuning the teacher")
         return {}
 
     description = {"kind": "fine-tuned", "encoder": Path(encoder).name, "epochs": EPOCHS, "seed": seed}
     rows = [list(pairs[column]) for column in ("text_a", "text_b", "label")]
     return build_folder(folder, description, rows, write)
+
+
+def _train(encoder: str, pairs: datasets.Dataset, seed: int, folder: Path) -> None:
+    model = SentenceTransformer(encoder, model_kwargs={"dtype": "float32"})
+    train_encoder(model, pairs, TeacherTraining(model=encoder, epochs=EPOCHS, train_seed=seed))
+    model.save_pretrained(str(folder))
+
+
+if __name__ == "__main__":  # the process of its own
+    wanted = requested()
+    _train(wanted["encoder"], datasets.Dataset.from_dict(wanted["pairs"]), wanted["seed"], Path(wanted["folder"]))

@@ -6,10 +6,6 @@ No network, no GPU, no account; the same inputs, settings, seed and thread count
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,12 +15,9 @@ from pathlib import Path
 import datasets
 import torch
 from mini_folder import build_folder
+from plain_process import requested, run_alone
 from tokenizers import normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, BertTokenizer
-
-# Set by launchers for their ranks; the teacher's training is one plain process whatever launched the caller.
-LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "DEEPSPEED_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_")
-LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -79,18 +72,8 @@ def build_mini_teacher(
         raise ValueError(f"None of the {len(rows)} training pairs has label 1; add matching pairs to learn from.")
 
     def write(folder: Path) -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as scratch:
-            request_file = Path(scratch) / "request.json"
-            request = {"rows": rows, "folder": str(folder.resolve()), "seed": seed, "settings": asdict(settings)}
-            request_file.write_text(json.dumps(request), encoding="utf-8")
-            command = [sys.executable, __file__, str(request_file)]
-            kept = {
-                k: v for k, v in os.environ.items() if k not in LAUNCHER_NAMES and not k.startswith(LAUNCHER_PREFIXES)
-            }
-            environment = {**kept, "CUDA_VISIBLE_DEVICES": ""}
-            status = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
-        if status != 0:
-            raise RuntimeError(f"Training the mini teacher ended with status {status}; its messages stand above.")
+        request = {"rows": rows, "folder": str(folder.resolve()), "seed": seed, "settings": asdict(settings)}
+        run_alone(__file__, request, "Training the mini teacher", CUDA_VISIBLE_DEVICES="")
         return {}
 
     return build_folder(Path(output_dir), {"kind": "teacher", "seed": seed, **asdict(settings)}, rows, write)
@@ -182,7 +165,7 @@ def _word_pieces(texts: Sequence[str], settings: MiniTeacherSettings) -> BertTok
 
 
 if __name__ == "__main__":  # the child process of build_mini_teacher
-    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    request = requested()
     train_teacher(
         request["rows"], Path(request["folder"]), request["seed"], MiniTeacherSettings(**request["settings"])
     )

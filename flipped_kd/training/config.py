@@ -291,7 +291,9 @@ class FlippedDistillationConfig(TrainingArguments):
                     "would train nothing: use {'use_reentrant': False}."
                 )
         if options is None or isinstance(options, dict):
-            self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
+            old = _mapping(self.gradient_checkpointing_kwargs)
+            old = old if isinstance(old, dict) else {}
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **old, **(options or {})}
 
     def _check_deepspeed(self) -> None:
         """Refuse DeepSpeed settings that want a learning rate before the student is known."""
@@ -385,6 +387,8 @@ class FlippedDistillationConfig(TrainingArguments):
         value = self.include_num_input_tokens_seen
         right = value == "no" or (value == "all" and self.mini_batch_size is None)
         require(right, "include_num_input_tokens_seen", value, rule)
+        rule = "batches share rows, so that a row of the inputs need not be a pair; leave 'inputs' out."
+        require("inputs" not in self.include_for_metrics, "include_for_metrics", self.include_for_metrics, rule)
         rule = f"choose one of {list(SAMPLING)}; batches of unequal numbers of pairs would weigh pairs unequally."
         value = self.train_sampling_strategy
         require(value in SAMPLING, "train_sampling_strategy", value, rule)

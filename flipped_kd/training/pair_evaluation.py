@@ -89,12 +89,14 @@ class PairScoringTrainer(PublishingTrainer):
     ) -> EvalLoopOutput:
         """As in Trainer, with the mean of each loss term among the metrics."""
         training, self.loss_log = self.loss_log, LossLog()
-        with ready_to_evaluate(self):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        terms = self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_")
-        self.loss_log = training
+        try:
+            with ready_to_evaluate(self):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            terms = self.loss_log.flush(self.accelerator, f"{metric_key_prefix}_")
+        finally:
+            self.loss_log = training
         parts = self._eval_parts()
         if self.is_in_train and parts and dataloader.dataset is parts[0] and output.predictions is not None:
             scores: Any = output.predictions
@@ -165,13 +167,16 @@ class PairScoringTrainer(PublishingTrainer):
         self.scored_step = self.state.global_step
         return self.match_score
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        self.loss_log = LossLog()  # an earlier training, or attempt at a batch size, may have ended between two logs
+        return super()._init_training_state(*args, **kwargs)
+
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does, then fit the match score on the evaluation set, if there is one.
 
         With max_steps=0, which Trainer takes for "not set", there is no optimizer and no step: what A's start gives is
         what is saved and scored.
         """
-        self.loss_log = LossLog()  # an earlier training may have ended between two logs
         if self.args.max_steps == 0:
             result = TrainOutput(0, 0.0, {})
         else:

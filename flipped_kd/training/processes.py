@@ -42,6 +42,20 @@ def check_distributed(args: TrainingArguments, accelerator: Accelerator) -> None
             )
 
 
+def check_loading() -> None:
+    """Refuse a launch in which other processes than the first would load weights without values.
+
+    Raises:
+        ValueError: FSDP's cpu_ram_efficient_loading is on.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading=True, accelerate's default, loads student and teacher in the first "
+            "process alone, but every process reads them before they are sharded: set it false, as "
+            "recipes/accelerate/fsdp2.yaml does."
+        )
+
+
 def _check_fsdp(plugin: Any) -> None:
     if plugin.fsdp_version != 2:
         raise ValueError(
@@ -72,6 +86,9 @@ def ready_to_evaluate(trainer: Trainer) -> Iterator[None]:
     under stage 3 only; below it every process holds the whole model, which is evaluated as it is.
     """
     accelerator = trainer.accelerator
+    if not accelerator._models and (trainer.is_in_train or trainer.model_wrapped is not trainer.model):
+        # A second train() of a DDP run takes the wrapped model as it is, and forgets that it is prepared.
+        accelerator._models.append(trainer.model_wrapped)
     if accelerator._models:  # in training or after it
         yield
         return

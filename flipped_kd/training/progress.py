@@ -16,12 +16,16 @@ class PairProgress(ProgressCallback):
     Logs of evaluations, and of other things, are shown as transformers shows them.
     """
 
+    _first_step = 0
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A bar over the steps."""
+        """A bar over the steps, from where a resumed run goes on."""
         super().on_train_begin(args, state, control, **kwargs)
+        self._first_step = self.current_step = state.global_step
         if self.training_bar is not None:
+            self.training_bar.initial = self.training_bar.n = state.global_step
             self.training_bar.set_description("training")
 
     def on_prediction_step(
@@ -52,7 +56,8 @@ class PairProgress(ProgressCallback):
             line = loss_line(state.global_step, state.max_steps, logs)
         elif {"train_runtime", "train_samples_per_second"} <= set(logs):
             pairs = logs["train_samples_per_second"]
-            line = f"{state.global_step} steps in {logs['train_runtime']:.0f} s, {pairs:.2f} pairs a second"
+            steps = state.global_step - self._first_step
+            line = f"{steps} steps in {logs['train_runtime']:.0f} s, {pairs:.2f} pairs a second"
         else:
             super().on_log(args, state, control, logs=logs, **kwargs)
             return

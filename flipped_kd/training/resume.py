@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -29,6 +29,7 @@ from .checkpoint_files import (
 )
 from .events import evaluated, stand_last
 from .length_groups import EpochLengthGroupedSampler
+from .streams import stream_loader
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +198,10 @@ class ResumingTrainer(Trainer):
         stand_last(self)
         if resume_from_checkpoint is None:
             return epochs, batches
+        # Trainer forgets the best checkpoint where the folder that it was written into has moved.
+        best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
         if not self.args.restore_callback_states_from_checkpoint:
             self._restore_callbacks()
         if self._nothing_left():
@@ -240,9 +245,13 @@ class ResumingTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in Trainer; groups of like length are drawn by seed and epoch."""
+        """As in Trainer; groups of like length are drawn by seed and epoch, and a stream gives whole batches only."""
         if self.train_dataset is None:
             return super().get_train_dataloader()  # which refuses
+        if isinstance(self.train_dataset, IterableDataset):
+            return stream_loader(
+                self.train_dataset, self._train_batch_size, self.data_collator, self.accelerator, self.args
+            )
         return self._get_dataloader(
             self.train_dataset, "Training", self._train_batch_size, self._by_seed_and_epoch, is_training=True
         )

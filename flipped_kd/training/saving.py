@@ -186,11 +186,12 @@ class PublishingTrainer(CheckpointingTrainer):
         self.callback_handler.on_push_begin(args, self.state, self.control)
         out = Path(str(args.output_dir))
         for path in checkpoint.iterdir():
-            if path.is_file() and not path.name.startswith(("_", *RESUME_FILES)):
+            if path.is_file() and not path.name.startswith(("_", CARD_FILE, *RESUME_FILES)):
                 with replacing(out / path.name) as new:  # an earlier upload may be reading it
                     shutil.copy(path, new)
         if not (checkpoint / SCORE_FILE).is_file():
             (out / SCORE_FILE).unlink(missing_ok=True)
+        write_card(out, repo_id=self.hub_model_id, plots=False)  # one that was edited stays
         message = f"Training in progress, step {self.state.global_step}"
         try:
             jobs = [self._upload(out, None, message)]

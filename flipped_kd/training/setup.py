@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from peft import LoraConfig, PeftConfig, PeftModel
+from accelerate.utils import extract_model_from_parallel
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationMethod
@@ -28,47 +26,13 @@ from ..students.size import learning_rate_for
 from ..students.vocabulary import check_not_resized, check_vocabulary
 from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
-from ..utils.devices import cpu_has_bfloat16, weights_dtype
+from ..utils.devices import weights_dtype
 from .collator import TeacherScoringCollator
 from .config import PLAIN, FlippedDistillationConfig
 from .encoder_start import why_not_started
 from .packing import find_layout
 
 logger = logging.getLogger(__name__)
-
-
-def check_args(
-    args: FlippedDistillationConfig,
-    peft_config: Any = None,
-    prompt: Any = None,
-    compute_metrics: Any = None,
-    unlabelled_texts: Any = (),
-) -> None:
-    """Refuse arguments of another kind or of another trainer, and one process over several GPUs; warn of slow bf16."""
-    if not isinstance(args, FlippedDistillationConfig):
-        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
-    for name, given, kind in (("peft_config", peft_config, PeftConfig), ("prompt", prompt, PairPrompt)):
-        if given is not None and not isinstance(given, kind):
-            made = "peft.LoraConfig" if kind is PeftConfig else "PairPrompt"
-            raise ValueError(f"{name} is a {type(given).__name__}: give a {made}, or None for the default.")
-    if isinstance(unlabelled_texts, str):
-        raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
-    if args.batch_eval_metrics and compute_metrics is None:
-        raise ValueError(
-            "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or give "
-            "compute_metrics."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
-            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES. A "
-            "student too large for one GPU is sharded by FSDP2, not spread by device_map (docs/distributed.md)."
-        )
-    if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
-        logger.warning(
-            "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded: "
-            "precision='fp32' is faster here and more exact."
-        )
 
 
 def prepare_student(
@@ -93,6 +57,9 @@ def prepare_student(
         base = unwrapped(model)
         check_not_resized(base)
         check_causal(base)
+        # An earlier trainer may have put its own precision around the forward pass.
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+        model._is_accelerate_prepared = False  # type: ignore[assignment]
         return model
     if getattr(model, "quantization_method", None) == QuantizationMethod.GGUF:
         raise ValueError(
@@ -163,7 +130,8 @@ def with_learning_rate(args: FlippedDistillationConfig, student: PeftModel) -> F
     """
     if args.learning_rate is not None:
         return args
-    weights = unwrapped(student).num_parameters()
+    trained, everything = student.get_nb_trainable_parameters()
+    weights = everything - trained  # the bare student's, as the recipes count
     args = copy.copy(args)  # the caller's may serve a student of another size
     args.learning_rate = learning_rate_for(weights)
     logger.info("learning rate %g, for a student of %.0f million weights", args.learning_rate, weights / 1e6)
@@ -221,62 +189,6 @@ def starts_from_teacher(
         raise ValueError(f"encoder_start='teacher': {why}; or use encoder_start='random'.")
     logger.warning("A starts at random: %s. In short runs most of the gain is in the start from the teacher", why)
     return False
-
-
-def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
-    """Refuse a training set smaller than one global batch: no step would be made."""
-    size = args.train_batch_size * args.world_size
-    if pairs < size and args.max_steps != 0:
-        raise ValueError(
-            f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
-            f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
-        )
-
-
-def check_first_step(batches: Sequence[Any], step: int, args: FlippedDistillationConfig) -> None:
-    """Refuse a stream that has ended before it filled a step."""
-    if not batches and step == 0:
-        size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        raise ValueError(
-            f"the stream of training pairs has fewer than the {size} pairs of a step: give more pairs or a smaller "
-            "per_device_train_batch_size or gradient_accumulation_steps."
-        )
-
-
-def check_without_steps(args: FlippedDistillationConfig, started: bool) -> None:
-    """Refuse a run without a step whose A knows nothing either."""
-    if args.max_steps == 0 and not started:
-        raise ValueError(
-            "max_steps=0 makes no step, and A does not start from the teacher either: vectors would be noise. Give a "
-            "bi-encoder teacher, texts and encoder_start='teacher', or steps."
-        )
-
-
-def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
-    """Refuse what a stream of training pairs cannot give, and have every process read its own batches from it."""
-    if args.max_steps < 1:
-        raise ValueError(
-            f"max_steps={args.max_steps}: a streamed training set has no length; say how many steps. For the start "
-            "alone, without a step, give its texts as unlabelled_texts and no training set."
-        )
-    if args.distils and not calibrates:
-        raise ValueError(
-            "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "
-            "set."
-        )
-    accelerator_config: Any = args.accelerator_config
-    if accelerator_config.dispatch_batches is None:
-        # The main process would read for all and join batches of different widths, which cannot be joined.
-        accelerator_config.dispatch_batches = False
-
-
-def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> None:
-    """Refuse the gradient cache where a step's gradients cannot be added up over several backwards."""
-    if args.mini_batch_size is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            f"mini_batch_size={args.mini_batch_size} runs backward several times a step, which DeepSpeed takes for "
-            "several steps: use DDP or FSDP2 (recipes/accelerate), or leave mini_batch_size unset."
-        )
 
 
 def build_collator(prompt: PairPrompt, student: PeftModel, pad_id: int, matrix: bool) -> TeacherScoringCollator:

@@ -56,15 +56,10 @@ from .pair_forward import PairForward, PairVectors
 from .processes import check_distributed
 from .progress import PairProgress
 from .row_gather import RowGather
+from .run_checks import check_args, check_batches, check_cached, check_optimizer, check_without_steps
 from .setup import (
     build_collator,
-    check_args,
-    check_batches,
-    check_cached,
-    check_first_step,
-    check_streamed,
     check_tokens,
-    check_without_steps,
     name_of,
     prepare_student,
     prepare_teacher,
@@ -72,6 +67,7 @@ from .setup import (
     starts_from_teacher,
     with_learning_rate,
 )
+from .streams import check_first_step, check_streamed
 from .teacher_targets import TeacherSignal, TeacherTargets
 
 logger = logging.getLogger(__name__)
@@ -193,6 +189,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # Nothing here is divided by a number of tokens, which Trainer would gather: of ranks whose streams have unlike
+        # numbers of batches, one would wait for ever.
+        self.model_accepts_loss_kwargs = False
+        check_optimizer(optimizers[0], student)
         self._show_named_bars()
         check_distributed(args, self.accelerator)
         check_cached(args, self.accelerator)
@@ -566,14 +566,12 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; texts of a streamed set are scored here, in the main process.
 
-        What is left at the end of a stream's pass and fills no step is not read: a set's short last batch is not
-        either, and Trainer would add the gradient of a group without a step to the next one.
+        What is left at the end of a stream's pass and fills no step is not read: Trainer would add the gradient of a
+        group without a step to the next one.
         """
         batches, items = super().get_batch_samples(*args, **kwargs)
         if isinstance(self.train_dataset, datasets.IterableDataset):
-            size = self._train_batch_size // (self.args.world_size if self.accelerator.split_batches else 1)
-            whole = [batch for batch in batches if len(batch["labels"]) == size]
-            batches = whole if len(whole) == self.args.gradient_accumulation_steps else []
+            batches = batches if len(batches) == self.args.gradient_accumulation_steps else []
             check_first_step(batches, self.state.global_step, self.args)
         for batch in batches:
             if self.signal is not None and "texts_a" in batch:

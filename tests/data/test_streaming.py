@@ -199,6 +199,52 @@ def test_what_fills_no_step_at_the_end_of_a_pass_is_not_read(
     assert_equal(*weights)
 
 
+def uneven(pairs: datasets.Dataset) -> datasets.IterableDataset:
+    """Two shards, of 13 and of 20 pairs."""
+
+    def rows(shards: list[list[dict[str, Any]]]) -> Any:
+        for shard in shards:
+            yield from shard
+
+    every = [dict(pairs[number]) for number in range(33)]
+    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [every[:13], every[13:]]})
+
+
+def test_workers_with_shards_of_unlike_length_give_whole_batches(
+    build: Any, pairs: datasets.Dataset, tmp_path: Path
+) -> None:
+    """A worker's own rest came in the middle of a pass, and a resumed run read batches twice."""
+
+    def trainer(folder: str, steps: int) -> Any:
+        made = build(
+            train_dataset=uneven(pairs),
+            output_dir=str(tmp_path / folder),
+            teacher_cache_dir=str(tmp_path / f"{folder}_cache"),
+            unlabelled_texts=list(pairs["text_a"]),
+            per_device_train_batch_size=4,
+            max_steps=steps,
+            save_strategy="steps",
+            save_steps=7,
+            dataloader_num_workers=2,
+            **CONSTANT,
+        )
+        made.sizes = []
+        step = made.training_step
+        made.training_step = lambda model, inputs, *rest: (
+            made.sizes.append(len(inputs["labels"])) or step(model, inputs, *rest)
+        )
+        return made
+
+    whole = trainer("whole", 10)  # a pass is 3 + 5 batches
+    whole.train()
+    assert whole.sizes == [4] * 10
+    trainer("killed", 8).train()
+    resumed = trainer("killed", 10)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-7"))
+    assert logged(resumed) == logged(whole)
+    assert_equal(trainable(resumed.model), trainable(whole.model))
+
+
 def test_a_stream_without_a_step_is_refused(build: Any, pairs: datasets.Dataset) -> None:
     stream = pairs.select(range(15)).to_iterable_dataset()
     with pytest.raises(ValueError, match="fewer than the 16 pairs of a step: give more pairs or a smaller"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,28 @@ RUNS: dict[str, dict[str, Any]] = {
 STEPS = 5
 
 
-def make(folder: Path, name: str, gradients: Gradients) -> RecordingTrainer:
+OTHER_RUNS: dict[str, dict[str, Any]] = {
+    "streamed": {"max_steps": 12, "lr_scheduler_type": "constant"},
+    "twice": {"precision": "bf16", "eval_strategy": "steps", "eval_steps": 2},
+}
+
+
+def make(folder: Path, name: str, gradients: Gradients, stream: Any = None) -> RecordingTrainer:
     """The trainer of one setting, the same in every rank and in the test's own process."""
+    options: dict[str, Any] = {"max_steps": STEPS, **EVERY_PAIR, **UNCLIPPED, **(RUNS | OTHER_RUNS)[name]}
     args = settings(
         folder / f"out_{name}",
         per_device_train_batch_size=4,
         per_device_eval_batch_size=4,
-        max_steps=STEPS,
         # The test makes the same trainer in one process, which has no process group to choose a backend for.
         ddp_backend="gloo" if "LOCAL_RANK" in os.environ else None,
-        **EVERY_PAIR,
-        **UNCLIPPED,
-        **RUNS[name],
+        **options,
     )
     trainer = RecordingTrainer(
         str(folder / "student"),
         str(folder / "teacher"),
         args,
-        datasets.load_from_disk(str(folder / "pairs")),
+        datasets.load_from_disk(str(folder / "pairs")) if stream is None else stream,
         datasets.load_from_disk(str(folder / "held_out")),
         peft_config=lora(),
         callbacks=[gradients],
@@ -57,8 +62,44 @@ def make(folder: Path, name: str, gradients: Gradients) -> RecordingTrainer:
     return trainer
 
 
+def stream_of(folder: Path) -> datasets.IterableDataset:
+    """A stream in two shards, one for each rank: of 13 pairs, three batches and a rest, and of 20, five batches."""
+    pairs = [dict(row) for row in datasets.load_from_disk(str(folder / "pairs")).select(range(33))]
+
+    def rows(shards: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            yield from shard
+
+    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [pairs[:13], pairs[13:]]})
+
+
+def train_on_a_stream(folder: Path) -> None:
+    """Over several passes of both shards, which end at other steps."""
+    gradients = Gradients()
+    trainer = make(folder, "streamed", gradients, stream_of(folder))
+    trainer.train()
+    rank = trainer.args.process_index
+    save_file(trainable(trainer.model), folder / f"streamed_end_{rank}.safetensors")
+    sizes = [len(batch["labels"]) for batch in trainer.batches]
+    (folder / f"streamed_facts_{rank}.json").write_text(json.dumps({"sizes": sizes}), encoding="utf-8")
+
+
+def train_twice(folder: Path) -> None:
+    """In bfloat16, under which accelerate wraps the forward pass too."""
+    trainer = make(folder, "twice", Gradients())
+    answers = []
+    for _ in range(2):
+        trainer.train()
+        answers.append(trainer.score_pairs(trainer.eval_dataset)[0].tolist())
+    trainer.evaluate()
+    rank = trainer.args.process_index
+    (folder / f"twice_facts_{rank}.json").write_text(json.dumps({"answers": answers}), encoding="utf-8")
+
+
 def main(folder: Path) -> None:
     """Run every setting one after the other."""
+    train_on_a_stream(folder)
+    train_twice(folder)
     for name in RUNS:
         gradients = Gradients()
         trainer = make(folder, name, gradients)

@@ -44,7 +44,7 @@ AWKWARD = {
     "gathered_taught": "gathered_taught",
     "gathered_cached_taught": "gathered_taught",
 }
-STEPS = 8
+STEPS = 3
 
 
 def make(folder: Path, name: str, *callbacks: Any, **changes: Any) -> RecordingTrainer:

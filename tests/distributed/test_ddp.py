@@ -101,3 +101,17 @@ def test_every_pair_is_scored_once_and_in_order(folder: Path) -> None:
     for rank in (first, second):
         np.testing.assert_allclose(rank["answer"], answer, atol=1e-4)
         np.testing.assert_allclose(rank["similarity"], similarity, atol=1e-5)
+
+
+def test_shards_of_unlike_length_keep_the_ranks_together(folder: Path) -> None:
+    """A rank's pass over a stream ends where the other's does not: neither may wait for the other there."""
+    first, second = tensors(folder, "streamed", "end")
+    assert_equal(first, second)
+    for rank in facts(folder, "streamed"):
+        assert rank["sizes"] == [4] * 12
+
+
+def test_a_model_that_was_trained_before_is_trained_and_scored_again(folder: Path) -> None:
+    for rank in facts(folder, "twice"):
+        first, second = rank["answers"]
+        assert len(first) == 23 and first != second and np.isfinite([first, second]).all()

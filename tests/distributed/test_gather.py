@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,26 @@ def test_gathering_and_not_gathering_differ(folder: Path) -> None:
         assert_same_gradient(gathered, alone)
 
 
+@pytest.fixture(scope="module")
+def of_one_process(folder: Path) -> Callable[[str], dict[str, dict[str, Tensor]]]:
+    """The gradients of each awkward batch as a whole, by one of the settings."""
+
+    @cache
+    def gradients(name: str) -> dict[str, dict[str, Tensor]]:
+        trainer = make(folder, name)
+        return {
+            case: step_gradients(trainer, trainer.model, first + second, case)
+            for case, (first, second) in awkward_batches(trainer).items()
+        }
+
+    return gradients
+
+
 @pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_batches_give_the_gradient_of_one_process(name: str, folder: Path) -> None:
-    trainer = make(folder, AWKWARD[name])
-    for case, (first, second) in awkward_batches(trainer).items():
-        expected = step_gradients(trainer, trainer.model, first + second, case)
+def test_awkward_batches_give_the_gradient_of_one_process(
+    name: str, folder: Path, of_one_process: Callable[[str], dict[str, dict[str, Tensor]]]
+) -> None:
+    for case, expected in of_one_process(AWKWARD[name]).items():
         for found in of_ranks(folder, f"{name}_{case}"):
             assert all(value.isfinite().all() for value in found.values()), case
             assert_same_gradient(found, expected)

@@ -94,7 +94,7 @@ def trainer_factory(
             "processing_class": tokenizer,
             "peft_config": lora(),
         }
-        optional = ("columns", "prompt", "callbacks", "compute_metrics", "unlabelled_texts")
+        optional = ("columns", "prompt", "callbacks", "compute_metrics", "unlabelled_texts", "optimizers")
         options = {name: changes.pop(name) for name in [*parts, *optional] if name in changes}
         args = changes.pop("args", None) or settings(folder, **changes)
         return FlippedDistillationTrainer(args=args, **(parts | options))

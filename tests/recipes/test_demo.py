@@ -26,6 +26,7 @@ from flipped_kd.experiments.recipe import DemoModels, run_recipe
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "recipes" / "data" / "fin_mini"
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--disable_tqdm", "True"]
+FEW = ["--max_train_pairs", "24", "--max_validation_pairs", "20", "--max_test_pairs", "30"]
 
 
 def sha256(data: bytes) -> str:
@@ -206,10 +207,17 @@ def ran(tmp_path: Path, found: tuple[str, str] | None, flags: list[str], **build
     return calls
 
 
-def test_the_recipe_takes_fetched_models(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
-    calls = ran(tmp_path, (str(student_dir), str(teacher_dir)), [])
-    assert calls == ["fetch", ("teacher", str(teacher_dir), 2400), ("show", tmp_path / "out")]
-    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+@pytest.fixture(scope="module")
+def demo(student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """The folder of the recipe with fetched models, and what was called."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, ran(folder, (str(student_dir), str(teacher_dir)), [])
+
+
+def test_the_recipe_takes_fetched_models(demo: tuple[Path, list[Any]], teacher_dir: Path) -> None:
+    folder, calls = demo
+    assert calls == ["fetch", ("teacher", str(teacher_dir), 2400), ("show", folder / "out")]
+    report = json.loads((folder / "out" / "report.json").read_text("utf-8"))
     assert [report["data"][split] for split in ("train", "validation", "test")] == [24, 20, 30]
 
 
@@ -217,25 +225,35 @@ def test_without_them_it_takes_tiny_ones_and_says_so_loudly(
     student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     builders = {"build_teacher": lambda *_, **__: teacher_dir, "build_student": lambda *_, **__: student_dir}
-    assert ran(tmp_path, None, ["--max_train_pairs", "24"], **builders) == ["fetch"]
+    assert ran(tmp_path, None, FEW, **builders) == ["fetch"]
     assert "WARNING: the language model of this setting cannot be had here" in capsys.readouterr().err
 
 
 def test_named_models_are_not_fetched(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
-    flags = ["--student", str(student_dir), "--teacher", str(teacher_dir), "--max_train_pairs", "24"]
-    assert ran(tmp_path, None, flags) == []
+    assert ran(tmp_path, None, ["--student", str(student_dir), "--teacher", str(teacher_dir), *FEW]) == []
+
+
+def test_models_of_ones_own_have_the_settings_of_a_real_one(
+    student_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    """Not those of the stand-ins that are built in the run, which suit no other student."""
+    named = ["--student", str(student_dir), "--teacher", str(teacher_dir)]
+    assert ran(tmp_path, None, named) == []
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert report["data"]["train"] == 24  # by the YAML of the demo
+    assert report["settings"]["training"].get("instruction") != ""
+    assert report["settings"]["student"]["lora_target_modules"] == "all-linear"
 
 
 def test_the_page_and_the_answers_fit_a_terminal(
-    student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo: tuple[Path, list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran(tmp_path, (str(student_dir), str(teacher_dir)), [])
-    capsys.readouterr()
-    show_page_and_answers(tmp_path / "out", DATA / "test.jsonl")
+    folder, _ = demo
+    show_page_and_answers(folder / "out", DATA / "test.jsonl")
     screen = capsys.readouterr().out
-    assert (tmp_path / "out" / "report.html").is_file() and "report.html" in screen
+    assert (folder / "out" / "report.html").is_file() and "report.html" in screen
     assert screen.count("  Q  ") == screen.count("  A  ") == screen.count("similarity ") == 3
-    shown = [line for line in screen.splitlines() if str(tmp_path) not in line]
+    shown = [line for line in screen.splitlines() if str(folder) not in line]
     assert max(len(line) for line in shown) < 80
 
 
@@ -247,3 +265,15 @@ def test_the_teacher_is_fine_tuned_once(teacher_dir: Path, tmp_path: Path, monke
     changed = (folder / "model.safetensors").stat().st_mtime_ns
     assert train_demo_teacher(str(teacher_dir), pairs, folder, seed=1) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_the_teacher_of_several_processes_is_trained_in_one(
+    teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two ranks fine-tunes it while the other waits: in its own process it would wait for that one."""
+    pairs = load_pairs(DATA / "train.jsonl", max_rows=64)
+    alone = train_demo_teacher(str(teacher_dir), pairs, tmp_path / "alone", seed=1)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    found = train_demo_teacher(str(teacher_dir), pairs, tmp_path / "ranks", seed=1)
+    assert (found / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()

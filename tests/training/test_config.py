@@ -79,6 +79,7 @@ INDEPENDENT = {"representation": "independent"}
         ({"precision": "fp32", "bf16": True}, r"precision='fp32': it contradicts bf16=True.*copy.*bf16=False too"),
         ({"include_num_input_tokens_seen": "non_padding"}, "include_num_input_tokens_seen='non_padding': .*leave"),
         ({"include_num_input_tokens_seen": True, "mini_batch_size": 2}, "include_num_input_tokens_seen='all': "),
+        ({"include_for_metrics": ["inputs"]}, r"include_for_metrics=\['inputs'\]: .*leave 'inputs' out"),
         ({"deepspeed": {"optimizer": {"type": "AdamW"}}}, "before the student is loaded.*give learning_rate"),
         ({"bf16": True, "fp16": True}, "precision='bf16': it contradicts fp16=True"),
     ],
@@ -126,8 +127,9 @@ def test_the_teacher_takes_part_if_a_weight_asks_for_it(make: Any) -> None:
 
 @pytest.mark.parametrize("given", [{"every_n_layers": 2}, '{"every_n_layers": 2}'])
 def test_other_checkpointing_options_keep_non_reentrant(make: Any, given: Any) -> None:
-    config = make(activation_checkpointing_kwargs=given)
-    assert config.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2}
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the second is the old one
+        config = make(**{name: given})
+        assert config.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2}
 
 
 @pytest.mark.parametrize(

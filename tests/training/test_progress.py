@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -29,6 +30,19 @@ def test_bars_are_named_and_end_and_lines_fit(
     # Each scoring has a bar of its own, up to its own end: before, for the match score, and after.
     assert sum(line.startswith("scoring: 100%") for line in lines) >= 3
     assert not any("it [" in line for line in lines)  # a bar that went on beyond its end has no length
+
+
+def test_a_resumed_bar_goes_on_from_its_step(build: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    every = {"save_strategy": "steps", "save_steps": 3, "max_steps": 4, "disable_tqdm": False}
+    build(**every).train()
+    resumed = build(**every)
+    (Path(resumed.args.output_dir) / "checkpoint-4").rename(Path(resumed.args.output_dir) / "gone")
+    capsys.readouterr()
+    resumed.train(resume_from_checkpoint=True)
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).replace("\r", "\n").splitlines()
+    assert any(line.startswith("1 steps in ") for line in lines)  # not the four of the whole run
+    assert any(line.startswith("training:  75%") and "| 3/4 " in line for line in lines)
 
 
 def test_the_longest_line_fits() -> None:

@@ -23,6 +23,7 @@ from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.publish import PublishReport
 from flipped_kd.training.config import FlippedDistillationConfig
 from tests.hub.server import LoopbackHub
+from tests.invariants.training import assert_equal, trainable
 
 REPO = "tester/run"
 FILES = {
@@ -124,6 +125,20 @@ def test_the_score_of_other_weights_is_not_saved_beside_the_best(build: Any, tmp
     assert callback.trainer.state.best_global_step == 1
     assert (callback.folder / "adapter_model.safetensors").is_file()
     assert not (callback.folder / "match_score.json").exists()
+
+
+def test_the_best_is_loaded_from_a_run_that_has_moved(build: Any, tmp_path: Path) -> None:
+    """Nothing is left to train, so that no later checkpoint names its new place."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer = build(**every, **BEST)
+    worse_and_worse(trainer, best=1)
+    trainer.train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = build(output_dir=str(tmp_path / "moved"), **every, **BEST)
+    worse_and_worse(again, best=1)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
+    assert_equal(trainable(again.model), trainable(trainer.model))
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])
@@ -260,6 +275,20 @@ def test_an_edited_card_is_kept(build: Any, tmp_path: Path) -> None:
     trainer.save_model()
     trainer.create_model_card(language="en")
     assert card.read_text() == mine
+
+
+def test_an_edited_card_is_kept_by_the_push_of_a_checkpoint(
+    build: Any, hub: LoopbackHub, online: HfApi, tmp_path: Path
+) -> None:
+    trainer = build(**pushes(hub, max_steps=1))
+    card = tmp_path / "run" / "README.md"
+    card.parent.mkdir(exist_ok=True)
+    card.write_text("---\nlicense: mit\n---\n\n# My own words\n")
+    trainer.train()
+    trainer._finish_current_push()
+    assert "My own words" in card.read_text()
+    (name,) = hub.repositories
+    assert b"My own words" in dict(hub.stored())[f"{name}/README.md"]
 
 
 def compared(

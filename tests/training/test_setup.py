@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -16,11 +17,12 @@ from flipped_kd.inference.loading import resolved_dtype
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.probing import position_limit
+from flipped_kd.training import run_checks
 from flipped_kd.training import setup as trainer_setup
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
 from tests.invariants.decoders import DECODERS, POSITIONS
-from tests.invariants.training import lora, settings
+from tests.invariants.training import assert_equal, lora, settings, trainable
 
 GPU = torch.device("cuda")
 
@@ -53,8 +55,8 @@ def test_bfloat16_that_a_cpu_emulates_is_warned_of(
     native: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": native})
-    with caplog.at_level(logging.WARNING, trainer_setup.__name__):
-        trainer_setup.check_args(settings(tmp_path, precision=precision))
+    with caplog.at_level(logging.WARNING, run_checks.__name__):
+        run_checks.check_args(settings(tmp_path, precision=precision))
     warned = [record.getMessage() for record in caplog.records]
     if native or precision == "fp32":
         assert warned == []
@@ -165,3 +167,43 @@ def test_the_positions_of_other_students() -> None:
     assert position_limit(roberta) == 64  # it numbers them from 2
     rotary = next(decoder for decoder in DECODERS if decoder.family == "Qwen2").build()
     assert position_limit(rotary) is None
+
+
+def test_an_optimizer_of_other_weights_is_refused(build: Any, student: Any) -> None:
+    """The adapter comes later, and freezes what it was given."""
+    with pytest.raises(ValueError, match="optimizers: .*lora_A.*give the PeftModel as the student"):
+        build(model=(bare := copy.deepcopy(student)), optimizers=(torch.optim.AdamW(bare.parameters()), None))
+    adapted = get_peft_model(student, lora())
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    trainer = build(model=adapted, peft_config=None, optimizers=(torch.optim.SGD(weights, lr=0.1), None), max_steps=1)
+    before = trainable(trainer.model)
+    trainer.train()
+    assert any(not torch.equal(value, before[name]) for name, value in trainable(trainer.model).items())
+
+
+@pytest.mark.parametrize("precisions", [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_second_trainer_has_its_own_precision(precisions: tuple[str, str], build: Any) -> None:
+    """accelerate keeps the first one's around the forward pass of a model that is handed on."""
+    first = build(precision=precisions[0], max_steps=1)
+    first.train()
+    alone = trainable(first.model)
+    for handed_on in (True, False):
+        model = first.model if handed_on else build(max_steps=1).model
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in alone:
+                    weight.copy_(alone[name])
+        second = build(model=model, peft_config=None, precision=precisions[1], max_steps=1, encoder_start="random")
+        second.train()
+        if handed_on:
+            found = trainable(second.model)
+        else:
+            assert_equal(found, trainable(second.model))
+
+
+def test_weights_without_values_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    run_checks.check_args(settings(tmp_path))
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading=True.*set it false"):
+        run_checks.check_args(settings(tmp_path))

@@ -1,0 +1,94 @@
+"""What of a trainer's arguments does not go together, refused before anything is loaded, scored or trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from peft import PeftConfig, PeftModel
+
+from ..prompts.pair_prompt import PairPrompt
+from ..utils.devices import cpu_has_bfloat16
+from .config import FlippedDistillationConfig
+from .processes import check_loading
+
+logger = logging.getLogger(__name__)
+
+
+def check_args(
+    args: FlippedDistillationConfig,
+    peft_config: Any = None,
+    prompt: Any = None,
+    compute_metrics: Any = None,
+    unlabelled_texts: Any = (),
+) -> None:
+    """Refuse arguments of another kind or of another trainer, and one process over several GPUs; warn of slow bf16."""
+    if not isinstance(args, FlippedDistillationConfig):
+        raise ValueError(f"args is a {type(args).__name__}: give a FlippedDistillationConfig.")
+    check_loading()
+    for name, given, kind in (("peft_config", peft_config, PeftConfig), ("prompt", prompt, PairPrompt)):
+        if given is not None and not isinstance(given, kind):
+            made = "peft.LoraConfig" if kind is PeftConfig else "PairPrompt"
+            raise ValueError(f"{name} is a {type(given).__name__}: give a {made}, or None for the default.")
+    if isinstance(unlabelled_texts, str):
+        raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
+    if args.batch_eval_metrics and compute_metrics is None:
+        raise ValueError(
+            "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or give "
+            "compute_metrics."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs and would split each batch over threads, which the encoder cannot "
+            "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES. A "
+            "student too large for one GPU is sharded by FSDP2, not spread by device_map (docs/distributed.md)."
+        )
+    if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
+        logger.warning(
+            "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded: "
+            "precision='fp32' is faster here and more exact."
+        )
+
+
+def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
+    """Refuse a training set smaller than one global batch: no step would be made."""
+    size = args.train_batch_size * args.world_size
+    if pairs < size and args.max_steps != 0:
+        raise ValueError(
+            f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
+            f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+        )
+
+
+def check_without_steps(args: FlippedDistillationConfig, started: bool) -> None:
+    """Refuse a run without a step whose A knows nothing either."""
+    if args.max_steps == 0 and not started:
+        raise ValueError(
+            "max_steps=0 makes no step, and A does not start from the teacher either: vectors would be noise. Give a "
+            "bi-encoder teacher, texts and encoder_start='teacher', or steps."
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, student: PeftModel) -> None:
+    """Refuse an optimizer of other weights: those of a student that had no adapter yet are frozen by now."""
+    if optimizer is None:
+        return
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    left_out = [name for name, weight in student.named_parameters() if weight.requires_grad and id(weight) not in held]
+    if left_out:
+        raise ValueError(
+            f"optimizers: {len(left_out)} weights that are to be trained, such as {left_out[0]!r}, are not the "
+            "optimizer's: give the PeftModel as the student, and an optimizer of its weights that require a gradient."
+        )
+
+
+def check_cached(args: FlippedDistillationConfig, accelerator: Accelerator) -> None:
+    """Refuse the gradient cache where a step's gradients cannot be added up over several backwards."""
+    if args.mini_batch_size is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"mini_batch_size={args.mini_batch_size} runs backward several times a step, which DeepSpeed takes for "
+            "several steps: use DDP or FSDP2 (recipes/accelerate), or leave mini_batch_size unset."
+        )
