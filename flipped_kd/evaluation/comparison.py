@@ -20,6 +20,8 @@ from .run_files import REPORT_FILE, REPORT_TABLE_FILE
 REPORT_VERSION = 1
 # What a report of a finished comparison holds at least.
 REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
+# What was done before it was a setting, for reports that lack it.
+BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0}
 METRIC_HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
 COMPARED_METRICS = tuple(METRIC_HEADS)
 SYSTEMS = {
@@ -149,8 +151,20 @@ def _spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {**means, "std": std, "by_seed": by_seed}
 
 
-# AUC above the bare LLM's from which plain fine-tuning counts as having learned something.
-LEARNED = 0.02
+def completed(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with the settings that it lacks: those newer than it, and what the run chose by its teacher."""
+    settings = report["settings"]
+    # What the report says, in its order, and what it lacks behind it.
+    training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
+    if training["answer_teacher_weight"] is None:
+        agreement = report["runs"][0].get("llm_flipped", {}).get("teacher_agreement") or {}
+        training |= {"answer_teacher_weight": agreement.get("answer_teacher_weight", 0.0)}
+    return {**report, "settings": {**settings, "training": training}}
+
+
+# AUC above the bare LLM's from which plain fine-tuning counts as having learned something; an LLM that is as good as
+# this before has little to learn.
+LEARNED, GOOD_BEFORE = 0.02, 0.9
 
 
 def markdown_table(report: Mapping[str, Any]) -> str:
@@ -190,7 +204,7 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     if not {"llm", "llm_sft"} <= set(systems):
         return []
     plain, bare = systems["llm_sft"]["auc"], systems["llm"]["auc"]
-    if plain > bare + LEARNED:
+    if plain > bare + LEARNED or bare >= GOOD_BEFORE:
         return []
     return [
         f"Plain fine-tuning has not learned the task: its answer has an AUC of {plain:.3f}, where the LLM before "

@@ -122,7 +122,7 @@ class MatchScore:
 
         Raises:
             ValueError: the labels are all of one class; no threshold of the default kind has that precision. (Of
-                another kind that is a warning, and nothing matches by it.)
+                another kind that is a warning, and its threshold lies above all these pairs.)
         """
         (only,), only_bias = fit_log_odds(np.asarray(similarity)[:, None], labels)
         (first, second), bias = fit_log_odds(np.stack([answer, similarity], 1), labels)
@@ -143,7 +143,7 @@ class MatchScore:
                 except ValueError as error:
                     if kind == default:
                         raise ValueError(f"score {kind!r}: {error}") from None
-                    logger.warning("score %r: %s; nothing is said to match by it", kind, error)
+                    logger.warning("score %r: %s; only what is above all validation pairs matches by it", kind, error)
                     threshold = float(np.nextafter(scores.max(), np.inf))
             kinds[kind] = LogOdds(*parameters[kind], threshold=float(threshold))
         return cls(kinds, default, min_precision)
@@ -196,7 +196,8 @@ class MatchScore:
         Returns:
             (n,) bool.
         """
-        return np.asarray(self.log_odds(answer, similarity, kind) >= self.kinds[kind or self.default].threshold)
+        found: np.ndarray = self.log_odds(answer, similarity, kind) >= self.kinds[kind or self.default].threshold
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The whole definition as plain JSON values."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.atomic import replacing
-from .comparison import SYSTEMS
+from .comparison import SYSTEMS, completed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,10 @@ def draw_term(panel: Axes, report: Mapping[str, Any], term: str) -> None:
     _, title, unit = next(found for found in TERMS if found[0] == term)
     settings = report["settings"]["training"]
     flipped = [curves_of(run.get("llm_flipped", {}), [term]) for run in report["runs"]]
-    _draw([curves[term] for curves in flipped if curves], panel, BLUE, "-", "flipped")
+    # Another quantity than plain fine-tuning's where the teacher teaches the answer too: it does not go down to 0.
+    taught = term == "loss_sup" and completed(report)["settings"]["training"]["answer_teacher_weight"]
+    name = "flipped, by labels and teacher" if taught else "flipped"
+    _draw([curves[term] for curves in flipped if curves], panel, BLUE, "-", name)
     # Plain fine-tuning has no other term, so its loss is L_sup times its weight.
     weight = settings["sup_weight"]
     if term == "loss_sup" and weight:

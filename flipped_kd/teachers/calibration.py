@@ -14,10 +14,11 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r
 from ..evaluation.metrics import scores_and_labels
 from ..utils.angles import wide
 
-# Penalty on the slope, as a share of the mean loss: slope^2 / (2 * SLOPE_SCALE). At a slope of 20, usual for cosines,
-# it costs 2e-4 nats; on separable data, where the unpenalised slope is infinite, it stops the slope at a few hundred
-# at most.
-SLOPE_SCALE = 1e6
+# Penalty on the slope of standardised scores, as a share of the mean loss: slope^2 / (2 * SLOPE_SCALE). At a slope of
+# 5, usual for cosines, it costs 1e-4 nats; on separable data, where the unpenalised slope is infinite, it stops it. A
+# penalty in T's own units would flatten the P of teachers whose scores lie close together, as a cross-encoder's do
+# where it denies nearly all pairs.
+SLOPE_SCALE = 1e5
 # A teacher that contradicts the labels on a larger share of either class is warned of.
 DROPPED_SHARE_LIMIT = 0.3
 
@@ -55,8 +56,9 @@ class PlattCalibration:
     def fit(cls, scores: np.ndarray, labels: np.ndarray) -> "PlattCalibration":
         """Fit by logistic regression, class-balanced.
 
-        Minimises mean_i w_i log(1 + exp(-s_i (c T_i + d))) + c^2 / (2 SLOPE_SCALE), with s_i = +-1 and w_i = n / (2
-        n_class): practically unpenalised, but finite on separable scores, and unchanged if either class is repeated.
+        Minimises mean_i w_i log(1 + exp(-s_i (c T_i + d))) + (c std(T))^2 / (2 SLOPE_SCALE), with s_i = +-1, w_i = n /
+        (2 n_class) and std so weighted too: practically unpenalised, but finite on separable scores, unchanged if
+        either class is repeated, and with the same P for a T in other units.
 
         Args:
             scores: teacher scores T of the pairs, float (n,), higher for matches.
@@ -84,10 +86,9 @@ class PlattCalibration:
         model = LogisticRegression(
             C=SLOPE_SCALE / len(labels), class_weight="balanced", solver="newton-cholesky", tol=1e-8, max_iter=1000
         )
-        # Centred, since scores that differ little would make slope and offset nearly collinear.
-        centre = scores.mean()
-        model.fit((scores - centre)[:, None], labels)
-        scale = float(model.coef_[0, 0])
+        centre, spread = _balanced_moments(scores, labels == 1)
+        model.fit(((scores - centre) / spread)[:, None], labels)
+        scale = float(model.coef_[0, 0] / spread)
         calibration = cls(scale=scale, offset=float(model.intercept_[0] - scale * centre))
         if calibration.scale <= 0:
             warnings.warn(
@@ -207,6 +208,13 @@ def _balanced_calibration_error(probabilities: np.ndarray, positive: np.ndarray,
     # In a bin, weight * |share - mean P| = |sum of weighted (label - P)|.
     gaps = np.bincount(bins, weights=weights * (positive - probabilities), minlength=n_bins)
     return float(np.abs(gaps).sum())
+
+
+def _balanced_moments(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation with both classes weighing the same."""
+    classes = scores[positive], scores[~positive]
+    centre = float(np.mean([part.mean() for part in classes]))
+    return centre, math.sqrt(np.mean([((part - centre) ** 2).mean() for part in classes]))
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

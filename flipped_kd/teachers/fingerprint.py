@@ -87,19 +87,25 @@ def _settings(model: SentenceTransformer | CrossEncoder, of_tokenizer: Callable[
 
 def _tokenizer_settings(tokenizer: Any) -> Any:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [_tokenizer_settings(tokenizer.backend_tokenizer), tokenizer.chat_template]
+        return [_tokenizer_settings(tokenizer.backend_tokenizer), tokenizer.chat_template, *_sides(tokenizer)]
     if isinstance(tokenizer, Tokenizer):
         # Truncation and padding are set anew at every call; what they leave behind is not a setting.
         return {
             key: value for key, value in json.loads(tokenizer.to_str()).items() if key not in ("truncation", "padding")
         }
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+        settings = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+        return settings + _sides(tokenizer)
     return type(tokenizer).__qualname__
+
+
+def _sides(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Which end of a long text is cut off, where it is not the last: as before there was this, so that caches hold."""
+    return [] if tokenizer.truncation_side == "right" else [f"truncation_side={tokenizer.truncation_side}"]
 
 
 def _tokenizer_as_it_is(tokenizer: Any) -> Any:
     """As `_tokenizer_settings`, not taken apart: fifty times quicker, but the traces of use are left in."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
-        return [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template]
+        return [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, *_sides(tokenizer)]
     return tokenizer.to_str() if isinstance(tokenizer, Tokenizer) else _tokenizer_settings(tokenizer)

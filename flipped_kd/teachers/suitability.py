@@ -98,10 +98,12 @@ def advice(report: Mapping[str, Any]) -> list[str]:
     if student is not None:
         said.append(_about_student(auc, student["roc_auc"]))
     if agreement["expected_calibration_error"] > CALIBRATION_LIMIT:
-        said.append(
-            f"Its probabilities are off by {agreement['expected_calibration_error']:.2f} on average: the pairs it is "
-            "calibrated on differ from these. Calibrate on validation pairs of the same kind."
-        )
+        words = f"Its probabilities are off by {agreement['expected_calibration_error']:.2f} on average: "
+        if report["calibrated_on"]["held_out"]:
+            words += "the pairs it is calibrated on differ from these. Calibrate on validation pairs of the same kind."
+        else:
+            words += "matches do not become more frequent with its score by one curve. Look at scores and labels."
+        said.append(words)
     if not said or (len(said) == 1 and student is not None and auc > student["roc_auc"] + MARGIN):
         said.insert(0, f"Usable: AUC {auc:.3f}, and the thresholds keep most pairs of both classes.")
     return said
@@ -164,7 +166,8 @@ def curve_rows(report: Mapping[str, Any]) -> list[list[str]]:
 def check_table(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     agreement = report["agreement"]
-    heads = ["", "AUC", "average precision", "F1, threshold of validation", "F1, probability .5"]
+    chosen = "threshold of validation" if report["calibrated_on"]["held_out"] else "best threshold of these pairs"
+    heads = ["", "AUC", "average precision", f"F1, {chosen}", "F1, probability .5"]
     metrics = table(heads, system_rows(report))
     dropped = table(
         ["threshold", "matches dropped (P < threshold)", "others dropped (P >= threshold)"], curve_rows(report)

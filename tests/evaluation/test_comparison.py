@@ -19,6 +19,8 @@ def test_a_baseline_that_has_learned_nothing_is_said_to_be_none(plain: float, to
     report["systems"]["llm"]["auc"], report["systems"]["llm_sft"]["auc"] = 0.5, plain
     said = f"its answer has an AUC of {plain:.3f}, where the LLM before training has 0.500"
     assert (said in markdown_table(report)) is told
+    report["systems"]["llm"]["auc"], report["systems"]["llm_sft"]["auc"] = 0.97, 0.98  # a good one had little to learn
+    assert "has not learned" not in markdown_table(report)
     del report["systems"]["llm_sft"]
     assert "has not learned" not in markdown_table(report)
 

@@ -24,6 +24,9 @@ def test_the_fit_is_the_minimum_of_the_balanced_loss(spread: float) -> None:
     scores = 0.99 - spread * (0.99 - scores)  # a weak teacher's cosines differ little
     fitted = PlattCalibration.fit(scores, labels)
     parameters = torch.tensor([fitted.scale, fitted.offset], dtype=torch.float64, requires_grad=True)
+    classes = scores[labels == 1], scores[labels == 0]
+    centre = np.mean([part.mean() for part in classes])
+    variance = np.mean([np.mean((part - centre) ** 2) for part in classes])
 
     def loss(values: torch.Tensor) -> torch.Tensor:
         logits = values[0] * torch.tensor(scores) + values[1]
@@ -31,12 +34,25 @@ def test_the_fit_is_the_minimum_of_the_balanced_loss(spread: float) -> None:
             logits, torch.tensor(labels, dtype=torch.float64), reduction="none"
         )
         positive = torch.tensor(labels == 1)
-        return 0.5 * by_pair[positive].mean() + 0.5 * by_pair[~positive].mean() + values[0] ** 2 / 2e6
+        return 0.5 * by_pair[positive].mean() + 0.5 * by_pair[~positive].mean() + variance * values[0] ** 2 / 2e5
 
     loss(parameters).backward()
-    assert parameters.grad is not None and parameters.grad.abs().max() < 1e-7
+    assert parameters.grad is not None and (parameters.grad / torch.tensor([1 / spread, 1])).abs().max() < 1e-7
     for step in ([0.5, 0], [-0.5, 0], [0, 0.3], [0, -0.3]):
         assert loss(parameters + torch.tensor(step) / spread) > loss(parameters)
+
+
+def test_a_teacher_whose_scores_lie_close_together_is_calibrated_as_well() -> None:
+    """T = 2 sigmoid(logit) - 1 of a cross-encoder that denies nearly all pairs, but orders them well."""
+    generator = np.random.default_rng(0)
+    logits = np.concatenate([generator.normal(-6, 1, 400), generator.normal(-10, 1, 400)])
+    scores, labels = 2 / (1 + np.exp(-logits)) - 1, np.repeat([1, 0], 400)
+    fitted = PlattCalibration.fit(scores, labels)
+    found = agreement_report(scores, labels, fitted)
+    assert found["roc_auc"] > 0.99
+    assert found["dropped_positive_share"] < 0.08 and found["expected_calibration_error"] < 0.05
+    other_units = PlattCalibration.fit(1000 * scores - 3, labels)
+    np.testing.assert_allclose(other_units.probability(1000 * scores - 3), fitted.probability(scores), atol=1e-9)
 
 
 @pytest.mark.parametrize("times", [2, 30])
