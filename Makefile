@@ -10,7 +10,7 @@ TEST_WORKERS ?= 2
 # Of the benchmarks: a folder or GGUF file in the place of the stand-in. Of the demo: "tiny" takes models that are built in the run, without downloads, in three minutes.
 STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
-THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEMO_OUTPUT := outputs/demo$(if $(filter tiny,$(STUDENT)),_tiny)
 DEMO_TIME := $(if $(filter tiny,$(STUDENT)),three minutes,9 to 16 minutes)
 DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 800 --max_test_pairs 400)

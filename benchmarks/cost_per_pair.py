@@ -130,7 +130,7 @@ def main(quick: bool = False) -> list[Row]:
                 f"{stage}: peak of memory at {n:,}",
                 f"{grown / 2**20:.0f} MiB",
                 f"at {fewer:,}: {before / 2**20:.0f} MiB",
-                grown / before,
+                grown / max(1, before),
                 "" if quick else FLAT,  # a thousand pairs hold less than what there is one of
             )
         )

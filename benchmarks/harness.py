@@ -102,7 +102,7 @@ def missing(*needed: Path) -> bool:
     """Say so and return True where the benchmark data are not there."""
     absent = [path for path in needed if not path.exists()]
     if absent:
-        print(f"skipped: no {absent[0].name} at {absent[0].parent}; set FLIPPED_KD_SHARED to the folder that holds it")
+        print(f"skipped: no {absent[0]}; data/ and models/ are looked for in {SHARED}, or in FLIPPED_KD_SHARED")
     return bool(absent)
 
 

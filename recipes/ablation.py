@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from mini_student import MiniStudentSettings, build_mini_student
 from mini_teacher import build_mini_teacher
 from peers import PEERS
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rows", type=Path, help=f"file of finished rows; by default {ROWS_FILE} in the output folder"
     )
-    parser.add_argument("--workers", type=int, default=cpu_cores(), help="processes; by default one a core")
+    parser.add_argument("--workers", type=int, help="processes; by default one a GPU, else one a core")
     parser.add_argument("--max_minutes", type=float, help="start no run after so many minutes")
     parser.add_argument("--tables", action="store_true", help="run nothing, show the tables of the finished rows")
     options = parser.parse_args(argv)
     if (options.config is None) != options.quick:
         parser.error("give --config or --quick")
+    workers = options.workers if options.workers is not None else torch.cuda.device_count() or cpu_cores()
     try:
         plan = read_plan(options.config or QUICK, options.root or HERE.parent, output_dir=options.output_dir)
         rows_file = options.rows or plan.output_dir / ROWS_FILE
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = read_rows(rows_file)
             pending(plan, rows)  # rows of other settings are refused
         else:
-            rows = run_plan(plan, rows_file, workers=options.workers, max_minutes=options.max_minutes, peers=PEERS)
+            rows = run_plan(plan, rows_file, workers=workers, max_minutes=options.max_minutes, peers=PEERS)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     tables = "\n\n".join(group_tables(rows, group) for group in plan.groups)

@@ -20,6 +20,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import set_seed
 
 from flipped_kd.evaluation.comparison import SplitScores
@@ -79,7 +80,10 @@ def _as_sentence_transformer(student: StudentArguments, config: FlippedDistillat
 def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillationConfig, folder: Path) -> int:
     """Train it; the steps that were made."""
     args = SentenceTransformerTrainingArguments(
-        per_device_train_batch_size=config.per_device_train_batch_size, **same_budget(config, folder)
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        # The same text twice in a batch would be its own negative.
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        **same_budget(config, folder),
     )
     loss = MultipleNegativesRankingLoss(model)
     with fast_bfloat16(config.product_dtype, config.device):  # as fast as ours
@@ -87,7 +91,11 @@ def _train(model: SentenceTransformer, matches: Any, config: FlippedDistillation
 
 
 def same_budget(config: FlippedDistillationConfig, folder: Path) -> dict[str, Any]:
-    """Budget and optimizer of a run as arguments of sentence-transformers' trainers, all but the batch size."""
+    """Budget and optimizer of a run as arguments of sentence-transformers' trainers, all but the batch size.
+
+    What stays theirs: gradients are clipped by their norm, batches are drawn at random, and scores are computed in
+    float32.
+    """
     return {
         "output_dir": str(folder),
         "num_train_epochs": config.num_train_epochs,

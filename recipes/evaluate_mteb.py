@@ -30,7 +30,7 @@ from flipped_kd import FlippedMatcher
 from flipped_kd.data.tables import numbered_json_lines
 from flipped_kd.utils.screen import unfailing_screen
 
-METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "accuracy")
+METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "hit_rate_at_1")
 
 
 def texts_of(batches: Iterable[Any]) -> list[str]:
@@ -239,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=Path, help="queries of a task of your own")
     parser.add_argument("--qrels", type=Path, help="qrels of a task of your own")
     parser.add_argument("--task", help="a retrieval task of mteb, in the place of the three files")
-    parser.add_argument("--max-queries", type=int, metavar="N", help="of your own task's queries the first N")
+    parser.add_argument(
+        "--max-queries", "--max_queries", type=int, metavar="N", help="of your own task's queries the first N"
+    )
     parser.add_argument("--teacher", help="encoder of sentence-transformers to judge beside, a folder or a Hub name")
     parser.add_argument("--rerank", type=int, default=20, metavar="N", help="rank the nearest N again (20; 0: none)")
     options = parser.parse_args(argv)

@@ -2,7 +2,8 @@
 
 Here its CrossEncoderTrainer; its embedding training is in embedding_peer.py. The student is the same language model
 with the same LoRA and the same prompt, in sentence-transformers' layout for causal models (yes minus no at the last
-token); losses and training loop are theirs. Budget and optimizer are those of the run.
+token); losses and training loop are theirs. Budget and optimizer are those of the run, with what
+`same_budget` says.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def run_comparison(
     config = dataclasses.replace(config, teacher_cache_dir=config.teacher_cache_dir or str(out / "_teacher_cache"))
     splits = load_splits(data, config.seed)  # bad pairs are refused before any model is loaded
     unlabelled_texts(data)
-    shared = _shared_pairs(splits, config)
+    shared = shared_pairs(splits, config)
     if config.push_to_hub and is_gguf(student.student):
         refuse_local_gguf(gguf_path(student.student or "", student.student_revision)[1])
     repository = None
@@ -115,12 +115,10 @@ def _compare(
             f"encoder_start='teacher' wants a teacher with vectors of at least {name}={rank} numbers, which "
             f"{teacher.id!r} has not: use encoder_start='random', a smaller {name}, or another teacher."
         )
-    comparison = Comparison(student, data, config, teacher, out)
+    comparison = Comparison(student, data, config, teacher, out, shared=shared)
     seeds = list(range(config.seed, config.seed + data.seeds))
     for position, seed in enumerate(seeds):
         comparison.add(seed, position, len(seeds))
-    if shared:
-        comparison.pairs["shared_pairs"] = shared
     report = {
         "format_version": REPORT_VERSION,
         "student": shown_name(student.student),
@@ -148,7 +146,7 @@ def _hub(config: FlippedDistillationConfig) -> dict[str, Any]:
     return {"private": config.hub_private_repo, "token": config.hub_token}
 
 
-def _shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str, int]:
+def shared_pairs(splits: Splits, config: FlippedDistillationConfig) -> dict[str, int]:
     """How many pairs each two splits share, which is warned of: scores on seen pairs say nothing about others.
 
     Texts alone are shared where an FAQ's questions recur; they are told in the log.
@@ -208,11 +206,15 @@ class Comparison:
     runs: list[dict[str, Any]] = field(default_factory=list)
     rankings: list[dict[str, Any]] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
     seconds_before: float = 0.0
 
     def add(self, seed: int, position: int, seeds: int) -> None:
         """Train with one seed, and judge."""
         splits = load_splits(self.data, seed)
+        if position:  # the first seed's were counted before any model was loaded
+            for names, count in shared_pairs(splits, self.config).items():
+                self.shared[names] = max(count, self.shared.get(names, 0))
         of_teacher = teacher_split_scores(self.teacher, splits, self.config)
         results: dict[str, RunResult] = {}
 
@@ -254,9 +256,7 @@ class Comparison:
             )
         )
         facts = {system: result.facts for system, result in results.items()}
-        for result in results.values():
-            if not result.is_new:
-                self.seconds_before += result.facts.get("seconds", result.facts["training_seconds"])
+        self.seconds_before += sum(result.seconds_before for result in results.values())
         self.runs.append({"seed": seed, **facts})
         if all("retrieval" in of_run for of_run in facts.values()):
             of_seed = {"teacher": teacher_retrieval(self.teacher, self.data, self.config)}
@@ -265,7 +265,7 @@ class Comparison:
     def results(self) -> dict[str, Any]:
         """The parts of the report that the runs give."""
         return {
-            "data": self.pairs,
+            "data": {**self.pairs, **({"shared_pairs": self.shared} if self.shared else {})},
             **summarise(self.judged),
             **({"retrieval": summarise_retrieval(self.rankings)} if self.rankings else {}),
             "teacher_check": self.check,

@@ -79,7 +79,7 @@ def run_recipe(
     Args:
         argv: flags.
         output_dir: where it writes, unless told otherwise.
-        mini_config: YAML of the embedded setting, used where neither data nor --config is given.
+        mini_config: YAML of the embedded setting with a mini student, used where neither data nor --config is given.
         mini_data: folder of its train, validation and test.jsonl; of an FAQ also questions.jsonl.
         build_teacher: (training pairs, folder, seed=) -> folder of the trained mini teacher.
         build_student: (texts, folder, seed=) -> folder of the mini student.
@@ -93,15 +93,17 @@ def run_recipe(
         if not any(flag.startswith("--config") for flag in argv):
             if demo is not None and student.student is None and data.teacher is None:
                 found = _demo_models(demo, config)
-            embedded = mini_config
+            # The mini models' settings suit no other student.
+            is_mini = found is None and student.student in (None, MINI)
+            embedded = mini_config if is_mini else demo.config if demo is not None else None
             if demo is not None and found is not None:
-                embedded = demo.config
                 precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
                 if config.device.type == "cpu" and precision == "auto":
                     say(config, "This CPU does not multiply bfloat16 itself: float32 takes two thirds longer.")
                 argv = ["--student", found[0], "--precision", precision, *argv]
                 build_teacher = partial(demo.train_teacher, found[1])
-            student, data, config = parse_settings(classes, ["--config", str(embedded), *argv], defaults)
+            given = [] if embedded is None else ["--config", str(embedded)]
+            student, data, config = parse_settings(classes, [*given, *argv], defaults)
         files = {f"{split}_file": str(mini_data / f"{split}.jsonl") for split in SPLITS}
         if (mini_data / "questions.jsonl").is_file():
             files["questions_file"] = str(mini_data / "questions.jsonl")

@@ -49,6 +49,7 @@ class RunResult:
         start: the similarities after the start of A, before any step; None where A started at random.
         facts: plain JSON values.
         is_new: whether it was made now, not found in its folder.
+        seconds_before: that earlier commands took for it.
     """
 
     answer: SplitScores
@@ -57,6 +58,7 @@ class RunResult:
     start: SplitScores | None
     facts: dict[str, Any]
     is_new: bool = True
+    seconds_before: float = 0.0
 
 
 def train_once(
@@ -133,7 +135,7 @@ def train_once(
         else:
             facts |= {"retrieval": student_retrieval(trainer, data), "retrieval_by_answer": by_answer}
     facts["seconds"] = round(time.time() - begun + watch.before, 1)
-    result = RunResult(answer, similarity, before, start, facts)
+    result = RunResult(answer, similarity, before, start, facts, seconds_before=watch.before)
     if config.should_save:
         _write_result(folder, result)
     trainer.accelerator.wait_for_everyone()
@@ -228,7 +230,7 @@ def teacher_split_scores(teacher: Teacher, splits: Splits, config: FlippedDistil
     scored = []
     for part in (splits.validation, splits.test):
         with config.main_process_first(local=False, desc="scoring with the teacher"):
-            scored.append(teacher_scores(teacher, part, **cache))
+            scored.append(teacher_scores(teacher, part, **cache, show_progress=not config.disable_tqdm))
     return SplitScores(*scored)
 
 
@@ -267,7 +269,8 @@ def _finished(folder: Path) -> RunResult | None:
     with np.load(folder / SCORES_FILE) as arrays:
         answer, similarity, before = (SplitScores.of(arrays, kind) for kind in ("answer", "similarity", "before"))
         start = SplitScores.of(arrays, "start") if "start_test" in arrays else None
-    return RunResult(answer, similarity, before, start, facts, is_new=False)
+    seconds = facts.get("seconds", facts["training_seconds"])
+    return RunResult(answer, similarity, before, start, facts, is_new=False, seconds_before=seconds)
 
 
 def say(config: FlippedDistillationConfig, text: str) -> None:

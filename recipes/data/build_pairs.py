@@ -87,9 +87,11 @@ def banking_queries(raw: Path | None) -> dict[str, list[Query]]:
     splits: dict[str, list[Query]] = {}
     taken: set[str] = set()
     for split in ("test", "train"):  # a text of the test file is for testing
-        rows = csv.DictReader(io.StringIO(fetch(f"{split}.csv", raw).decode("utf-8")))
-        splits[split] = [(text, row["category"]) for row in rows if (text := row["text"].strip()) not in taken]
-        taken |= {text for text, _ in splits[split]}
+        splits[split] = []
+        for row in csv.DictReader(io.StringIO(fetch(f"{split}.csv", raw).decode("utf-8"))):
+            if (text := row["text"].strip()) not in taken:
+                taken.add(text)
+                splits[split].append((text, row["category"]))
     rng = random.Random(SEED)
     train, validation = [], []
     for intent in sorted({intent for _, intent in splits["train"]}):
@@ -208,7 +210,7 @@ def write(files: dict[str, list[Row]], folder: Path) -> None:
     """Write NAME.jsonl and SHA256SUMS, all or nothing; the folder must be new, or hold the very same files.
 
     Raises:
-        ValueError: the folder holds files with other sums, or without any.
+        ValueError: the folder holds files with other sums, or without any; or one of them is gone or has changed.
     """
     contents = {f"{name}.jsonl": to_jsonl(rows) for name, rows in files.items()}
     sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
@@ -216,6 +218,10 @@ def write(files: dict[str, list[Row]], folder: Path) -> None:
     if (folder / SUMS_FILE).is_file():
         if (folder / SUMS_FILE).read_text(encoding="utf-8") != listing:
             raise ValueError(f"{folder} holds another build (its {SUMS_FILE} differs): name another folder.")
+        for name, total in sums.items():
+            path = folder / name
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != total:
+                raise ValueError(f"{path} is not there or has changed since it was built: remove {folder} and repeat.")
         return
     check_target(folder)
     with whole_or_absent(folder) as partial:

@@ -58,7 +58,18 @@ def finished(
     """(output folder, flags, screen) of one run of two steps."""
     out = tmp_path_factory.mktemp("recipe") / "out"
     flags = ["--student", student_dir, "--teacher", teacher_dir, "--output_dir", out, "--max_train_pairs", 64]
-    flags += ["--max_steps", 2, "--per_device_train_batch_size", 8, "--save_strategy", "no"]
+    flags += [
+        "--max_validation_pairs",
+        100,
+        "--max_test_pairs",
+        200,
+        "--max_steps",
+        2,
+        "--per_device_train_batch_size",
+        8,
+        "--save_strategy",
+        "no",
+    ]
     run = launch(*flags)
     assert run.returncode == 0, run.stderr[-3000:]
     return out, flags, run.stdout
@@ -75,7 +86,7 @@ def test_everything_promised_is_written(finished: tuple[Path, list[object], str]
             assert 0 <= system[metric] <= 1, (name, metric)
             assert system[metric] == pytest.approx(np.mean(system["by_seed"][metric]))
     assert report["seeds"] == [42]
-    assert report["data"]["train"] == 64 and report["data"]["test"] == 800
+    assert report["data"]["train"] == 64 and report["data"]["test"] == 200
     assert set(report["runs"][0]["llm_flipped"]["dropped_share"]) == {"positive", "negative"}
     assert report["seconds"] > 0 and report["runs"][0]["llm_sft"]["steps"] == 2
     assert markdown_table(report) in screen and markdown_table(report) in (out / "report.md").read_text()

@@ -154,3 +154,13 @@ def test_a_folder_holds_one_build(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["SHA256SUMS", "train.jsonl"]
     with pytest.raises(ValueError, match="another build"):
         build_pairs.write({"train": []}, tmp_path / "set")
+
+
+def test_files_that_have_changed_are_not_said_to_be_there(raw: Path, tmp_path: Path) -> None:
+    command = ["banking77_faq", "--raw", str(raw), "--output_dir", str(tmp_path / "faq")]
+    assert build_pairs.main(command) == build_pairs.main(command) == 0
+    with (tmp_path / "faq" / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{}\n")
+    assert build_pairs.main(command) != 0
+    (tmp_path / "faq" / "train.jsonl").unlink()
+    assert build_pairs.main(command) != 0

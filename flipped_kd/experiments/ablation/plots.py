@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # system, name in the legend, colour, marker, offset from the run's line
 SHOWN_SCORES = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", ORANGE, "s", 0.14))
+# Of a model of vectors alone.
+VECTORS_ALONE = ("similarity", "similarity alone", GREY, "D", 0.0)
 
 
 def draw_runs(rows: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> Iterator[Drawing]:
@@ -142,10 +144,12 @@ def _panels(lines: Sequence[str], height: float) -> tuple[Figure, Sequence[Axes]
 
 
 def _draw(panel: Axes, found: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
-    for system, label, color, marker, offset in SHOWN_SCORES:
+    for system, label, color, marker, offset in (*SHOWN_SCORES, VECTORS_ALONE):
+        unnamed = True
         for line, rows in enumerate(found.values()):
             known = np.array(list(values(rows, system, metric).values()))
-            if not len(known):
+            others = any(values(rows, other, metric) for other, *_ in SHOWN_SCORES)
+            if not len(known) or (system == VECTORS_ALONE[0] and others):
                 continue
             if len(known) > 1:
                 panel.plot(known, [line + offset] * len(known), "o", color=color, markersize=3, alpha=0.4, mew=0)
@@ -158,8 +162,9 @@ def _draw(panel: Axes, found: Mapping[str, Sequence[Mapping[str, Any]]], metric:
                 markersize=6,
                 capsize=3,
                 mec="w",
-                label=None if line else label,
+                label=label if unnamed else None,
             )
+            unnamed = False
     teacher = list(values(next(iter(found.values())), "teacher", metric).values())
     if teacher:
         panel.axvline(float(np.mean(teacher)), color=BLACK, linestyle=":", linewidth=1.4, label="teacher")

@@ -133,6 +133,7 @@ def _outcomes(
     """Rows or errors, in the order in which runs end."""
     deadline = time.monotonic() + 60 * (float("inf") if max_minutes is None else max_minutes)
     waiting = list(reversed(jobs))
+    workers = max(1, min(workers, len(jobs)))
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     places = context.SimpleQueue()
     for place in range(workers):
@@ -213,6 +214,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
 
 def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     # Here: a process that only reads rows or makes tables needs no training libraries.
+    from ..compare import shared_pairs
     from ..faq_ranking import teacher_retrieval
     from ..single_run import named_teacher, teacher_split_scores, train_once
     from ..splits import load_splits
@@ -220,6 +222,7 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     student, data, config = settings_of(job, folder, cache)
     config.disable_tqdm = True
     splits = load_splits(data, job.seed)
+    shared_pairs(splits, config)
     teacher = named_teacher(student, data)
     result = train_once(student, data, config, splits, teacher, looks_before=job.looks_before)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
@@ -238,6 +241,9 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     if result.start is not None:
         metrics["start"] = judge(result.start, *labels)
     facts = {name: result.facts[name] for name in ("training_seconds", "steps")} | {"dropped_share": dropped}
+    chosen = result.facts.get("teacher_agreement") or {}
+    if "answer_teacher_weight" in chosen:  # by the teacher, where the settings leave it open
+        facts["answer_teacher_weight"] = chosen["answer_teacher_weight"]
     # Of a run that was interrupted, or made before its row was written, the time that it took in all.
     return metrics | {"run": facts, "scores": packed_splits(kept), "seconds": result.facts.get("seconds")}
 

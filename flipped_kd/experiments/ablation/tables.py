@@ -106,27 +106,33 @@ def values(rows: Sequence[Row], system: str, metric: str) -> dict[int, float]:
 
 
 def of_run(rows: Sequence[Row], set_name: str, name: str) -> list[Row]:
-    """The rows of one run, by seed."""
-    return sorted((row for row in rows if (row["set"], row["name"]) == (set_name, name)), key=lambda row: row["seed"])
+    """The rows of one run, by seed; of two of the same seed the last."""
+    found = {row["seed"]: row for row in rows if (row["set"], row["name"]) == (set_name, name)}
+    return [found[seed] for seed in sorted(found)]
 
 
 def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[Row]]:
     """The rows of a group's runs of one set, of the seeds that all of them have: means then differ as pairs do.
 
     A run without any row is left out. Rows that keep scores have the labels and the teacher's scores too, which those
-    of the first seed keep for all: a run may lack just that one.
+    of the first seed keep for all: a run may lack just that one, and then has those of others with its teacher.
     """
-    of_all = shared_scores([row for row in rows if row["set"] == set_name]) or {}
     found: dict[str, list[Row]] = {}
     for run in group.runs:
         own = of_run(rows, set_name, run)
-        kept = shared_scores(own) or of_all
+        teachers = {_teacher_of(row) for row in own}
+        alike = [row for row in rows if row["set"] == set_name and _teacher_of(row) in teachers]
+        kept = shared_scores(own) or shared_scores(alike) or {}
         part = [row for row in own if row["seed"] in group.seeds]
         if part:
             found[run] = [{**row, "scores": {**kept, **row["scores"]}} if row.get("scores") else row for row in part]
     seeds = [{row["seed"] for row in part} for part in found.values()]
     shared = set.intersection(*seeds) if seeds else set()
     return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}
+
+
+def _teacher_of(row: Row) -> Any:
+    return row.get("resolved", {}).get("teacher")
 
 
 def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str], metric: str) -> Difference | None:
@@ -142,8 +148,13 @@ def compare(rows: Sequence[Row], other: Sequence[Row], systems: tuple[str, str],
 
 
 def group_tables(rows: Sequence[Row], group: Group) -> str:
-    """Markdown of a group: an overview by both scores and by the answer, then each of its sets more closely."""
+    """Markdown of a group: an overview by both scores and by the answer, then each of its sets more closely.
+
+    An overview by the similarity stands between them where a run has no other score.
+    """
     parts = [f"## {group.title}", overview(rows, group), overview(rows, group, "answer")]
+    if any(row["metrics"].keys().isdisjoint(("both", "answer")) for row in rows if row["name"] in group.runs):
+        parts.append(overview(rows, group, "similarity"))  # a model of vectors alone has nothing else
     for name in group.sets:
         found = of_set(rows, group, name)
         if not found:

@@ -30,8 +30,8 @@ def ablation(data: ReportData, draw: Draw) -> Section:
             "Means ± sample standard deviations over the seeds that all runs of a set share. A difference shows its "
             "95 % interval, or ± its spread over seeds where rows keep no scores of single pairs, and how many seeds "
             "gain. A star: significant at .05 among all cells of the table (Holm), by a bootstrap over test pairs and "
-            "seeds, or by the paired t-test over seeds. Scores are both of a student together, or the answer where a "
-            "run has no other."
+            "seeds, or by the paired t-test over seeds. Scores are both of a student together, or the answer or "
+            "similarity where a run has no other; like is compared with like."
         )
     swept = draw(draw_sweeps(data.ablation_rows, data.report["settings"]["training"]))
     section.plots += swept
@@ -55,7 +55,10 @@ def _table(rows: Sequence[Mapping[str, Any]], group: Group) -> Table:
     found = of_set(rows, group, name)
     reference = found.get(group.reference, [])
     body = []
-    systems = {run: "both" if values(part, "both", "f1") else "answer" for run, part in found.items()}
+    systems = {
+        run: next((system for system in ("both", "answer") if values(part, system, "f1")), "similarity")
+        for run, part in found.items()
+    }
     gaps = [
         [
             compare(reference, part, (systems[run],) * 2, metric) if run != group.reference else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.comparison import REPORT_KEYS, REPORT_VERSION, SplitScores
+from ...evaluation.comparison import REPORT_KEYS, REPORT_VERSION, SplitScores, completed
 from ...evaluation.mistakes import STUDENTS, Judged, judge_systems
 from ...evaluation.run_files import ARTIFACTS_FILE, EXAMPLES_FILE, REPORT_FILE, SCORES_FILE
 from ...utils.json_files import check_version, read_json_object
@@ -87,7 +87,7 @@ def _read_report(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {missing}: give the output folder of a finished training.")
     check_version(report.get("format_version", 1), REPORT_VERSION, path)
-    return dict(without_paths(report))
+    return completed(without_paths(report))
 
 
 def _read_seed(folder: Path, trained: Sequence[str]) -> SeedData:

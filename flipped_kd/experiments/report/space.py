@@ -106,6 +106,8 @@ def draw_spread(values: Mapping[str, tuple[float, float]]) -> Iterator[Drawing]:
 
 def _draw(name: str, title: str, vectors: np.ndarray, groups: np.ndarray) -> Drawing:
     points, share = principal_components(vectors)
+    if len(share) < 2:  # vectors of one number
+        points, share = np.pad(points, ((0, 0), (0, 1))), np.pad(share, (0, 1))
     first, second = (f"component {place + 1} ({part:.0%} of the variance)" for place, part in enumerate(share))
     figure, panel = new_panel(title[0].upper() + title[1:], first, second, height=3.9)
     others = points[groups < 0]

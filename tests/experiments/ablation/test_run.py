@@ -71,6 +71,24 @@ def plan_of(content: dict[str, Any], folder: Path) -> Plan:
     return read_plan(folder / "plan.yaml", folder)
 
 
+def test_a_row_that_stands_twice_is_one(content: dict[str, Any], tmp_path: Path) -> None:
+    metrics = {"teacher": {"f1": 0.5, "auc": 0.6}, "both": {"f1": 0.7, "auc": 0.8}}
+    row = {"set": "tiny", "name": "full", "seed": 5, "metrics": metrics}
+    assert of_run([row, row | {"seed": 6}, row], "tiny", "full") == [row, row | {"seed": 6}]
+
+
+def test_a_model_of_vectors_alone_is_compared_by_its_similarity() -> None:
+    def row(name: str, seed: int, systems: list[str]) -> dict[str, Any]:
+        found = {system: {"f1": 0.7 + seed / 10, "auc": 0.8 + seed / 20} for system in ("teacher", *systems)}
+        return {"set": "tiny", "name": name, "seed": seed, "metrics": found}
+
+    rows = [row("full", seed, ["answer", "similarity", "both"]) for seed in (0, 1)]
+    group = Group("Main", ("tiny",), (0, 1), ("full", "vectors"), "full")
+    assert "| similarity | tiny F1 |" not in group_tables(rows, group)
+    shown = group_tables([*rows, *(row("vectors", seed, ["similarity"]) for seed in (0, 1))], group)
+    assert "| similarity | tiny F1 | tiny AUC |" in shown and "| vectors | 0.750 ± 0.071 |" in shown
+
+
 # ---- Plan ----
 
 

@@ -313,17 +313,3 @@ def test_help_imports_no_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False False 0" and "--ablation" in run.stdout
-
-
-def test_the_page_is_made_without_trainer_and_teachers(comparison_dir: Path, tmp_path: Path) -> None:
-    """Heavy libraries that a page has no use for: it would wait for their import."""
-    folder = tmp_path / "run"
-    shutil.copytree(comparison_dir, folder)
-    code = (
-        "import json, sys; from flipped_kd.cli.main import main; code = main(['report', sys.argv[1]]); "
-        "print(json.dumps([code, [*sys.modules]]))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
-    code_of_exit, loaded = json.loads(run.stdout.splitlines()[-1])
-    assert code_of_exit == 0 and "matplotlib" in loaded, run.stderr
-    assert not {"transformers.trainer", "sentence_transformers"} & set(loaded)
