@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..data.tables import STANDARD
@@ -39,6 +40,8 @@ def check_report_file(output: str, *inputs: str | None, overwrite: bool) -> None
     place = place_of(output)
     if place.is_dir() or not place.absolute().parent.is_dir():
         raise UsageError(f"--output {output} is a folder, or in one that does not exist: name a file")
+    if not is_passage(place) and not os.access(place.absolute().parent, os.W_OK):
+        raise UsageError(f"{place.absolute().parent} cannot be written into: name another file by --output")
     refuse_inputs(output, *inputs)
     if not overwrite:
         refuse_existing(place)

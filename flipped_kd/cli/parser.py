@@ -295,7 +295,7 @@ def _merge(verbs: Any) -> None:
         "ADAPTER [ADAPTER ...] -o FOLDER",
         "merge an adapter into its base, as a model that needs no library of ours",
         "The result loads by sentence_transformers.CrossEncoder and AutoModelForCausalLM. It is written only if it "
-        "gives the adapter's scores to 1e-5. Several adapters are combined into one first.",
+        "gives the adapter's scores up to rounding. Several adapters are combined into one first.",
     )
     parser.add_argument("adapters", metavar="ADAPTER", nargs="+", help="folders or Hub names of adapters")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to; must be absent or empty")

@@ -6,10 +6,9 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -120,7 +119,8 @@ def run_table_job(
         table = TextTable(TableSource(path), columns, options.part_rows, options.skip_bad_rows, id_column)
         if to_screen:
             if not table.source.is_standard:
-                scan(table, added, keep_rows)  # what is wrong with a file is said before the model is loaded
+                # What is wrong with a file is said before the model is loaded.
+                scan(table, added, keep_rows, converts=True)
             work = open_work(state)
             file = options.stdout.buffer
             with _bar(options, state, None) as bar:
@@ -169,14 +169,16 @@ def _spooled(source: str, to_screen: bool, output: str) -> Iterator[str]:
     if source != STANDARD or to_screen:
         yield source
         return
-    parent = Path(output).absolute().parent
-    with clear_write_error(parent):
-        folder = tempfile.TemporaryDirectory(prefix=".flipped-kd-", dir=parent if parent.is_dir() else None)
-    with folder as name:
-        path = Path(name, "standard-input.jsonl")
+    target = Path(output).absolute()
+    # One name for each output: what a killed command has left is written over by the next one, which has the lock.
+    path = target.with_name(f".{target.name}.standard-input.jsonl")
+    try:
         with clear_write_error(path), open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield str(path)
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _counting(compute: Compute, bar: tqdm) -> Compute:

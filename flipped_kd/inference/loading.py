@@ -35,6 +35,8 @@ MODEL_CONFIG = "config.json"
 # What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHT_FILES = ["*.safetensors"]
+# All that is wanted of an adapter's base: offline, what was never fetched cannot be had, and other formats are large.
+BASE_FILES = ["config.json", "generation_config.json", "model*.safetensors", "*.safetensors.index.json"]
 OWN = "a training (`flipped-kd train`, FlippedDistillationTrainer) or a merge (`flipped-kd merge`, merge_adapter)"
 
 
@@ -203,7 +205,7 @@ def _load_adapted(
             if recorded is not None:
                 check_same_file(recorded, cast(Any, base).gguf_base, name)
         else:
-            place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, SMALL_FILES + WEIGHT_FILES)
+            place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, BASE_FILES)
             base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
     except (ValueError, ImportError) as error:
         raise ValueError(
@@ -216,7 +218,8 @@ def _load_adapted(
     )
     try:
         with without_advice():
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+            # By way of the CPU: PEFT's default is the first GPU, whatever the base is on.
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=False, torch_device="cpu")
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
             saved = set(file.keys())
     except SafetensorError as error:

@@ -15,10 +15,10 @@ from ..utils.hub_download import Access
 from .inputs import checked_count, text_list, unique
 from .loading import load_matcher, local_folder, resolved_device, resolved_dtype
 from .model_runner import Bar
-from .nearest import ApproximateSearch, resolved_kind
+from .nearest import resolved_kind
 from .prefix_cache import CachedPrefix
 from .scorer import PairScorer, row_cosines
-from .search_index import SearchIndex, best_hits, with_texts
+from .search_index import SearchIndex, best_hits, checked_vectors, with_texts
 
 # Cosine of one text's vectors from the same encoder run in two ways, half precision included, at the least.
 SAME_VECTOR = 0.999
@@ -174,7 +174,8 @@ class FlippedMatcher(PairScorer):
             corpus: n texts.
             kind: "exact" compares with every text. "hnsw" (graph) and "ivf" (cells) look at a part, by FAISS; the log
                 says how many of the true nearest they find. "auto": exact to 100,000 texts, "ivf" above, if there.
-            vectors: (n, D) what `encode` gave for the corpus, if it was asked before.
+            vectors: (n, D) what `encode` gave for the corpus, if it was asked before; of the first and the last text
+                they are checked.
             batch_size: texts read at a time.
             show_progress_bar: None shows it where the logger is at INFO.
 
@@ -183,16 +184,16 @@ class FlippedMatcher(PairScorer):
 
         Raises:
             TypeError: the corpus is one str, or a text is none.
-            ImportError, ValueError: FAISS is wanted and not installed; an unknown kind.
+            ImportError, ValueError: FAISS is wanted and not installed; an unknown kind; vectors of other texts or of
+                another encoder.
         """
         kind = resolved_kind(kind, len(texts := text_list("corpus", corpus)))
         if vectors is None:
             vectors = self.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        vectors = np.asarray(vectors, dtype=np.float32)  # those read from JSON are float64
-        approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
-        index = SearchIndex(texts, torch.from_numpy(vectors), self._definition(), approximate=approximate)
-        index.known_to.add(self)
-        return index
+        else:
+            vectors = checked_vectors(vectors, len(texts), self.encoder.dimension)
+            self._check_index(SearchIndex(texts, torch.from_numpy(vectors), self.vector_definition()))
+        return SearchIndex.of_matcher(self, texts, vectors, kind)
 
     def search(
         self,
@@ -277,7 +278,7 @@ class FlippedMatcher(PairScorer):
         bar.update(1)
         return best_hits(found, ids, top_k)
 
-    def _definition(self) -> dict[str, Any]:
+    def vector_definition(self) -> dict[str, Any]:
         """What vectors depend on besides the weights."""
         wrap = {"wrap_a": list(self.prompt.wrap_a)} if any(self.prompt.wrap_a) else {}
         return self.encoder.to_dict() | {"prefix": self.prompt.prefix, "text_tokens": self.prompt.room // 2} | wrap
@@ -287,7 +288,7 @@ class FlippedMatcher(PairScorer):
         if self in index.known_to:
             return
         tried = sorted({0, len(index) - 1}) if len(index) else []
-        same = index.encoder == self._definition()
+        same = index.encoder == self.vector_definition()
         if same and tried:
             vectors = torch.from_numpy(self.encode([index.texts[i] for i in tried], show_progress_bar=False))
             same = bool(((vectors * index.embeddings[tried]).sum(1) > SAME_VECTOR).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 from dataclasses import dataclass, replace
@@ -112,7 +113,12 @@ class ApproximateSearch:
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write the index to `path`; gives what `load` needs besides, as plain JSON values."""
-        _faiss().write_index(self.faiss_index, str(path))
+        try:
+            _faiss().write_index(self.faiss_index, str(path))
+        except RuntimeError as error:  # FAISS has no other
+            raise OSError(
+                errno.ENOSPC if "No space left" in str(error) else errno.EIO, str(error), str(path)
+            ) from error
         return {"kind": self.kind, "depth": self.depth, "recall": self.recall, "sha256": file_sha256(path)}
 
     @classmethod

@@ -179,7 +179,8 @@ class PairScorer(Copied):
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         answer, similarity = self.scores(pairs, **options, kind=kind)  # type: ignore[arg-type]
         if not tuned:
-            return np.asarray(self._probability(answer, similarity, kind) >= threshold)
+            above: np.ndarray = self._probability(answer, similarity, kind) >= threshold
+            return above
         assert self.match_score is not None
         return self.match_score.matches(answer, similarity, kind)
 
@@ -269,7 +270,7 @@ class PairScorer(Copied):
         return cos_sim(self._as_vectors(a), self._as_vectors(b)).clamp(-1, 1)  # rounding may pass 1
 
     def _as_vectors(self, values: Texts | Embeddings) -> Tensor:
-        if isinstance(values, np.ndarray | Tensor):
+        if isinstance(values, Tensor) or (isinstance(values, np.ndarray) and values.dtype.kind not in "OUST"):
             return torch.atleast_2d(torch.as_tensor(values).to(self.device, torch.float32))
         return torch.atleast_2d(self.encode(values, convert_to_tensor=True))
 

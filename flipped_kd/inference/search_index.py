@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -11,19 +12,23 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sentence_transformers.util import dot_score, semantic_search
 from torch import Tensor
 
 from ..utils.atomic import check_target, whole_or_absent
+from ..utils.choices import IndexKind
+from ..utils.digests import file_sha256
 from ..utils.json_files import read_versioned
-from .nearest import ApproximateSearch, has_faiss
+from .nearest import ApproximateSearch, has_faiss, resolved_kind
 
 INDEX_FILE = "search_index.json"
 TEXTS_FILE = "texts.jsonl"
 EMBEDDINGS_FILE = "embeddings.safetensors"
 FAISS_FILE = "index.faiss"
+FILES = (INDEX_FILE, TEXTS_FILE, EMBEDDINGS_FILE, FAISS_FILE)
 FORMAT_VERSION = 1
 
 logger = logging.getLogger(__name__)
@@ -86,6 +91,22 @@ class SearchIndex:
         vars(self).update(state)
         self.known_to, self._placed = WeakSet(), self.embeddings
 
+    @classmethod
+    def of_matcher(cls, matcher: Any, texts: Sequence[str], vectors: np.ndarray, kind: IndexKind) -> SearchIndex:
+        """An index of vectors (N, D) float32 that are known to be a matcher's; reads no text.
+
+        Args:
+            matcher: whose `encode` gave the vectors.
+            texts: N texts.
+            vectors: theirs.
+            kind: how they are searched, see `FlippedMatcher.index`.
+        """
+        kind = resolved_kind(kind, len(texts))
+        approximate = None if kind == "exact" else ApproximateSearch.build(vectors, kind)
+        index = cls(texts, torch.from_numpy(vectors), matcher.vector_definition(), approximate=approximate)
+        index.known_to.add(matcher)
+        return index
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -137,9 +158,10 @@ class SearchIndex:
             OSError: no space left.
         """
         target = Path(folder)
-        check_target(target, INDEX_FILE if overwrite else None)
+        check_place(target, overwrite)
         header = {"format_version": FORMAT_VERSION, "count": len(self), "encoder": self.encoder}
-        with whole_or_absent(target, self.embeddings.nbytes) as partial:
+        size = self.embeddings.nbytes * (1 if self.approximate is None else 2)
+        with whole_or_absent(target, size) as partial:
             if self.approximate is not None:
                 header["approximate"] = self.approximate.save(partial / FAISS_FILE)
             (partial / INDEX_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
@@ -147,7 +169,9 @@ class SearchIndex:
                 for place, text in enumerate(self.texts):
                     row = {"text": text} | ({} if self.ids is None else {"id": self.ids[place]})
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS_FILE)
+            # A reader may open the texts of one index and the vectors of the one that takes its place.
+            belongs = {"texts_sha256": file_sha256(partial / TEXTS_FILE)}
+            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS_FILE, belongs)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SearchIndex:
@@ -166,11 +190,19 @@ class SearchIndex:
             raise ValueError(f"{place} holds no {INDEX_FILE}: give a folder that SearchIndex.save has written.")
         header = read_versioned(place / INDEX_FILE, FORMAT_VERSION, "make the index again")
         try:
-            with (place / TEXTS_FILE).open(encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
+            digest = hashlib.sha256()
+            with (place / TEXTS_FILE).open("rb") as file:
+                rows = []
+                for line in file:
+                    digest.update(line)
+                    rows.append(json.loads(line))
             ids = [row["id"] for row in rows] if rows and "id" in rows[0] else None
             texts = [row["text"] for row in rows]
-            index = cls(texts, load_file(place / EMBEDDINGS_FILE)["embeddings"], header["encoder"], ids)
+            with safe_open(place / EMBEDDINGS_FILE, framework="pt") as vectors_file:
+                told = (vectors_file.metadata() or {}).get("texts_sha256", digest.hexdigest())
+                index = cls(texts, vectors_file.get_tensor("embeddings"), header["encoder"], ids)
+            if told != digest.hexdigest():
+                raise ValueError("its vectors are of other texts; if it was replaced meanwhile, load it once more")
             if len(index) != header["count"]:
                 raise ValueError(f"{header['count']} texts expected, {len(index)} found")
             approximate = header.get("approximate")
@@ -187,6 +219,22 @@ class SearchIndex:
             return index
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the index in {place} is broken ({error}): make it again.") from error
+
+
+def checked_vectors(vectors: Any, count: int, dimension: int) -> np.ndarray:
+    """Vectors as float32, also those that were read from JSON; ValueError unless they are (count, dimension)."""
+    found = np.asarray(vectors, dtype=np.float32)
+    if found.shape != (count, dimension):
+        raise ValueError(f"vectors of shape {found.shape}: {(count, dimension)} are needed, one for each text.")
+    return found
+
+
+def check_place(folder: Path, overwrite: bool = False) -> None:
+    """Raise ValueError unless an index can be saved there: nothing is there or, with `overwrite`, an index alone."""
+    check_target(folder, INDEX_FILE if overwrite else None)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES) if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder} holds {others[0]!r} beside an index, which would be lost: give another folder.")
 
 
 def best_hits(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:

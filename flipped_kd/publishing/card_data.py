@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..evaluation.comparison import COMPARED_METRICS, REPORT_KEYS, REPORT_VERSION
+from ..evaluation.comparison import COMPARED_METRICS, REPORT_KEYS, REPORT_VERSION, completed
 from ..evaluation.match_score import SCORE_FILE, MatchScore
 from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
 from ..evaluation.run_files import REPORT_FILE
@@ -25,8 +25,6 @@ from .files import ADAPTER_FOLDER, MERGE_FILE
 
 SMALL_STUDENT = 100_000_000
 SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}
-# What was done before it was a setting, for reports that lack it.
-BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -202,18 +200,7 @@ def _report(
     if missing:
         raise ValueError(f"{where} lacks {missing}: give the report.json that a comparison has written.")
     check_version(report["format_version"], REPORT_VERSION, where)
-    return _completed(cast(dict[str, Any], without_paths(report)))
-
-
-def _completed(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with the settings that it lacks: those newer than it, and what the run chose by its teacher."""
-    settings = report["settings"]
-    # What the report says, in its order, and what it lacks behind it.
-    training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
-    if training["answer_teacher_weight"] is None:
-        agreement = report["runs"][0]["llm_flipped"].get("teacher_agreement") or {}
-        training |= {"answer_teacher_weight": agreement.get("answer_teacher_weight", 0.0)}
-    return {**report, "settings": {**settings, "training": training}}
+    return completed(without_paths(report))
 
 
 def _teacher(report: Mapping[str, Any] | None) -> ModelSource | None:

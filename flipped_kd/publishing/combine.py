@@ -129,13 +129,15 @@ def _combined(
     names = [f"adapter_{number}" for number in range(len(folders))]
     try:
         for name, folder in zip(names, folders, strict=True):
-            model.load_adapter(str(folder), adapter_name=name)
+            model.load_adapter(str(folder), adapter_name=name, torch_device="cpu")
             # The layers know their scale by now; the combined adapter takes over the setting, but needs a scale of 1.
             config: Any = model.peft_config[name]
             config.use_rslora = False
         model.set_adapter(names[0])
         model.delete_adapter("default")
         model.add_weighted_adapter(names, weights, "default", combination_type=method, **options)
+        if method == "cat":
+            _cut_to_ranks(model, names)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"PEFT cannot combine {[str(folder) for folder in folders]} by method={method!r}: {error} Adapters of "
@@ -166,6 +168,19 @@ def _check_nothing_lost(model: PeftModel, names: list[str]) -> None:
             f"{len(lost)} modules, such as {lost[0]!r}, are adapted by one of the adapters and would not be by the "
             "combined one, which is made by the first one's settings: give first the adapter that adapts most."
         )
+
+
+def _cut_to_ranks(model: PeftModel, names: list[str]) -> None:
+    """Take away the zeros that PEFT fills all modules up with, to the sum of the adapters' greatest ranks."""
+    layers: dict[str, Any] = dict(lora_layers(model))
+    for layer in layers.values():
+        if "default" not in layer.lora_A:
+            continue
+        rank = sum(len(layer.lora_A[name].weight) for name in names if name in layer.lora_A)
+        first, second = layer.lora_A["default"], layer.lora_B["default"]
+        first.weight = torch.nn.Parameter(first.weight[:rank].detach().clone())
+        second.weight = torch.nn.Parameter(second.weight[:, :rank].detach().clone())
+        first.out_features = second.in_features = rank
 
 
 def _tell_ranks(model: PeftModel) -> None:

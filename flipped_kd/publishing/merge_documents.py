@@ -10,8 +10,7 @@ from ..evaluation.run_files import REPORT_FILE
 from ..inference.loading import ADAPTER_CONFIG
 from ..utils.json_files import read_json_object, write_json
 from ..utils.provenance import CACHED_SNAPSHOT, shown_name
-from .card_metadata import may_replace
-from .files import ADAPTER_FOLDER, CARD_FILE, DOCUMENT_FILES, files_in, matches_any
+from .files import ADAPTER_FOLDER, DOCUMENT_FILES, files_in, matches_any
 
 
 def keep_documents(adapter: Path, old: Path, new: Path) -> None:
@@ -27,8 +26,7 @@ def keep_documents(adapter: Path, old: Path, new: Path) -> None:
         shutil.copyfile(adapter / REPORT_FILE, new / ADAPTER_FOLDER / REPORT_FILE)
     for path in files_in(old) if old.is_dir() else ():
         ours = str(path) in (SYSTEMS_PLOT, LOSSES_PLOT)
-        if str(path) == CARD_FILE:
-            ours = may_replace((old / path).read_text(encoding="utf-8", errors="replace"))
+        # The card too where it is ours: the next one keeps what was added to its metadata.
         if matches_any(path, DOCUMENT_FILES) and not ours:
             (new / path).parent.mkdir(exist_ok=True)
             shutil.copyfile(old / path, new / path)

@@ -52,13 +52,18 @@ def pass_on(source: Path, passage: Path) -> None:
 
 
 def check_target(target: Path, replaceable: str | None = None) -> None:
-    """Raise ValueError unless `target` is absent, empty, or holds the file `replaceable` and so may be replaced."""
+    """Raise ValueError unless `target` is absent, empty, or holds the file `replaceable` and so may be replaced.
+
+    Nor may it be a mount point, which cannot be renamed: a folder is written beside it and takes its name.
+    """
     if not target.exists():
         return
     if not target.is_dir():
         raise ValueError(f"{target} is a file: give a folder.")
     if any(target.iterdir()) and not (replaceable and (target / replaceable).is_file()):
         raise ValueError(f"{target} is there and not empty: give another folder, or remove it.")
+    if os.path.ismount(target):
+        raise ValueError(f"{target} is a mount point, which cannot be replaced as a whole: give a folder inside it.")
 
 
 @contextmanager

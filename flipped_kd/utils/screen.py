@@ -45,9 +45,11 @@ class Unfailing(Legible):
     """As `Legible`; what the stream does not take is dropped: its reader is gone, its disk is full, it is closed."""
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write what can be written; a line is seen at once, in a file too."""
         with contextlib.suppress(OSError, ValueError):
             super().write(text)
+            if "\n" in text:
+                super().flush()
         return len(text)
 
     def flush(self) -> None:

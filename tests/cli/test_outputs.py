@@ -109,7 +109,7 @@ def test_a_second_process_is_refused_while_the_first_still_reads_its_input(
     target = tmp_path / "out.jsonl"
     first = start("predict", models["adapter"], "-", "-o", target, "--quiet", stdin=-1)
     until = time.monotonic() + 120
-    while not list(tmp_path.glob(".flipped-kd-*")):
+    while not (tmp_path / ".out.jsonl.standard-input.jsonl").exists():
         assert first.poll() is None and time.monotonic() < until
         time.sleep(0.01)
     assert main(command("predict", "-o", target)) == 1

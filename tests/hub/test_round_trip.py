@@ -22,6 +22,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.publishing.errors import PublishError
@@ -181,6 +182,32 @@ def test_a_fresh_process_without_a_token(world: World, repo_id: str, tmp_path: P
     assert private["error"] == nothing["error"] and "token" in private["message"]
     # A model that is no matcher: what is missing, by name.
     assert base["error"] == "ValueError" and "pair_prompt.json" in base["message"]
+
+
+def test_a_sharded_base_is_there_offline(
+    world: World, student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers has fetched what it reads; what it never asked for, such as other formats, is not wanted."""
+    student.save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    for name in ("params.json", "LICENSE.txt", "consolidated.safetensors"):
+        (tmp_path / "base" / name).write_bytes(b"not wanted")
+    assert len([*(tmp_path / "base").glob("model-*.safetensors")]) > 1
+    adapter = Path(shutil.copytree(world.adapter, tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "tester/sharded", "revision": None})
+    )
+    expected = scores(FlippedMatcher.from_pretrained(world.adapter), world)
+    for number, before in enumerate((AutoModelForCausalLM.from_pretrained, lambda _: None)):
+        with connected(world.hub, tmp_path / str(number), world.hub.token) as api:
+            if not number:
+                api.create_repo("tester/sharded")
+                api.upload_folder(repo_id="tester/sharded", folder_path=tmp_path / "base")
+            before("tester/sharded")
+            with monkeypatch.context() as patch:
+                patch.setattr(constants, "HF_HUB_OFFLINE", number == 0)
+                close(scores(FlippedMatcher.from_pretrained(adapter), world), expected, 5e-6)
+        assert not [*(tmp_path / str(number)).rglob("consolidated.safetensors")]
 
 
 def test_tokens_of_this_process(world: World, repo_id: str, tmp_path: Path) -> None:

@@ -352,6 +352,28 @@ def test_an_index_of_known_vectors_is_the_same(given: Any, matcher: FlippedMatch
     assert matcher.search("cash", index, 3) == matcher.search("cash", corpus, 3)
 
 
+def test_vectors_that_are_not_of_the_corpus_are_refused(matcher: FlippedMatcher, corpus: list[str]) -> None:
+    vectors = matcher.encode(corpus)
+    with pytest.raises(ValueError, match=rf"vectors of shape \(1, {vectors.shape[1]}\): \({len(corpus)}, "):
+        matcher.index(corpus, vectors=vectors[:1])
+    with pytest.raises(ValueError, match="made by another encoder"):
+        matcher.index(corpus, vectors=np.roll(vectors, 1, axis=0))
+
+
+def test_arrays_of_texts_are_texts(matcher: FlippedMatcher, corpus: list[str]) -> None:
+    expected = matcher.similarity(corpus, corpus[:2])
+    for dtype in (object, None):
+        texts = np.array(corpus, dtype=dtype)
+        torch.testing.assert_close(matcher.similarity(texts, texts[:2]), expected)
+
+
+def test_whether_one_pair_matches_is_a_scalar(matcher: FlippedMatcher) -> None:
+    pair = PAIRS[0]
+    for threshold in ("tuned", 0.5):
+        found = matcher.matches(pair, threshold=threshold)
+        assert isinstance(found, np.bool_) and found == matcher.matches([pair], threshold=threshold)[0]
+
+
 def test_rerank_uses_the_vectors_of_the_retrieval(matcher: FlippedMatcher, corpus: list[str]) -> None:
     index = matcher.index(corpus)
     with embedded(matcher) as shapes:

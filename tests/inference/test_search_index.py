@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flipped_kd import FlippedMatcher, SearchIndex
 from flipped_kd.inference.nearest import ApproximateSearch
@@ -62,6 +63,10 @@ def test_an_index_of_another_encoder_is_refused(
     matcher.index(CORPUS[:2]).save(tmp_path / "index", overwrite=True)
     texts = tmp_path / "index" / TEXTS_FILE
     texts.write_text(texts.read_text().replace("card", "salary"))
+    with pytest.raises(ValueError, match="its vectors are of other texts"):
+        SearchIndex.load(tmp_path / "index")
+    vectors = SearchIndex.load(matcher.index(CORPUS[:2]).save(tmp_path / "other") or tmp_path / "other").embeddings
+    save_file({"embeddings": vectors}, tmp_path / "index" / EMBEDDINGS_FILE)  # as older releases wrote them
     with pytest.raises(ValueError, match="another encoder"):
         matcher.search("where is", SearchIndex.load(tmp_path / "index"))
 
@@ -78,6 +83,10 @@ def test_nothing_of_anothers_is_overwritten(matcher: FlippedMatcher, tmp_path: P
         index.save(tmp_path / "index")
     matcher.index(CORPUS[:1]).save(tmp_path / "index", overwrite=True)
     assert len(SearchIndex.load(tmp_path / "index")) == 1
+    (tmp_path / "index" / "corpus.csv").write_text("keep")
+    with pytest.raises(ValueError, match=r"holds 'corpus.csv' beside an index, which would be lost"):
+        index.save(tmp_path / "index", overwrite=True)
+    assert (tmp_path / "index" / "corpus.csv").read_text() == "keep"
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 

@@ -100,6 +100,9 @@ def test_modules_may_have_ranks_of_their_own(
     modules = {module.name: module.rank for module in LoraEncoder.from_pretrained(folder).modules}
     matrices = FlippedMatcher.from_pretrained(folder, device="cpu").model.state_dict()
     assert {name: len(matrices[f"base_model.model.{name}.lora_A.default.weight"]) for name in modules} == modules
+    if method == "cat":  # nothing but the sum of the parts' own ranks
+        ranks = {name: len(value) for name, value in matrices.items() if "lora_A" in name}
+        assert set(ranks.values()) == {4, 12} and {r for n, r in ranks.items() if "down_proj" in n} == {12}
 
 
 def test_contracts_of_the_combined_adapter(tmp_path: Path, two: list[Path], base: Path) -> None:

@@ -418,6 +418,10 @@ def test_a_card_written_later_tells_what_the_first_one_did(adapter: Path, tmp_pa
 def test_a_new_merge_keeps_documents_of_the_users(adapter: Path, tmp_path: Path) -> None:
     merged = merge_adapter(adapter, tmp_path / "merged").folder
     (merged / "LICENSE").write_text("ours")
+    card = (merged / "README.md").read_text(encoding="utf-8")
+    (merged / "README.md").write_text(card.replace("---\n", "---\nlicense: apache-2.0\n", 1), encoding="utf-8")
+    merge_adapter(adapter, merged, overwrite=True)
+    assert "license: apache-2.0\n" in (merged / "README.md").read_text(encoding="utf-8")  # added to our card
     (merged / "README.md").write_text("# A card of our own\n")
     merge_adapter(adapter, merged, overwrite=True)
     assert (merged / "LICENSE").read_text() == "ours"

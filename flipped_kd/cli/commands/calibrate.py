@@ -13,7 +13,7 @@ from ...evaluation.match_score import SCORE_FILE, MatchScore
 from ...utils.atomic import write_atomically
 from ...utils.choices import SCORE_KINDS
 from ..arguments import UsageError
-from ..models import open_matcher, refuse_hub_cache
+from ..models import load_matcher, refuse_hub_cache
 from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table
 from ..runtime import reading
@@ -34,7 +34,7 @@ def calibrate(options: Namespace) -> None:
     # The model's own is what one calibrates anew.
     check_report_file(target, options.pairs, overwrite=options.overwrite or options.output is None)
     pairs = labelled_pairs(options, options.pairs)
-    matcher, _ = open_matcher(options)
+    matcher, _ = load_matcher(options)
     answer, similarity = matcher.scores(pairs, **reading(options))
     labels = np.asarray(pairs["label"])
     default = matcher.match_score.default if matcher.match_score is not None else "both"

@@ -12,12 +12,13 @@ import torch
 from ...inference.loading import resolved_device
 from ...inference.matcher import FlippedMatcher
 from ...prompts.pair_prompt import PairPrompt
-from ...students.loading import load_student, load_tokenizer
+from ...students.loading import check_positions, load_student, load_tokenizer
 from ...students.lora import add_adapter, default_lora
 from ...students.lora_encoder import LoraEncoder
 from ...teachers.loading import load_teacher
 from ...teachers.pair_scores import teacher_scores
 from ...teachers.suitability import check_scores, check_table, warnings_of
+from ...utils.devices import weights_dtype
 from ...utils.weight_files import check_models
 from ..outputs import check_report_file
 from ..reports import labelled_pairs, show_report
@@ -63,12 +64,14 @@ def check_teacher(options: Namespace) -> None:
 def bare_answers(options: Namespace, parts: list[Any]) -> list[np.ndarray]:
     """The answer log-odds of the LLM as it is: with a new adapter, whose B is 0, it is just that."""
     trusted = {"trust_remote_code": options.trust_remote_code}
-    model = load_student(options.student, **trusted)
+    device = resolved_device(options.device)
+    model = load_student(options.student, dtype=weights_dtype(device), **trusted)
+    check_positions(model, options.max_length)
     tokenizer = load_tokenizer(options.student, **trusted)
     prompt = PairPrompt.from_preset(
         tokenizer, options.prompt, max_length=options.max_length, instruction=options.instruction
     )
-    torch.nn.Module.to(model, resolved_device(options.device))
+    torch.nn.Module.to(model, device)
     student = add_adapter(model, default_lora(rank=1))
     matcher = FlippedMatcher(student, tokenizer, prompt, LoraEncoder.from_model(student))
     return [matcher.scores(part, kind="answer", **reading(options))[0] for part in parts]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...evaluation.match_score import ANSWER_ONLY
 from ...utils.provenance import shown_name
-from ..models import checked_kind, open_matcher
+from ..models import checked_kind, load_matcher
 from ..outputs import check_report_file
 from ..reports import judged_scores, labelled_pairs, metrics_table, show_report
 from ..runtime import reading
@@ -19,7 +19,7 @@ def evaluate(options: Namespace) -> None:
     if options.output is not None:
         check_report_file(options.output, options.pairs, overwrite=options.overwrite)
     pairs = labelled_pairs(options, options.pairs)
-    matcher, _ = open_matcher(options)
+    matcher, _ = load_matcher(options)
     kind = None if options.score is None else checked_kind(matcher, options.score)
     scorer = matcher.match_score or ANSWER_ONLY
     kinds = list(scorer.kinds) if kind is None else [kind]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...publishing.combine import combine_adapters
+from ...publishing.files import MERGE_FILE
 from ...publishing.merge import merge_adapter
+from ...utils.atomic import check_target
 from ...utils.locking import sole_writer_of
 from ..arguments import UsageError
 from ..runtime import hide_bars
@@ -41,6 +43,7 @@ def _merge(options: Namespace, several: bool) -> None:
     if options.adapter_only:
         print(combine_adapters(options.adapters, options.output, **combined), file=options.screen)
         return
+    check_target(Path(options.output), MERGE_FILE if options.overwrite else None)  # before adapters are combined
     with tempfile.TemporaryDirectory(prefix="flipped-kd-") as scratch:
         adapter = options.adapters[0]
         if several:

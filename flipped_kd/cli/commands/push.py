@@ -10,6 +10,7 @@ from ...publishing.files import kind_of
 from ...publishing.publish import publish
 from ...publishing.push import push_folder, whole_name
 from ..arguments import UsageError
+from ..models import refuse_hub_cache
 from ..runtime import hide_bars
 
 
@@ -19,6 +20,7 @@ def push(options: Namespace) -> None:
     private = True if options.private else None
     if not options.merged and (options.base_model is not None or options.merged_dir is not None):
         raise UsageError("--base-model and --merged-dir are for --merged: add it, or leave them out")
+    refuse_hub_cache(options.folder, "name the copy")  # a card is written into it
     if kind_of(Path(options.folder)) == "adapter":
         report = publish(
             options.folder,

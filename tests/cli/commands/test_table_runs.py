@@ -25,7 +25,7 @@ from tests.cli.helpers import (
 from tests.distributed.launching import Ranks
 
 # Enough that a process is killed long before it has read them all.
-ROWS = 240
+ROWS = 120
 
 
 def wait_for_parts(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
