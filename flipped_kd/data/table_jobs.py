@@ -107,7 +107,7 @@ class TableJob:
             raise ValueError(f"{self.folder} is in the way of unfinished work: move it.")
         if self.target.is_file() and not self.overwrite and not self._was_joined():
             raise ValueError(f"{self.target} exists: give another file, or --overwrite to replace it.")
-        self._scan = scan(self.table, reserved, self.keep_rows)
+        self._scan = scan(self.table, reserved, self.keep_rows, self.format != "parquet")
         self._identity["input"] = self._scan.digest
         if not self._was_joined():
             self._check_manifest()

@@ -13,8 +13,9 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from io import TextIOWrapper
 from typing import Any, BinaryIO, Protocol
@@ -140,7 +141,7 @@ class CsvWriter(TableWriter):
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
         for row in _merged(rows, added):
-            self._write([_field(row.get(name)) for name in self._names])
+            self._write([field_text(row.get(name)) for name in self._names])
 
     def close(self) -> None:
         self._text.detach()
@@ -227,13 +228,21 @@ def json_text(value: Any) -> str:
     return json.dumps(value, default=_plain) if SURROGATE.search(text) else text
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
 
 
-def _field(value: Any) -> str:
+def field_text(value: Any) -> str:
     """A value as a CSV field."""
     if value is None:
         return ""
@@ -247,7 +256,9 @@ def _merged(rows: Rows | None, added: pa.Table) -> Iterator[dict[str, Any]]:
     if rows is None:
         yield from extra
         return
-    for row, more in zip(rows.to_pylist() if isinstance(rows, pa.Table) else rows, extra, strict=True):
+    # JSON has no NaN and no infinity, which Parquet may bring; where a JSON file has them, they are kept.
+    kept = map(_finite, rows.to_pylist()) if isinstance(rows, pa.Table) else rows
+    for row, more in zip(kept, extra, strict=True):
         yield row | more
 
 

@@ -100,7 +100,13 @@ class TableSource:
     def _parquet(self) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self.path)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
+            self._refuse(error)
+            raise
+
+    def _refuse(self, error: Exception) -> None:
+        """Raise ValueError for what is wrong with a Parquet file: errors of the disk have a number, it has none."""
+        if getattr(error, "errno", None) is None:
             raise ValueError(f"{self.name!r} cannot be read as Parquet: {error}") from error
 
     def _tables(self, size: int) -> Iterator[pa.Table]:
@@ -113,8 +119,9 @@ class TableSource:
                         table = pa.Table.from_batches(pending)
                         yield table.slice(0, size)
                         pending = table.slice(size).to_batches()
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{self.name!r} cannot be read as Parquet: {error}") from error
+            except (pa.ArrowException, OSError) as error:
+                self._refuse(error)
+                raise
         if pending:
             yield pa.Table.from_batches(pending)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .table_writers import SURROGATE, Layout, json_text
+from .table_writers import SURROGATE, Layout, field_text
 from .tables import Rows, TableSource, column_values, select_rows
 from .validation import text_fault
 
@@ -133,7 +133,7 @@ class TextTable:
         if self.id_column is None:
             return list(range(first, first + len(rows)))
         found = column_values(rows, self.id_column[1])
-        return [value if value is None or isinstance(value, str) else json_text(value) for value in found]
+        return [value if value is None or isinstance(value, str) else field_text(value) for value in found]
 
     def _fault(self, values: Sequence[Any], id: int | str | None) -> str | None:
         """What is wrong with a row's texts, or else with what names it."""
@@ -206,20 +206,41 @@ class Scan:
         return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
 
 
-def scan(table: TextTable, reserved: Sequence[str], keep_rows: bool = True) -> Scan:
+def scan(table: TextTable, reserved: Sequence[str], keep_rows: bool = True, converts: bool = False) -> Scan:
     """Read a whole table once, so that whatever is wrong with it is known before any work.
 
-    Raises ValueError as `TextTable.chunks`, and where the table, whose rows are kept, has a column of a reserved name.
+    Args:
+        table: the table.
+        reserved: names that its columns must not have where they are kept.
+        keep_rows: whether its rows are written too.
+        converts: whether they are written in another format than Parquet.
+
+    Raises:
+        ValueError: as `TextTable.chunks`; a column has a reserved name, or a value that cannot be written.
     """
     found = Scan(Layout(table.source if keep_rows else None))
     for chunk in table.chunks():
         if keep_rows:
             found.layout.see(chunk.rows)
+            if converts and isinstance(chunk.rows, pa.Table):
+                _check_values(chunk.rows, table.source.name)
         found.rows += len(chunk.rows)
         found.bad += chunk.bad
         found.digests.append(chunk.digest)
     check_names(found.layout.names, reserved, table.source.name)
     return found
+
+
+def _check_values(rows: pa.Table, where: str) -> None:
+    """Refuse values of Parquet that Python cannot hold, such as days beyond the year 9999."""
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{where!r}, column {name!r} has a value that can be written as Parquet only ({error}): name a "
+                ".parquet file by --output, or leave the column out."
+            ) from error
 
 
 def check_names(names: Sequence[str], reserved: Sequence[str], where: str) -> None:

@@ -78,12 +78,12 @@ class Batcher:
         self._thread.start()
 
     async def close(self, at_once: bool = False) -> None:
-        """Take nothing more, finish what waits, end the thread; `at_once` leaves it what it does."""
+        """Take nothing more, finish what is waited for, end the thread; `at_once` leaves it what it does."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.is_alive() and not at_once:
-            await asyncio.to_thread(self._thread.join, None if len(self._queue) else JOIN_SECONDS)
+            await asyncio.to_thread(self._thread.join, None if self._futures else JOIN_SECONDS)
 
     @property
     def is_working(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import numpy as np
 from ..data.text_tables import read_texts
 from ..inference.matcher import FlippedMatcher
 from ..inference.nearest import resolved_kind
-from ..inference.search_index import INDEX_FILE, SearchIndex
-from ..utils.atomic import check_target, recover
+from ..inference.search_index import INDEX_FILE, SearchIndex, check_place
+from ..utils.atomic import recover
 from ..utils.choices import IndexKind
 from .batching import Batcher
 from .errors import Refused
@@ -67,7 +68,11 @@ class CorpusSource:
             resolved_kind(self.kind, 0)  # whether FAISS is there, before a large corpus is encoded
         if self.index_folder is not None:
             recover(self.index_folder)
-            check_target(self.index_folder, INDEX_FILE)
+            check_place(self.index_folder, overwrite=True)
+            if Path(os.path.realpath(self.path)).is_relative_to(os.path.realpath(self.index_folder)):
+                raise ValueError(
+                    f"the corpus {self.path} lies in the folder of --save-index, which is replaced as a whole"
+                )
 
     @property
     def is_index(self) -> bool:
@@ -171,11 +176,20 @@ class Corpus:
                 changed = True
             index.ids = ids
             if changed and self.source.index_folder is not None:
-                await self.in_thread(index.save, self.source.index_folder, overwrite=True)
+                await self._save(index, self.source.index_folder)
             self.index = index
             seconds = time.monotonic() - start
             logger.info("the corpus is served: %d texts, %d encoded, %.1f s", len(index), encoded, seconds)
             return len(index), encoded, seconds
+
+    async def _save(self, index: SearchIndex, folder: Path) -> None:
+        """Keep an index that is ready; it is served also where it cannot be kept."""
+        try:
+            await self.in_thread(index.save, folder, overwrite=True)
+        except OSError as error:
+            logger.warning(
+                "the index is served, but cannot be kept (%s): the next start encodes the corpus again", error.strerror
+            )
 
 
 def _fits(matcher: FlippedMatcher, index: SearchIndex) -> bool:
@@ -202,12 +216,18 @@ async def _encode(
     size = FIRST_PART
     while len(vectors) < len(new):
         part = new[len(vectors) : len(vectors) + size]
-        start = time.perf_counter()
-        found = await batcher.between(partial(matcher.encode, part, batch_size=batch_size, show_progress_bar=False))
+        found, seconds = await batcher.between(partial(_encoded, matcher, part, batch_size))
         vectors |= zip(part, found, strict=True)
-        wanted = len(part) * PART_SECONDS / max(time.perf_counter() - start, 1e-6)
+        wanted = len(part) * PART_SECONDS / max(seconds, 1e-6)
         size = int(min(max(1, wanted), 2 * size, LARGEST_PART))
     return vectors
+
+
+def _encoded(matcher: FlippedMatcher, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, float]:
+    """Vectors of texts, and the seconds that they took: not those until it was their turn."""
+    start = time.perf_counter()
+    vectors = matcher.encode(texts, batch_size=batch_size, show_progress_bar=False)
+    return vectors, time.perf_counter() - start
 
 
 def _assemble(
@@ -225,4 +245,4 @@ def _assemble(
         else:
             index, row = places[text]
             rows[number] = held[id(index)][row]
-    return matcher.index(texts, kind=kind, vectors=rows)
+    return SearchIndex.of_matcher(matcher, texts, rows, kind)  # reads no text: this is not the model's thread

@@ -22,7 +22,7 @@ from ..prompts.pair_tokens import PairTokens
 from ..utils.choices import ScoreKind
 from ..utils.token_batches import token_budget
 from .batching import Batcher
-from .errors import Refused
+from .errors import ModelLostError, Refused
 from .settings import Limits
 from .work_queue import Item
 
@@ -225,6 +225,12 @@ class Engine:
     # ---- In the model's thread ----
 
     def _compute(self, contents: list[Any]) -> list[Any]:
+        try:
+            return self._computed(contents)
+        except torch.AcceleratorError as error:  # not a lack of memory: a GPU fails so for good
+            raise ModelLostError(str(error)) from error
+
+    def _computed(self, contents: list[Any]) -> list[Any]:
         values: list[Any] = [None] * len(contents)
         pairs, texts, searches = [], [], []
         for place, content in enumerate(contents):

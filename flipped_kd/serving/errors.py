@@ -19,6 +19,10 @@ SHOWN = 3
 TRY_AGAIN_SECONDS = 5.0
 
 
+class ModelLostError(BaseException):
+    """The model can compute nothing any more. It ends the model's thread, which no exception of a request does."""
+
+
 class Refused(Exception):
     """A request that is not done, with the reason that its client is told.
 

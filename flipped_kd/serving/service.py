@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..inference.joint_reading import JointReader
@@ -110,7 +111,8 @@ class Service:
             raise
         except (ValueError, OSError) as error:
             self.metrics.reloaded(False)
-            reason = redact(_without_folder(error))
+            path = self.corpus.source.path
+            reason = redact(_without_folder(error).replace(path, Path(path).name))
             logger.warning("the corpus is not read anew, the one before is served still: %s", reason)
             raise Refused(422, f"the corpus is not read anew, the one before is served still: {reason}") from None
         except Exception:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from flipped_kd.data.table_jobs import TableJob
 from flipped_kd.data.table_writers import json_text
 from flipped_kd.data.tables import TableSource
-from flipped_kd.data.text_tables import TextTable
+from flipped_kd.data.text_tables import TextTable, read_texts, scan
 from tests.data.table_job_runs import (
     COLUMNS,
     SCORES,
@@ -292,3 +294,39 @@ def test_a_row_without_an_id_is_bad(tmp_path: Path) -> None:
         list(TextTable(TableSource(path), {"--text-column": "text"}, **options).chunks())
     (chunk,) = TextTable(TableSource(path), {"--text-column": "text"}, skip_bad_rows=True, **options).chunks()
     assert chunk.ids == ["1", "x"] and chunk.bad == 2
+
+
+def test_ids_of_parquet_have_no_quotes(tmp_path: Path) -> None:
+    number, day = Decimal("17"), date(2026, 1, 2)
+    columns = {"text": ["a", "b"], "id": pa.array([number, number], pa.decimal128(38, 0)), "day": [day, day]}
+    pq.write_table(pa.table(columns), tmp_path / "texts.parquet")
+    for column, expected in (("id", "17"), ("day", "2026-01-02")):
+        _, ids = read_texts(str(tmp_path / "texts.parquet"), ("--text-column", "text"), ("--id-column", column), False)
+        assert ids == [expected] * 2
+
+
+def test_nan_of_parquet_is_null_in_json(tmp_path: Path) -> None:
+    columns = {"text_a": ["a"], "text_b": ["b"], "x": [float("nan")], "y": [[1.5, float("-inf")]], "z": ["NaN"]}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run(tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    (row,) = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").open(encoding="utf-8"))
+    assert (row["x"], row["y"], row["z"]) == (None, [1.5, None], "NaN")
+
+
+def test_values_that_python_cannot_hold_are_named_before_any_work(tmp_path: Path) -> None:
+    late = pa.array([0, 300_000_000_000], pa.timestamp("s"))  # in the year 11476
+    pq.write_table(pa.table({"text": ["a", "b"], "due": late}), tmp_path / "texts.parquet")
+    table = TextTable(TableSource(tmp_path / "texts.parquet"), {"--text-column": "text"}, 10)
+    scan(table, [])
+    with pytest.raises(ValueError, match=r"'texts.parquet', column 'due' has a value that can be written as Parquet"):
+        scan(table, [], converts=True)
+
+
+def test_a_damaged_page_is_told_with_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({"text": [f"text {number}" for number in range(3000)]}), path, compression="snappy")
+    content = bytearray(path.read_bytes())
+    content[50:400] = bytes(350)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"'pairs.parquet' cannot be read as Parquet: "):
+        list(TableSource(path).batches(100))

@@ -7,13 +7,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from flipped_kd.serving import batching as batching_module
 from flipped_kd.serving.batching import Batcher
-from flipped_kd.serving.errors import Refused
+from flipped_kd.serving.engine import Engine
+from flipped_kd.serving.errors import ModelLostError, Refused
 from flipped_kd.serving.settings import Limits
 from flipped_kd.serving.work_queue import Item
 
@@ -392,3 +395,21 @@ def test_before_a_model_is_there_everything_is_refused() -> None:
         await batcher.close()
 
     asyncio.run(ask())
+
+
+def test_a_lost_model_ends_the_thread() -> None:
+    """What a GPU fails at for good comes as an exception of a request would; the engine tells the two apart."""
+    engine: Any = SimpleNamespace(_computed=failing(torch.AcceleratorError("an illegal memory access")))
+    with pytest.raises(ModelLostError, match="an illegal memory access"):
+        Engine._compute(engine, [])
+    engine._computed = failing(torch.OutOfMemoryError("too much"))
+    with pytest.raises(torch.OutOfMemoryError):
+        Engine._compute(engine, [])
+    assert not issubclass(ModelLostError, Exception)
+
+
+def failing(error: Exception) -> Any:
+    def compute(_: Any) -> Any:
+        raise error
+
+    return compute

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from flipped_kd import FlippedMatcher, SearchIndex
 from flipped_kd.inference.search_index import INDEX_FILE
-from flipped_kd.serving.corpus import CorpusSource
+from flipped_kd.serving.corpus import PART_SECONDS, CorpusSource, _encode
 from tests.adapters import make_adapter, make_base
 from tests.serving.running import Running, running, wait_for
 
@@ -224,6 +225,34 @@ def test_wrong_sources_are_refused_at_once(path: Path, tmp_path: Path, matcher: 
     (tmp_path / "full" / "letter.txt").write_text("dear all")
     with pytest.raises(ValueError, match="is there and not empty"):
         CorpusSource(str(path), index_folder=tmp_path / "full")
+    with pytest.raises(ValueError, match="lies in the folder of --save-index, which is replaced as a whole"):
+        CorpusSource(str(tmp_path / "new" / "faq.jsonl"), index_folder=tmp_path / "new")
+
+
+def test_an_index_that_cannot_be_kept_is_served(
+    load: Any, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(SearchIndex, "save", full)
+    with running(load, CorpusSource(str(path), index_folder=tmp_path / "kept")) as server:
+        assert served(server) == FIRST
+    assert "the index is served, but cannot be kept (No space left on device)" in caplog.text
+
+
+def test_the_size_of_a_part_goes_by_the_time_of_its_encoding(matcher: FlippedMatcher) -> None:
+    """Not by that of the requests which it had to wait for."""
+    sizes: list[int] = []
+
+    class Busy:
+        async def between(self, function: Callable[[], Any]) -> Any:
+            await asyncio.sleep(2 * PART_SECONDS)
+            sizes.append(len(function.args[1]))  # type: ignore[attr-defined]
+            return function()
+
+    vectors = asyncio.run(_encode(matcher, Busy(), [f"text {number}" for number in range(60)], 32))  # type: ignore[arg-type]
+    assert len(vectors) == 60 and sizes[0] < max(sizes[:-1])
 
 
 def test_an_index_that_needs_faiss_is_refused_at_once_without_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
