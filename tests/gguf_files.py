@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -43,8 +44,13 @@ def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Write the model to `path`, its matrices in Q8_0, and return it as it was before."""
+def write_gguf(
+    path: Path, tokenizer: PreTrainedTokenizerFast, more: Callable[[gguf.GGUFWriter], object] = lambda writer: None
+) -> LlamaForCausalLM:
+    """Write the model to `path`, its matrices in Q8_0, and return it as it was before.
+
+    `more` writes what else the file is to say.
+    """
     model = tiny_llama(len(tokenizer))
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -69,6 +75,7 @@ def write_gguf(path: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_chat_template(CHAT)
+    more(writer)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":  # tied
             continue

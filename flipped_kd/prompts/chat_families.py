@@ -8,6 +8,7 @@ directly between two markers. What FOLLOWS a text must be a marker: a byte-level
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from .prompt_form import PromptForm
 from .reranker_forms import RERANKERS
 from .text_tokenizer import token_ids
+
+logger = logging.getLogger(__name__)
 
 INSTRUCTIONS: dict[str, str] = {
     "en": "Do these two texts mean the same? Answer yes or no.",
@@ -116,6 +119,7 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         suffix="<|assistant|>\n",
         role_a="<|user|>\n",
         role_middle="<|user|>\n",
+        tuned_only=True,
     ),
     ChatFamily(
         name="Phi-3",
@@ -132,6 +136,7 @@ CHAT_FAMILIES: tuple[ChatFamily, ...] = (
         open_a="[INST]",
         middle="[/INST][INST]",
         suffix="[/INST]",
+        tuned_only=True,
     ),
 )
 # What a template with an `enable_thinking` switch writes to leave the thinking out (Qwen3); without it such a model's
@@ -180,6 +185,11 @@ def preset_forms(
             return [bare]
         return [PromptForm(opening + family.role_a, family.role_middle, suffix, answers=answers), bare]
 
+    if template:
+        logger.warning(
+            "the tokenizer has a chat template of a family that is not known here: the student is asked as a base "
+            "model is. Give a PairPrompt with prefix, middle and suffix of its own to ask it in turns."
+        )
     named = (tokenizer.cls_token, tokenizer.bos_token, tokenizer.sep_token, tokenizer.eos_token)
     cls, bos, sep, eos = (token if token in added_tokens else None for token in named)
     opening, separator = cls or bos or sep or eos, sep or eos or cls or bos

@@ -154,7 +154,8 @@ def resolve_layers(layers: str | Sequence[int], present: list[int]) -> set[int]:
             ) from None
     elif is_whole(layers):
         layers = [int(layers)]  # type: ignore[call-overload]
-    wanted = {number + present[-1] + 1 if number < 0 else number for number in layers}
+    # From the end among the adapted ones, as "last:N" counts.
+    wanted = {present[number] if -len(present) <= number < 0 else number for number in layers}
     if not wanted or not wanted <= set(present):
         raise ValueError(
             f"encoder_layers={list(layers)} names layers without an adapter: the adapted layers are {present}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ..utils.digests import file_sha256
 from ..utils.json_files import AGAIN, read_versioned, write_json
 from ..utils.redaction import redact
+
+logger = logging.getLogger(__name__)
 
 GGUF_FILE = "gguf_base.json"
 FORMAT_VERSION = 1
@@ -155,5 +158,28 @@ def _checked_name(path: Path) -> str | None:
         raise ValueError(f"{path} is a broken or truncated GGUF file ({error}): download it again.") from error
     if not end or end > path.stat().st_size:
         raise ValueError(f"{path} is a truncated GGUF file: it ends before its last tensor. Download it again.")
-    field = reader.get_field("general.name")
-    return None if field is None else str(field.contents())
+    if int(_told(reader, "split.count") or 1) > 1:
+        raise ValueError(f"{path} is a part of several: join them by `llama-gguf-split --merge`, and give that file.")
+    _warn_of_rotation(reader, path)
+    name = _told(reader, "general.name")
+    return None if name is None else str(name)
+
+
+def _told(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _warn_of_rotation(reader: Any, path: Path) -> None:
+    """Of scaled positions, which transformers 5.23 reads of gpt-oss alone."""
+    architecture = _told(reader, "general.architecture")
+    scaling, factor = (_told(reader, f"{architecture}.rope.scaling.{name}") for name in ("type", "factor"))
+    tensors = [tensor.name for tensor in reader.tensors if tensor.name.startswith(("rope_freqs.", "rope_factors_"))]
+    scaled = scaling not in (None, "none") and factor not in (None, 0, 1)
+    if architecture != "gpt-oss" and (tensors or scaled):
+        logger.warning(
+            "%s scales its positions (%s), which transformers does not read from GGUF: long texts are read otherwise "
+            "than the model was trained to. Take the model's safetensors.",
+            path.name,
+            tensors[0] if tensors else f"{scaling}, factor {factor:g}",
+        )

@@ -39,9 +39,14 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def attention_window(model: nn.Module) -> int | None:
-    """How many tokens back a layer of the model sees at the least; None if all layers see all."""
+    """Up to how many tokens a row is read as any part of it alone is: the shortest window; None without a bound."""
     config = unwrapped(model).config.get_text_config()
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    # Rotations that go by the longest row of a call: above this length a row's keys depend on what is read with it.
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for part in (rotary, *(value for value in rotary.values() if isinstance(value, Mapping))):
+        if part.get("rope_type") in ("longrope", "dynamic"):
+            sizes.append(part.get("original_max_position_embeddings") or config.max_position_embeddings)
     # Models that could have a window and do not say so by None, 0 or -1.
     return min((size for size in sizes if size is not None and size > 0), default=None)
 

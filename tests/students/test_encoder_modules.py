@@ -98,6 +98,12 @@ def test_a_choice_that_matches_nothing_is_refused(model: PeftModel, choice: dict
         LoraEncoder.from_model(model, **choice)
 
 
+def test_layers_from_the_end_are_counted_among_the_adapted_ones() -> None:
+    assert resolve_layers([-2], [0, 4, 8]) == {4} and resolve_layers("-2,-1", [0, 4, 8]) == resolve_layers(
+        "last:2", [0, 4, 8]
+    )
+
+
 @given(st.text(st.sampled_from("0123456789,:-lastfirn ²"), max_size=8) | st.lists(st.integers(-5, 5), max_size=3))
 def test_any_layers_give_adapted_ones_or_a_clear_refusal(layers: str | list[int]) -> None:
     try:

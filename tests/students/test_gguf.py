@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from gguf import RopeScalingType
 from huggingface_hub import HfApi
 from sentence_transformers import CrossEncoder
 from transformers import AutoModelForCausalLM
@@ -210,6 +211,27 @@ def test_broken_files_are_refused_by_name(file: Path, tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "head.gguf")
     with pytest.raises(ValueError, match="is no existing file.*FOLDER/FILE.gguf"):
         load_student(tmp_path / "absent.gguf")
+
+
+def test_a_part_of_a_file_is_refused_and_scaled_positions_are_warned_of(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scaled(writer: Any) -> None:
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    for name, more in {
+        "plain": lambda _: None,
+        "linear": scaled,
+        "freqs": lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
+    }.items():
+        write_gguf(tmp_path / f"{name}.gguf", tokenizer, more)
+        caplog.clear()
+        load_tokenizer(tmp_path / f"{name}.gguf")
+        assert ("scales its positions" in caplog.text) is (name != "plain"), name
+    write_gguf(tmp_path / "split.gguf", tokenizer, lambda writer: writer.add_uint16("split.count", 3))
+    with pytest.raises(ValueError, match=r"split.gguf is a part of several: .*llama-gguf-split --merge"):
+        load_tokenizer(tmp_path / "split.gguf")
 
 
 def test_four_bits_of_a_rounded_model_are_refused(file: Path) -> None:

@@ -33,12 +33,18 @@ def test_the_rate_falls_with_the_size() -> None:
     ]
 
 
-def test_the_trainer_takes_it_where_none_is_given(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_trainer_takes_it_where_none_is_given(
+    build: Any, student_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     args = FlippedDistillationConfig(output_dir="unused", use_cpu=True)
     assert args.learning_rate is None
     with caplog.at_level(logging.INFO, logger="flipped_kd"):
         trainer = build(learning_rate=None)
     assert trainer.args.learning_rate == 1e-3 and "learning rate 0.001, for a student of" in caplog.text
+    bare = load_student(student_dir).num_parameters()  # as the recipes count, without the adapter
+    monkeypatch.setattr("flipped_kd.students.size.RATES", ((bare + 1, 0.5), (float("inf"), 0.1)))
+    assert build(learning_rate=None).args.learning_rate == 0.5
+    monkeypatch.undo()
     trainer.create_optimizer_and_scheduler(num_training_steps=10)
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-3}
     assert build(learning_rate=3e-5).args.learning_rate == 3e-5
