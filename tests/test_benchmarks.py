@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,16 +221,25 @@ def test_help_loads_no_heavy_library() -> None:
     assert rows["flipped-kd --help loads torch, transformers or numpy"].ratio == 0
 
 
-@pytest.mark.parametrize("stage", cost_per_pair.STAGES)
-def test_each_stage_of_the_cost_of_a_pair_runs(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forked(command: list[str], **options: Any) -> Any:
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs elsewhere is forked from a warm Python."""
+
+    def run(command: list[str], **options: Any) -> Any:
+        assert command[0] == sys.executable
         return warm_python.run(command[1:], env=environment(), **options)
 
-    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=forked))
+    monkeypatch.setattr(harness, "subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("stage", cost_per_pair.STAGES)
+def test_each_stage_of_the_cost_of_a_pair_runs(stage: str) -> None:
     found = elsewhere("cost_per_pair", stage, cost_per_pair.WARM_UP)
     assert found["seconds"] > 0 and found["peak"] >= 0
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_benchmark_that_fails_elsewhere_says_why() -> None:
     with pytest.raises(RuntimeError, match="invalid choice: 'nothing'"):
         elsewhere("cost_per_pair", "nothing", 1)

@@ -50,6 +50,7 @@ class _Start:
         os.environ.clear()
         os.environ.update(self.env)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.fsync = lambda file: os.fstat(file) and None  # as in conftest.py
         if self.env.get("PYTHONFAULTHANDLER"):
             import faulthandler
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 
 @pytest.mark.slow
 def test_every_route_is_asked_and_nothing_fails(tmp_path: Path) -> None:
-    """A minute: enough for every kind of request, not to tell a leak from what pools and caches take at first."""
+    """Half a minute: enough for every kind of request, not to tell a leak from what pools and caches take at first."""
     report, plot = tmp_path / "report.json", tmp_path / "plot.svg"
-    options = ["--minutes", "1", "--pause", "0.02", "--allowed", "30", "--report", report, "--plot", plot]
+    options = ["--minutes", "0.5", "--pause", "0.02", "--allowed", "30", "--report", report, "--plot", plot]
     run = subprocess.run(
         [sys.executable, "-m", "tests.soak.serving_memory", *map(str, options)],
         cwd=REPOSITORY,
