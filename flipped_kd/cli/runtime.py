@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ def _spooled(source: str, to_screen: bool, output: str) -> Iterator[str]:
     # One name for each output: what a killed command has left is written over by the next one, which has the lock.
     path = target.with_name(f".{target.name}.standard-input.jsonl")
     try:
-        with clear_write_error(path), open(path, "wb") as file:
+        private = partial(os.open, mode=0o600)  # it holds all texts
+        with clear_write_error(path), open(path, "wb", opener=private) as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield str(path)
     finally:

@@ -121,8 +121,10 @@ class JsonLinesWriter(TableWriter):
         self._file = file
 
     def write(self, rows: Rows | None, added: pa.Table) -> None:
+        # JSON has no NaN and no infinity, which Parquet may bring; where a JSON file has them, they are kept.
+        of_parquet = isinstance(rows, pa.Table)
         for row in _merged(rows, added):
-            self._file.write(json_text(row).encode("utf-8") + b"\n")
+            self._file.write(json_text(_finite(row) if of_parquet else row).encode("utf-8") + b"\n")
 
 
 class CsvWriter(TableWriter):
@@ -256,9 +258,7 @@ def _merged(rows: Rows | None, added: pa.Table) -> Iterator[dict[str, Any]]:
     if rows is None:
         yield from extra
         return
-    # JSON has no NaN and no infinity, which Parquet may bring; where a JSON file has them, they are kept.
-    kept = map(_finite, rows.to_pylist()) if isinstance(rows, pa.Table) else rows
-    for row, more in zip(kept, extra, strict=True):
+    for row, more in zip(rows.to_pylist() if isinstance(rows, pa.Table) else rows, extra, strict=True):
         yield row | more
 
 

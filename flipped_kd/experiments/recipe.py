@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.loading import random_part
 from ..training.config import FlippedDistillationConfig
-from ..training.processes import end_together
+from ..training.processes import check_loading, end_together
 from ..utils.devices import cpu_has_bfloat16, use_cpu_threads
 from ..utils.redaction import redact
 from ..utils.screen import unfailing_screen
@@ -22,6 +22,7 @@ from .compare import run_comparison
 from .parsing import TRAIN_DEFAULTS, parse_settings
 from .single_run import say, warn
 from .splits import SPLITS, load_split
+from .yaml_settings import read_yaml
 
 # A teacher or student of this name is built from the training pairs in the run.
 MINI = "mini"
@@ -85,6 +86,7 @@ def run_recipe(
         build_student: (texts, folder, seed=) -> folder of the mini student.
         demo: models to take in the place of the mini ones, where neither a model nor --config is named.
     """
+    check_loading()  # before a teacher is made or read
     classes = (StudentArguments, DataArguments, FlippedDistillationConfig)
     found = None
     defaults = {**TRAIN_DEFAULTS, "output_dir": output_dir}
@@ -93,16 +95,19 @@ def run_recipe(
         if not any(flag.startswith("--config") for flag in argv):
             if demo is not None and student.student is None and data.teacher is None:
                 found = _demo_models(demo, config)
-            # The mini models' settings suit no other student.
-            is_mini = found is None and student.student in (None, MINI)
-            embedded = mini_config if is_mini else demo.config if demo is not None else None
+            given: list[str] = []
             if demo is not None and found is not None:
+                given = ["--config", str(demo.config)]
                 precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
                 if config.device.type == "cpu" and precision == "auto":
                     say(config, "This CPU does not multiply bfloat16 itself: float32 takes two thirds longer.")
                 argv = ["--student", found[0], "--precision", precision, *argv]
                 build_teacher = partial(demo.train_teacher, found[1])
-            given = [] if embedded is None else ["--config", str(embedded)]
+            elif student.student in (None, MINI):
+                given = ["--config", str(mini_config)]
+            elif demo is not None:  # a student of one's own, with its own folder and learning rate
+                left_out = ("output_dir", "learning_rate")
+                defaults |= {name: value for name, value in read_yaml(demo.config).items() if name not in left_out}
             student, data, config = parse_settings(classes, [*given, *argv], defaults)
         files = {f"{split}_file": str(mini_data / f"{split}.jsonl") for split in SPLITS}
         if (mini_data / "questions.jsonl").is_file():

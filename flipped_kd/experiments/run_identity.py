@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from ..data.keys import dataset_keys
 from ..evaluation.run_files import RUN_FILE
 from ..teachers.base import Teacher
-from ..training.checkpoint_files import STAGING_FOLDER, checkpoints_in
+from ..training.checkpoint_files import STAGING_FOLDER, checkpoints_in, read_manifest
 from ..training.config import FlippedDistillationConfig
 from ..utils.atomic import write_atomically
 from ..utils.digests import file_sha256
@@ -115,7 +115,7 @@ def claim_folder(folder: Path, fingerprint: str, writes: bool) -> None:
     finished = (folder / RUN_FILE).is_file()
     known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
     # One that is whole and has not got its name yet would be given it.
-    begun = checkpoints_in(folder) or checkpoints_in(folder / STAGING_FOLDER)
+    begun = checkpoints_in(folder) or any(map(read_manifest, checkpoints_in(folder / STAGING_FOLDER)))
     if known != fingerprint and (finished or begun):
         raise ValueError(
             f"{folder} holds {'a finished run' if finished else 'the checkpoints of a run'} with other settings, "

@@ -26,7 +26,7 @@ from ..utils.checks import check_choice
 from ..utils.devices import weights_dtype
 from ..utils.hub_download import Access, fetch
 from ..utils.json_files import AGAIN
-from ..utils.weight_files import check_weight_files
+from ..utils.weight_files import SHARDS_FILE, check_weight_files, shards_in
 
 logger = logging.getLogger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,8 +35,8 @@ MODEL_CONFIG = "config.json"
 # What is fetched from the Hub: first what says whether the repository is usable, then the weights. Never a pickle.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 WEIGHT_FILES = ["*.safetensors"]
-# All that is wanted of an adapter's base: offline, what was never fetched cannot be had, and other formats are large.
-BASE_FILES = ["config.json", "generation_config.json", "model*.safetensors", "*.safetensors.index.json"]
+# Of an adapter's base, beside its weights: offline, what was never fetched cannot be had.
+BASE_FILES = ["config.json", "generation_config.json", SHARDS_FILE]
 OWN = "a training (`flipped-kd train`, FlippedDistillationTrainer) or a merge (`flipped-kd merge`, merge_adapter)"
 
 
@@ -189,6 +189,13 @@ def base_of(folder: Path, base_model: str | os.PathLike[str] | None) -> tuple[st
     return config.base_model_name_or_path, config.revision
 
 
+def _fetch_base(name: str, revision: str | None, access: Access) -> Path:
+    """The local folder of a base on the Hub, with the weights that transformers reads: other formats are large."""
+    place = fetch(name, revision, access, BASE_FILES)
+    weights = sorted(shards_in(place / SHARDS_FILE)) if (place / SHARDS_FILE).is_file() else ["model.safetensors"]
+    return fetch(name, place.name, access, [*BASE_FILES, *weights])
+
+
 def _load_adapted(
     folder: Path,
     base_model: str | os.PathLike[str] | None,
@@ -205,7 +212,7 @@ def _load_adapted(
             if recorded is not None:
                 check_same_file(recorded, cast(Any, base).gguf_base, name)
         else:
-            place = Path(name) if Path(name).is_dir() else fetch(name, revision, access, BASE_FILES)
+            place = Path(name) if Path(name).is_dir() else _fetch_base(name, revision, access)
             base = load_student(place, dtype=dtype, trust_remote_code=access.trust_remote_code)
     except (ValueError, ImportError) as error:
         raise ValueError(

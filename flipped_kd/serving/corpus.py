@@ -186,10 +186,10 @@ class Corpus:
         """Keep an index that is ready; it is served also where it cannot be kept."""
         try:
             await self.in_thread(index.save, folder, overwrite=True)
-        except OSError as error:
-            logger.warning(
-                "the index is served, but cannot be kept (%s): the next start encodes the corpus again", error.strerror
-            )
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None)
+            why = os.strerror(number) if number else "something else is in its folder"
+            logger.warning("the index is served, but cannot be kept (%s): the next start encodes it again", why)
 
 
 def _fits(matcher: FlippedMatcher, index: SearchIndex) -> bool:

@@ -227,8 +227,12 @@ class Engine:
     def _compute(self, contents: list[Any]) -> list[Any]:
         try:
             return self._computed(contents)
-        except torch.AcceleratorError as error:  # not a lack of memory: a GPU fails so for good
-            raise ModelLostError(str(error)) from error
+        except torch.AcceleratorError as error:
+            try:
+                torch.accelerator.synchronize()
+            except Exception:  # not this request's fault: after such an error a GPU does nothing more
+                raise ModelLostError(str(error)) from error
+            raise
 
     def _computed(self, contents: list[Any]) -> list[Any]:
         values: list[Any] = [None] * len(contents)

@@ -291,9 +291,9 @@ class FlippedDistillationConfig(TrainingArguments):
                     "would train nothing: use {'use_reentrant': False}."
                 )
         if options is None or isinstance(options, dict):
-            old = _mapping(self.gradient_checkpointing_kwargs)
-            old = old if isinstance(old, dict) else {}
-            self.activation_checkpointing_kwargs = {"use_reentrant": False, **old, **(options or {})}
+            if options is None:  # the old name; in a copy of settings it mirrors the new one
+                options = _mapping(self.gradient_checkpointing_kwargs)
+            self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
 
     def _check_deepspeed(self) -> None:
         """Refuse DeepSpeed settings that want a learning rate before the student is known."""

@@ -68,6 +68,9 @@ class PublishingTrainer(CheckpointingTrainer):
             self.match_score.save_pretrained(folder)
         else:  # one that is there was fitted on other weights
             (folder / SCORE_FILE).unlink(missing_ok=True)
+        self._write_card(folder)
+
+    def _write_card(self, folder: Path) -> None:
         try:
             write_card(folder, repo_id=self.hub_model_id, plots=False)
         except Exception:  # a checkpoint is worth more than its card
@@ -191,7 +194,7 @@ class PublishingTrainer(CheckpointingTrainer):
                     shutil.copy(path, new)
         if not (checkpoint / SCORE_FILE).is_file():
             (out / SCORE_FILE).unlink(missing_ok=True)
-        write_card(out, repo_id=self.hub_model_id, plots=False)  # one that was edited stays
+        self._write_card(out)  # one that was edited stays
         message = f"Training in progress, step {self.state.global_step}"
         try:
             jobs = [self._upload(out, None, message)]

@@ -23,6 +23,13 @@ def check_streamed(args: FlippedDistillationConfig, calibrates: bool) -> None:
             "the teacher's scores are calibrated on whole data sets: give an eval_dataset beside a streamed training "
             "set."
         )
+    strategies = ("save_strategy", "eval_strategy", "logging_strategy")
+    by_epoch = [name for name in strategies if getattr(args, name) == "epoch"]
+    if by_epoch and args.world_size > 1:
+        raise ValueError(
+            f"{by_epoch[0]}='epoch': the processes' parts of a stream end at different steps, where one would wait "
+            "for another for ever: give 'steps'."
+        )
     accelerator_config: Any = args.accelerator_config
     if accelerator_config.dispatch_batches is None:
         # The main process would read for all and join batches of different widths, which cannot be joined.
@@ -34,8 +41,9 @@ def check_first_step(batches: Sequence[Any], step: int, args: FlippedDistillatio
     if not batches and step == 0:
         size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         raise ValueError(
-            f"the stream of training pairs has fewer than the {size} pairs of a step: give more pairs or a smaller "
-            "per_device_train_batch_size or gradient_accumulation_steps."
+            f"the stream of training pairs has fewer than the {size} pairs of a step, or each of its "
+            f"{max(1, args.dataloader_num_workers)} loader workers has fewer than a batch: give more pairs or a "
+            "smaller per_device_train_batch_size, gradient_accumulation_steps or dataloader_num_workers."
         )
 
 

@@ -62,7 +62,7 @@ def check_target(target: Path, replaceable: str | None = None) -> None:
         raise ValueError(f"{target} is a file: give a folder.")
     if any(target.iterdir()) and not (replaceable and (target / replaceable).is_file()):
         raise ValueError(f"{target} is there and not empty: give another folder, or remove it.")
-    if os.path.ismount(target):
+    if os.path.ismount(os.path.realpath(target)):
         raise ValueError(f"{target} is a mount point, which cannot be replaced as a whole: give a folder inside it.")
 
 

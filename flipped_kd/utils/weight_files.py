@@ -12,6 +12,7 @@ LFS_START = b"version https://git-lfs.github.com/spec/"
 # What repositories keep in Git LFS, and a clone without it leaves as pointers.
 LARGE = ("*.safetensors", "tokenizer.json", "*.model")
 AGAIN = "download or save it again."
+SHARDS_FILE = "model.safetensors.index.json"
 
 
 def check_weight_files(folder: Path) -> None:
@@ -32,8 +33,8 @@ def check_weight_files(folder: Path) -> None:
             )
         if path.suffix == ".safetensors":
             _check_whole(path)
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        _check_shards(index)
+    if (folder / SHARDS_FILE).is_file():
+        _check_shards(folder / SHARDS_FILE)
 
 
 def check_models(*names: object) -> None:
@@ -55,12 +56,17 @@ def _check_whole(path: Path) -> None:
         raise ValueError(f"{path} is broken or truncated ({path.stat().st_size} bytes; {error}): {AGAIN}") from error
 
 
-def _check_shards(index: Path) -> None:
+def shards_in(index: Path) -> set[str]:
+    """Names of the files that hold the weights, by their index; ValueError if it is broken."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is broken ({error!r}): {AGAIN}") from error
-    missing = sorted(str(name) for name in names if not (index.parent / str(name)).is_file())
+
+
+def _check_shards(index: Path) -> None:
+    names = shards_in(index)
+    missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise ValueError(
             f"{index.parent} lacks {len(missing)} of {len(names)} files of its weights, such as {missing[0]}: "

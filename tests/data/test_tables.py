@@ -311,6 +311,10 @@ def test_nan_of_parquet_is_null_in_json(tmp_path: Path) -> None:
     run(tmp_path / "in.parquet", tmp_path / "out.jsonl")
     (row,) = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").open(encoding="utf-8"))
     assert (row["x"], row["y"], row["z"]) == (None, [1.5, None], "NaN")
+    run(tmp_path / "in.parquet", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["x"] == "NaN"  # of which CSV has one
 
 
 def test_values_that_python_cannot_hold_are_named_before_any_work(tmp_path: Path) -> None:

@@ -191,6 +191,8 @@ def test_a_sharded_base_is_there_offline(
     student.save_pretrained(tmp_path / "base", max_shard_size="40KB")
     for name in ("params.json", "LICENSE.txt", "consolidated.safetensors"):
         (tmp_path / "base" / name).write_bytes(b"not wanted")
+    index = {"weight_map": {"weight": "consolidated-00001-of-00002.safetensors"}}
+    (tmp_path / "base" / "consolidated.safetensors.index.json").write_text(json.dumps(index))
     assert len([*(tmp_path / "base").glob("model-*.safetensors")]) > 1
     adapter = Path(shutil.copytree(world.adapter, tmp_path / "adapter"))
     config = json.loads((adapter / "adapter_config.json").read_text())

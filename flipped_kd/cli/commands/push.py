@@ -20,7 +20,7 @@ def push(options: Namespace) -> None:
     private = True if options.private else None
     if not options.merged and (options.base_model is not None or options.merged_dir is not None):
         raise UsageError("--base-model and --merged-dir are for --merged: add it, or leave them out")
-    refuse_hub_cache(options.folder, "name the copy")  # a card is written into it
+    refuse_hub_cache(options.folder, "push from the folder that it was trained in")  # a card is written into it
     if kind_of(Path(options.folder)) == "adapter":
         report = publish(
             options.folder,
