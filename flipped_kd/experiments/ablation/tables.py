@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,21 @@ def of_set(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[R
     return {run: [row for row in part if row["seed"] in shared] for run, part in found.items()} if shared else {}
 
 
+def with_more_seeds(rows: Sequence[Row], group: Group, set_name: str) -> dict[str, list[Row]]:
+    """As `of_set`, of those runs alone that have more seeds than all of them share; empty without any, or without the
+    reference.
+    """
+    shared = max((len(part) for part in of_set(rows, group, set_name).values()), default=0)
+    counts = {
+        run: len([row for row in of_run(rows, set_name, run) if row["seed"] in group.seeds]) for run in group.runs
+    }
+    fuller = tuple(run for run, count in counts.items() if count > shared)
+    if group.reference not in fuller or len(fuller) < 2:
+        return {}
+    found = of_set(rows, replace(group, runs=fuller), set_name)
+    return found if len(next(iter(found.values()), [])) > shared else {}
+
+
 def _teacher_of(row: Row) -> Any:
     return row.get("resolved", {}).get("teacher")
 
@@ -160,6 +175,12 @@ def group_tables(rows: Sequence[Row], group: Group) -> str:
         if not found:
             continue
         parts += [f"### {name}", means_table(found), differences_table(found, group.reference)]
+        if more := with_more_seeds(rows, group, name):
+            parts += [
+                f"### {name}, the runs with more seeds",
+                means_table(more),
+                differences_table(more, group.reference),
+            ]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -77,15 +77,26 @@ def test_a_row_that_stands_twice_is_one(content: dict[str, Any], tmp_path: Path)
     assert of_run([row, row | {"seed": 6}, row], "tiny", "full") == [row, row | {"seed": 6}]
 
 
-def test_a_model_of_vectors_alone_is_compared_by_its_similarity() -> None:
-    def row(name: str, seed: int, systems: list[str]) -> dict[str, Any]:
-        found = {system: {"f1": 0.7 + seed / 10, "auc": 0.8 + seed / 20} for system in ("teacher", *systems)}
-        return {"set": "tiny", "name": name, "seed": seed, "metrics": found}
+def row_with(name: str, seed: int, systems: list[str]) -> dict[str, Any]:
+    found = {system: {"f1": 0.7 + seed / 10, "auc": 0.8 + seed / 20} for system in ("teacher", *systems)}
+    return {"set": "tiny", "name": name, "seed": seed, "metrics": found}
 
-    rows = [row("full", seed, ["answer", "similarity", "both"]) for seed in (0, 1)]
+
+def test_runs_with_more_seeds_than_all_share_are_shown_once_more() -> None:
+    group = Group("Main", ("tiny",), (0, 1), ("full", "new", "old"), "full")
+    rows = [row_with(name, seed, ["both"]) for name in ("full", "new", "old") for seed in (0, 1)]
+    assert "with more seeds" not in group_tables(rows, group)
+    shown = group_tables(rows[:-1], group).split("### tiny")
+    assert shown[2].startswith(", the runs with more seeds") and "| new | 2 |" in shown[2] and "old" not in shown[2]
+    assert "| old | 1 |" in shown[1] and "| new | 1 |" in shown[1]
+    assert "with more seeds" not in group_tables(rows[:-3], group)  # nothing to compare with
+
+
+def test_a_model_of_vectors_alone_is_compared_by_its_similarity() -> None:
+    rows = [row_with("full", seed, ["answer", "similarity", "both"]) for seed in (0, 1)]
     group = Group("Main", ("tiny",), (0, 1), ("full", "vectors"), "full")
     assert "| similarity | tiny F1 |" not in group_tables(rows, group)
-    shown = group_tables([*rows, *(row("vectors", seed, ["similarity"]) for seed in (0, 1))], group)
+    shown = group_tables([*rows, *(row_with("vectors", seed, ["similarity"]) for seed in (0, 1))], group)
     assert "| similarity | tiny F1 | tiny AUC |" in shown and "| vectors | 0.750 ± 0.071 |" in shown
 
 
