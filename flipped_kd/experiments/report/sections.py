@@ -175,7 +175,7 @@ def training(data: ReportData, draw: Draw) -> Section:
     """Loss terms and the dropped share over the steps."""
     section = Section("training", "Training")
     section.plots = [*draw(draw_losses(data.report)), *draw(draw_dropped(data.report))]
-    if not any(run["llm_flipped"].get("steps", 1) for run in data.report["runs"]):
+    if not any(run.get("llm_flipped", {}).get("steps", 1) for run in data.report["runs"]):
         section.missing.append("No step was trained (--max_steps 0): the student is as the start has left it.")
     elif not section.plots:
         section.missing.append(f"The runs logged no loss terms: --logging_steps 10 gives them. {ANEW}")
