@@ -193,6 +193,7 @@ class Comparison:
     """The runs of a comparison, seed by seed, and what they give.
 
     Attributes:
+        shared: how many pairs each two splits share, the most of any seed.
         seconds_before: that runs took which earlier commands have made.
     """
 

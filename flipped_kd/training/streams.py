@@ -40,9 +40,10 @@ def check_first_step(batches: Sequence[Any], step: int, args: FlippedDistillatio
     """Refuse a stream that has ended before it filled a step."""
     if not batches and step == 0:
         size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        workers = args.dataloader_num_workers
+        shared = f", or each of {workers} loader workers fewer than a batch" if workers > 1 else ""
         raise ValueError(
-            f"the stream of training pairs has fewer than the {size} pairs of a step, or each of its "
-            f"{max(1, args.dataloader_num_workers)} loader workers has fewer than a batch: give more pairs or a "
+            f"the stream of training pairs has fewer than the {size} pairs of a step{shared}: give more pairs or a "
             "smaller per_device_train_batch_size, gradient_accumulation_steps or dataloader_num_workers."
         )
 
