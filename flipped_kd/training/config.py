@@ -291,7 +291,8 @@ class FlippedDistillationConfig(TrainingArguments):
                     "would train nothing: use {'use_reentrant': False}."
                 )
         if options is None or isinstance(options, dict):
-            if options is None:  # the old name; in a copy of settings it mirrors the new one
+            # The old name counts where the new one says nothing: in a copy of settings it mirrors the new one.
+            if options in (None, {"use_reentrant": False}):
                 options = _mapping(self.gradient_checkpointing_kwargs)
             self.activation_checkpointing_kwargs = {"use_reentrant": False, **(options or {})}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -130,6 +131,9 @@ def test_other_checkpointing_options_keep_non_reentrant(make: Any, given: Any) -
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the second is the old one
         config = make(**{name: given})
         assert config.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 2}
+        # The old name mirrors the new one in a copy: there it must not hold on to the value before.
+        other = dataclasses.replace(config, activation_checkpointing_kwargs={"every_n_layers": 3})
+        assert other.activation_checkpointing_kwargs == {"use_reentrant": False, "every_n_layers": 3}
 
 
 @pytest.mark.parametrize(
