@@ -59,7 +59,7 @@ class PairPrompt:
     as nothing is cut.
 
     The budget: `room` = max_length less the fixed parts. text_a keeps its first min(len_a, room // 2) tokens, text_b
-    the first room - (kept of text_a).
+    the first room - (kept of text_a). White space that is tokenised with a text ends it also where it is cut.
 
     Where a fixed part meets a text, nothing may merge across the seam. Three ways are safe: an added token of the
     tokenizer; a line break that ends the part before a text; or white space that is tokenised with the text (`wrap_a`,
@@ -143,6 +143,7 @@ class PairPrompt:
         self.answer_ids = resolve_answers(whole, context, self.answers, unk_ids(tokenizer, whole))
 
         self._text_tokenizer = TextTokenizer(whole)
+        self._end_of_a, self._end_of_b = (self._end_ids(wrap[1]) for wrap in (self.wrap_a, self.wrap_b))
         fixed = len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
         self.room = max_length - fixed
         if self.room < MIN_ROOM:
@@ -229,8 +230,8 @@ class PairPrompt:
         start_a = len(self.prefix_ids)
         pairs = []
         for full_a, full_b in zip(all_a, all_b, strict=True):
-            ids_a = full_a[: self.room // 2]
-            ids_b = full_b[: self.room - len(ids_a)]
+            ids_a = _cut(full_a, self.room // 2, self._end_of_a)
+            ids_b = _cut(full_b, self.room - len(ids_a), self._end_of_b)
             end_a = start_a + len(ids_a)
             start_b = end_a + len(self.middle_ids)
             pairs.append(
@@ -244,7 +245,7 @@ class PairPrompt:
         return pairs
 
     def encode_texts(self, texts: Sequence[str]) -> list[PairTokens]:
-        """Tokenise texts alone, each as text_a: the prefix and the first room // 2 tokens of the text, nothing after.
+        """Tokenise texts alone, each as text_a: the prefix and at most room // 2 tokens of the text, nothing after.
 
         The ids are the beginning of those of any pair with the same text_a. Empty texts are treated, and errors
         raised, as in `encode_pairs`.
@@ -258,7 +259,7 @@ class PairPrompt:
         start = len(self.prefix_ids)
         alone = []
         for full in self._text_ids(texts, self._place_a):
-            ids = full[: self.room // 2]
+            ids = _cut(full, self.room // 2, self._end_of_a)
             span = (start, start + len(ids))
             alone.append(PairTokens(self.prefix_ids + ids, span, None, truncated=len(ids) < len(full)))
         return alone
@@ -360,6 +361,13 @@ class PairPrompt:
         ids = dict(zip(distinct, self._text_tokenizer.encode(bare), strict=True))
         return [ids[text] for text in texts]
 
+    def _end_ids(self, white: str) -> list[int]:
+        """Ids of white space that ends a text; none where it is not apart from the text's last word."""
+        if not white:
+            return []
+        bare, ended = self._text_tokenizer.encode(["x", "x" + white])
+        return ended[len(bare) :] if ended[: len(bare)] == bare else []
+
     def _check_parts_against_whole(self, whole: Tokenizer) -> None:
         """Raise unless the ids put together from the parts are those of the rendered string, on the probe pairs."""
         for text_a, text_b in PROBE_PAIRS:
@@ -413,6 +421,13 @@ def _place(
     left = None if wrap[0] or new_line else end_marker(*before, -1, control)
     right = None if wrap[1] else end_marker(*after, 0, control)
     return _Place(left is not None and left.rstrip, right is not None and right.lstrip, new_line or any(wrap), wrap)
+
+
+def _cut(ids: list[int], room: int, end: list[int]) -> list[int]:
+    """The first tokens of a text, and the white space that parts it from what follows."""
+    if len(ids) <= room or len(end) >= room:
+        return ids[:room]
+    return ids[: room - len(end)] + end
 
 
 def _trimmed(text: str) -> str:

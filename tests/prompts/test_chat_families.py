@@ -97,6 +97,23 @@ def test_plain_words_keep_their_parts_apart(tmp_path: Path) -> None:
     assert prompt.to_dict()["format_version"] == 2 and prompt.to_dict()["wrap_a"] == [" ", "\n"]
 
 
+def test_cut_texts_stay_apart_from_what_follows() -> None:
+    """The line break is tokenised with the text, so the end of a long text must not take it away."""
+    words = family_tokenizer(("<|endoftext|>",), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    qwen = family_tokenizer((*BPE_TOKENS, *THINK))
+    for tokenizer, preset in ((words, "en"), (qwen, "qwen3_reranker")):
+        full = PairPrompt.from_preset(tokenizer, preset, max_length=4096)
+        prompt = PairPrompt.from_preset(tokenizer, preset, max_length=full.max_length - full.room + 24)
+        long = "pay by card or by bill " * 9
+        (pair,), (alone,) = prompt.encode_pairs([long], [long]), prompt.encode_texts([long])
+        assert pair.truncated and len(pair.input_ids) == prompt.max_length
+        assert tokenizer.decode(pair.input_ids[slice(*pair.text_a)]).endswith(prompt.wrap_a[1])
+        assert tokenizer.decode(pair.input_ids[slice(*pair.text_b)]).endswith(prompt.wrap_b[1])
+        assert alone.input_ids == pair.input_ids[: pair.text_a[1]]
+        cut = tokenizer.decode(pair.input_ids[slice(*pair.text_a)]).strip()
+        assert long.startswith(cut) and prompt.encode_texts([cut])[0].input_ids == alone.input_ids
+
+
 def test_forms_of_published_rerankers() -> None:
     tokenizer = family_tokenizer((*BPE_TOKENS, *THINK))
     qwen = PairPrompt.from_preset(tokenizer, "qwen3_reranker", instruction="Find it")
