@@ -338,7 +338,7 @@ def steps_alone(batches: int, rounds: int) -> list[Row]:
 
 def _compared(work: str, name: str, other: str, reach: str, times: dict[str, list[float]], pairs: int) -> Row:
     ratio, each = ratios(times[other], times[name])
-    speeds = [f"{pairs / sorted(times[n])[len(times[n]) // 2]:.1f} pairs/s" for n in (name, other)]
+    speeds = [f"{pairs / statistics.median_high(times[n]):.1f} pairs/s" for n in (name, other)]
     return Row(work, f"{name} {speeds[0]}", f"{other} {speeds[1]}", ratio, reach, each)
 
 

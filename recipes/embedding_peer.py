@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +36,23 @@ from flipped_kd.students.lora import default_lora
 from flipped_kd.training.config import FlippedDistillationConfig
 
 
-@dataclass(frozen=True)
-class EmbeddingPeer:
-    """Makes a run of the ablation by an embedding loss of sentence-transformers."""
-
-    loss: str = MultipleNegativesRankingLoss.__name__
-
-    def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
-        student, data, config = settings_of(job, folder, cache)
-        splits = load_splits(data, job.seed)
-        teacher = named_teacher(student, data)
-        labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
-        of_teacher = teacher_split_scores(teacher, splits, config)
-        set_seed(job.seed)  # A's random start belongs to the seed
-        model = _as_sentence_transformer(student, config)
-        matches = splits.train.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
-        started = time.monotonic()
-        steps = _train(model, matches, with_learning_rate(student, config), folder)
-        seconds = time.monotonic() - started
-        similarity = SplitScores(*(_cosines(model, part, config) for part in (splits.validation, splits.test)))
-        metrics = judge_run(None, similarity, of_teacher, *labels)
-        facts = {"training_seconds": round(seconds, 1), "steps": steps}
-        return metrics | {"run": facts, "scores": packed_splits({"similarity": similarity})}
+def embedding_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
+    """Make a run of the ablation by an embedding loss of sentence-transformers."""
+    student, data, config = settings_of(job, folder, cache)
+    splits = load_splits(data, job.seed)
+    teacher = named_teacher(student, data)
+    labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
+    of_teacher = teacher_split_scores(teacher, splits, config)
+    set_seed(job.seed)  # A's random start belongs to the seed
+    model = _as_sentence_transformer(student, config)
+    matches = splits.train.filter(lambda label: label == 1, input_columns="label").remove_columns("label")
+    started = time.monotonic()
+    steps = _train(model, matches, with_learning_rate(student, config), folder)
+    seconds = time.monotonic() - started
+    similarity = SplitScores(*(_cosines(model, part, config) for part in (splits.validation, splits.test)))
+    metrics = judge_run(None, similarity, of_teacher, *labels)
+    facts = {"training_seconds": round(seconds, 1), "steps": steps}
+    return metrics | {"run": facts, "scores": packed_splits({"similarity": similarity})}
 
 
 def _as_sentence_transformer(student: StudentArguments, config: FlippedDistillationConfig) -> SentenceTransformer:

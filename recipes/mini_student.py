@@ -19,12 +19,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-# Instruction and answers by language: those of the prompt presets.
-INSTRUCTIONS = {
-    "en": "Do these two texts mean the same? Answer yes or no.",
-    "zh": "这两段文本的意思相同吗？请回答是或否。",
-}
-ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}
+from flipped_kd.prompts.chat_families import ANSWER_FORMS, INSTRUCTIONS
+
+# Those of the prompt presets, by language: (yes, no).
+ANSWERS = {language: forms[0][::-1] for language, forms in ANSWER_FORMS.items()}
 HEADS = {language: f"<|im_start|>system\n{words}<|im_end|>\n" for language, words in INSTRUCTIONS.items()}
 
 

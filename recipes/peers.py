@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from embedding_peer import EmbeddingPeer, same_budget
+from embedding_peer import embedding_run, same_budget
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
@@ -160,5 +160,5 @@ PEERS: dict[str, Peer] = {
     "cross_encoder_bce": CrossEncoderPeer("BinaryCrossEntropyLoss", gold_labels),
     "cross_encoder_mse": CrossEncoderPeer("MSELoss", teacher_labels),
     "cross_encoder_margin_mse": CrossEncoderPeer("MarginMSELoss", teacher_margins),
-    "embedding_mnrl": EmbeddingPeer(),
+    "embedding_mnrl": embedding_run,
 }

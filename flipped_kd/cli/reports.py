@@ -17,7 +17,7 @@ from ..data.validation import PairColumns
 from ..evaluation.match_score import ANSWER_ONLY, MatchScore
 from ..evaluation.metrics import matching_metrics
 from ..utils.choices import ScoreKind
-from ..utils.json_files import write_json
+from ..utils.json_files import finite, write_json
 from ..utils.markdown import table
 from .runtime import hide_bars
 
@@ -74,18 +74,9 @@ def metrics_table(report: Mapping[str, Any]) -> str:
 def show_report(options: Namespace, report: Mapping[str, Any], shown: str) -> None:
     """The table on the screen; the report as JSON in the file asked for, or on the screen instead of the table."""
     if options.output == STANDARD:  # in ASCII, which every encoding of a screen has
-        print(json.dumps(_finite(report), indent=2), file=options.stdout, flush=True)
+        print(json.dumps(finite(report), indent=2), file=options.stdout, flush=True)
     elif options.output is None:
         print(shown, file=options.stdout, flush=True)
     else:
-        write_json(options.output, _finite(report), ensure_ascii=False)
+        write_json(options.output, finite(report), ensure_ascii=False)
         print(shown, file=options.screen)
-
-
-def _finite(value: Any) -> Any:
-    """NaN as null, which JSON has."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

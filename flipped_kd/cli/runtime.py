@@ -1,4 +1,4 @@
-"""What the verbs share: the model, the processes of `accelerate launch`, and jobs over tables with their progress."""
+"""What the verbs share: the processes of `accelerate launch`, and jobs over tables with their progress."""
 
 from __future__ import annotations
 

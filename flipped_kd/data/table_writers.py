@@ -13,17 +13,18 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time
 from io import TextIOWrapper
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..utils.json_files import finite
 from .tables import Rows, TableSource
 
 WRITABLE = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -98,12 +99,12 @@ def _arrow_type(kinds: set[str]) -> pa.DataType | None:
     return None
 
 
-class TableWriter(Protocol):
+class TableWriter(ABC):
     """Writes rows into a binary file, which stays open."""
 
+    @abstractmethod
     def write(self, rows: Rows | None, added: pa.Table) -> None:
         """Write `rows`, each with its row of `added`; without rows, `added` alone."""
-        ...
 
     def close(self) -> None:
         """Write what is left, and what follows the last row; here nothing."""
@@ -124,7 +125,7 @@ class JsonLinesWriter(TableWriter):
         # JSON has no NaN and no infinity, which Parquet may bring; where a JSON file has them, they are kept.
         of_parquet = isinstance(rows, pa.Table)
         for row in _merged(rows, added):
-            self._file.write(json_text(_finite(row) if of_parquet else row).encode("utf-8") + b"\n")
+            self._file.write(json_text(finite(row) if of_parquet else row).encode("utf-8") + b"\n")
 
 
 class CsvWriter(TableWriter):
@@ -228,14 +229,6 @@ def json_text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=_plain)
     # UTF-8 cannot hold lone surrogates, JSON's escapes can.
     return json.dumps(value, default=_plain) if SURROGATE.search(text) else text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from .text_tables import TextTable, tell_of_rows
 ROWS_AT_A_TIME = 10_000
 
 
-def read_texts(
+def read_unlabelled(
     path: str | Path, column: str = "text", label_column: str = "label", skip_bad_rows: bool = False
 ) -> list[str]:
     """All texts of a file, in memory.

@@ -48,7 +48,6 @@ class RunResult:
         before: the untrained student's answers; empty where nobody asked for them.
         start: the similarities after the start of A, before any step; None where A started at random.
         facts: plain JSON values.
-        is_new: whether it was made now, not found in its folder.
         seconds_before: that earlier commands took for it.
     """
 
@@ -57,7 +56,6 @@ class RunResult:
     before: SplitScores
     start: SplitScores | None
     facts: dict[str, Any]
-    is_new: bool = True
     seconds_before: float = 0.0
 
 
@@ -270,7 +268,7 @@ def _finished(folder: Path) -> RunResult | None:
         answer, similarity, before = (SplitScores.of(arrays, kind) for kind in ("answer", "similarity", "before"))
         start = SplitScores.of(arrays, "start") if "start_test" in arrays else None
     seconds = facts.get("seconds", facts["training_seconds"])
-    return RunResult(answer, similarity, before, start, facts, is_new=False, seconds_before=seconds)
+    return RunResult(answer, similarity, before, start, facts, seconds_before=seconds)
 
 
 def say(config: FlippedDistillationConfig, text: str) -> None:

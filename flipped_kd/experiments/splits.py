@@ -8,7 +8,7 @@ import datasets
 
 from ..data.faq import faq_pairs, read_faq, subset
 from ..data.loading import load_pairs, random_part
-from ..data.unlabelled import read_texts
+from ..data.unlabelled import read_unlabelled
 from ..data.validation import PairColumns
 from .arguments import DataArguments
 
@@ -34,10 +34,10 @@ def load_splits(data: DataArguments, max_rows_seed: int = 0) -> Splits:
 
 
 def unlabelled_texts(data: DataArguments) -> list[str]:
-    """The texts of `unlabelled_file`; none where there is no such file. Errors as in `read_texts`."""
+    """The texts of `unlabelled_file`; none where there is no such file. Errors as in `read_unlabelled`."""
     if data.unlabelled_file is None:
         return []
-    return read_texts(data.unlabelled_file, data.unlabelled_column, data.label_column, data.skip_bad_rows)
+    return read_unlabelled(data.unlabelled_file, data.unlabelled_column, data.label_column, data.skip_bad_rows)
 
 
 def load_split(data: DataArguments, split: str, seed: int = 0) -> datasets.Dataset:

@@ -242,9 +242,6 @@ def fingerprint(folder: Path, base_model: str | os.PathLike[str] | None = None) 
     return digest.hexdigest()
 
 
-# ---- Weights ----
-
-
 def _write_merged(matcher: FlippedMatcher, folder: Path) -> bool:
     """Write the merged model with tokenizer and contracts; the matcher is used up. Returns whether it was untied."""
     matcher.encoder.save_matrices(matcher.model, folder)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
@@ -16,10 +16,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
 from ..students.gguf import GgufBase
+from ..utils.redaction import SENDABLE
 from .errors import PublishError, failure_of
 from .files import CARD_FILE, REPLACED, files_in, kind_of, matches_any, uploadable
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 LOCAL_PATH = re.compile(r"^(?:[~/\\]|\.{1,2}[/\\]|[A-Za-z]:[\\/])")
 
 
@@ -159,31 +161,28 @@ class _Hub:
     """
 
     def __init__(self, token: str | None) -> None:
-        if token is not None and not re.fullmatch(r"[!-~]+", token):
+        if token is not None and not SENDABLE.fullmatch(token):
             raise ValueError("the token is empty or holds characters that no token has (white space?): give it again.")
         self.token = token
         self.api = HfApi(token=token)
 
-    def user(self) -> str:
-        failure, name = None, ""
+    def _asked(self, what: str, ask: Callable[[], T]) -> T:
         try:
-            name = str(self.api.whoami()["name"])
-        except Exception as error:  # as below
-            failure = failure_of(error, "asking the Hub whose token this is", self.token)
-        if failure is not None:
-            raise failure
-        return name
+            return ask()
+        except Exception as error:  # whatever the client raises may hold the token
+            failure = failure_of(error, what, self.token)
+        raise failure
+
+    def user(self) -> str:
+        return self._asked("asking the Hub whose token this is", lambda: str(self.api.whoami()["name"]))
 
     def open_repository(self, repo_id: str, private: bool | None) -> str:
-        failure = None
-        try:
+        def opened() -> tuple[str, bool | None]:
             whole = self.api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             # For a repository that is there already `private` was not looked at.
-            is_private = bool(self.api.model_info(whole).private) if private else None
-        except Exception as error:  # whatever the client raises may hold the token
-            failure = failure_of(error, f"opening the repository {repo_id!r}", self.token)
-        if failure is not None:
-            raise failure
+            return whole, bool(self.api.model_info(whole).private) if private else None
+
+        whole, is_private = self._asked(f"opening the repository {repo_id!r}", opened)
         if is_private is False:
             raise PublishError(
                 f"private=True, but the repository {whole!r} is there and public: make it private "
@@ -195,20 +194,17 @@ class _Hub:
     def commit(
         self, files: dict[str, Path], replaced: Iterable[str], repo_id: str, revision: str | None, message: str
     ) -> str:
-        failure = None
         operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        try:
+
+        def committed() -> None:
             if revision is not None:
                 self.api.create_branch(repo_id, branch=revision, exist_ok=True)
             there = set(self.api.list_repo_files(repo_id, revision=revision)) - files.keys()
-            operations += [
-                CommitOperationDelete(name) for name in sorted(there) if matches_any(PurePosixPath(name), replaced)
-            ]
+            gone = (name for name in sorted(there) if matches_any(PurePosixPath(name), replaced))
+            operations.extend(CommitOperationDelete(name) for name in gone)
             self.api.create_commit(repo_id, operations, commit_message=message, revision=revision)
-        except Exception as error:  # as above
-            failure = failure_of(error, f"uploading to {repo_id!r}", self.token)
-        if failure is not None:
-            raise failure
+
+        self._asked(f"uploading to {repo_id!r}", committed)
         return f"{self.api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
 
 

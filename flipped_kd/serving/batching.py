@@ -53,7 +53,7 @@ class Batcher:
         has_failed: whether the thread has ended by an error: nothing is computed any more.
     """
 
-    def __init__(self, limits: Limits, wait: float = 0.005, observer: Observer | None = None) -> None:
+    def __init__(self, limits: Limits, wait: float, observer: Observer) -> None:
         self.compute: Compute = _nothing_loaded
         self.round_tokens = 16_384
         self._limits, self._wait, self._observer = limits, wait, observer
@@ -116,7 +116,7 @@ class Batcher:
             with self._changed:
                 self._futures.pop(job, None)
                 gone = self._queue.forget(job)
-            if gone and self._observer is not None:
+            if gone:
                 self._observer.dropped()
 
     async def between(self, function: Callable[[], T]) -> T:
@@ -139,12 +139,12 @@ class Batcher:
             if self._closing:
                 raise closing(self.has_failed)
             self._check_room(items)
-            job, joined = self._queue.add(items, time.monotonic())
+            job, joined = self._queue.add(items)
             future = self._futures[job] = asyncio.get_running_loop().create_future()
             # A thread that waits for company is not woken by each who comes.
             if len(self._queue.jobs) == 1 or self._is_complete():
                 self._changed.notify()
-        if joined and self._observer is not None:
+        if joined:
             self._observer.joined(joined)
         return job, future
 
@@ -238,8 +238,7 @@ class Batcher:
         tokens = sum(entry.item.tokens for entry in chosen)
         rate = tokens / max(seconds, 1e-9)
         self._rate = rate if self._rate is None else (1 - NEWEST) * self._rate + NEWEST * rate
-        if self._observer is not None:
-            self._observer.round_done(len(jobs), len(chosen), tokens, seconds)
+        self._observer.round_done(len(jobs), len(chosen), tokens, seconds)
 
     def _compute_alone(self, job: Job, chosen: list[Entry]) -> None:
         try:

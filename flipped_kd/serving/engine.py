@@ -173,7 +173,7 @@ class Engine:
         """Unit vectors (n, D) float32 of texts, and the tokens that were read.
 
         Raises:
-            Refused: as `scores`.
+            Refused: as `log_odds`.
         """
         self._check_count(len(texts))
         items = await self._texts(texts, may_cut)
@@ -183,7 +183,7 @@ class Engine:
         """The nearest texts of an index, as `FlippedMatcher.search` gives them.
 
         Raises:
-            Refused: as `scores`.
+            Refused: as `log_odds`.
         """
         (tokens,) = await self._tokens(self.matcher.prompt.encode_texts, [query])
         item = Item(("nearest", id(index), query, top_k), Nearest(query, index, top_k), len(tokens.input_ids))

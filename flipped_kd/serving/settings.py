@@ -56,7 +56,7 @@ class Settings:
         host: address to listen on.
         port: 0 takes a free one.
         token: what clients must send as `Authorization: Bearer TOKEN`; None asks for none.
-        allowed_hosts: further names that a request's Host may have; None accepts every name (see `host_names`).
+        allowed_hosts: further names that a request's Host may have (see `host_names`).
         name: of the model, as clients are told.
         log_requests: a line of log for each request: method, route, status, milliseconds. Never a text.
         batch_tokens: tokens read in one go; None takes what suits the device.
@@ -89,7 +89,10 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether nobody outside this machine can reach the server."""
-        return is_loopback(self.host)
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def host_names(self) -> list[str]:
@@ -101,11 +104,3 @@ class Settings:
         if not self.is_loopback and not self.allowed_hosts:
             return ["*"]
         return [*LOOPBACK_NAMES, self.host, *self.allowed_hosts]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

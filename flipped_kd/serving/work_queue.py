@@ -43,13 +43,11 @@ class Job:
     """What one request waits for.
 
     Attributes:
-        arrived: when, in seconds of the monotonic clock.
         entries: one for each of its items.
         to_start: those of them that nobody has begun, and maybe some that were begun for others.
         left: how many are not done.
     """
 
-    arrived: float
     entries: list[Entry] = field(default_factory=list)
     to_start: deque[Entry] = field(default_factory=deque)
     left: int = 0
@@ -73,17 +71,13 @@ class WorkQueue:
         self.tokens = 0
         self._entries: dict[Hashable, Entry] = {}
 
-    def __len__(self) -> int:
-        """Entries that are not done."""
-        return len(self._entries)
-
     def new_tokens(self, items: Sequence[Item]) -> int:
         """What `add` would add to `tokens`."""
         return sum({item.key: item.tokens for item in items if item.key not in self._entries}.values())
 
-    def add(self, items: Sequence[Item], arrived: float) -> tuple[Job, int]:
+    def add(self, items: Sequence[Item]) -> tuple[Job, int]:
         """A job for items, and how many of them others wait for already."""
-        job = Job(arrived)
+        job = Job()
         joined = 0
         for item in items:
             entry = self._entries.get(item.key)

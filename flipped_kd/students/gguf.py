@@ -89,7 +89,7 @@ def gguf_path(name: str | os.PathLike[str], revision: str | None = None, **optio
         try:
             path = Path(hf_hub_download(repo_id, file, revision=revision, **options))
         except Exception as error:  # whatever the Hub's client raises: what to do is the same
-            said = redact(str(error), options["token"] if isinstance(options.get("token"), str) else None)
+            said = redact(str(error), options.get("token"))
             raise ValueError(f"{os.fspath(name)!r} could not be had from the Hub: {said} {HOW}") from None
         commit = path.parents[file.count("/")].name
     elif revision is not None:

@@ -21,6 +21,8 @@ from ..utils.angles import wide
 SLOPE_SCALE = 1e5
 # A teacher that contradicts the labels on a larger share of either class is warned of.
 DROPPED_SHARE_LIMIT = 0.3
+# Of [0, 1], for the calibration error.
+BINS = 15
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,6 @@ def agreement_report(
     *,
     tau_pos: float = 0.5,
     tau_neg: float = 0.5,
-    n_bins: int = 15,
 ) -> dict[str, float | int]:
     """How well the teacher agrees with labelled pairs, and what the dual threshold (arXiv 2507.05617) would drop of
     them.
@@ -162,16 +163,15 @@ def agreement_report(
         calibration: turns T into P.
         tau_pos: a positive is kept if P >= tau_pos, in [0, 1].
         tau_neg: a negative is kept if P < tau_neg, in [0, 1].
-        n_bins: equal bins of [0, 1] for the calibration error.
 
     Returns:
         n, positive_share; roc_auc and average_precision of T; f1 and accuracy of P >= .5; dropped_positive_share and
-        dropped_negative_share (of their class); expected_calibration_error: mean over the bins of |share of matches -
+        dropped_negative_share (of their class); expected_calibration_error: mean over 15 equal bins of [0, 1] of |share of matches -
         mean P|, weighted by the bins' sizes, both classes weighing the same as in the calibration's fit. What needs
         both classes, or a class that is absent, is nan.
 
     Raises:
-        ValueError: for bad scores or labels as in `PlattCalibration.fit`, thresholds outside [0, 1] or n_bins < 1.
+        ValueError: for bad scores or labels as in `PlattCalibration.fit`, or thresholds outside [0, 1].
     """
     scores, labels = _checked(scores, labels)
     for name, threshold in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
@@ -179,8 +179,6 @@ def agreement_report(
             raise ValueError(
                 f"agreement_report: {name}={threshold!r} must be a probability in [0, 1]; the paper uses 0.5."
             )
-    if n_bins < 1:
-        raise ValueError(f"agreement_report: n_bins={n_bins!r} must be at least 1; 15 is usual.")
     probabilities = calibration.probability(scores)
     positive = labels == 1
     both = bool(positive.any() and not positive.all())
@@ -196,17 +194,15 @@ def agreement_report(
         "accuracy": float(accuracy_score(labels, predicted)),
         "dropped_positive_share": float((probabilities[positive] < tau_pos).mean()) if positive.any() else math.nan,
         "dropped_negative_share": float(denied[~positive].mean()) if not positive.all() else math.nan,
-        "expected_calibration_error": _balanced_calibration_error(probabilities, positive, n_bins)
-        if both
-        else math.nan,
+        "expected_calibration_error": _balanced_calibration_error(probabilities, positive) if both else math.nan,
     }
 
 
-def _balanced_calibration_error(probabilities: np.ndarray, positive: np.ndarray, n_bins: int) -> float:
+def _balanced_calibration_error(probabilities: np.ndarray, positive: np.ndarray) -> float:
     weights = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
-    bins = np.minimum((probabilities * n_bins).astype(np.int64), n_bins - 1)
+    bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
     # In a bin, weight * |share - mean P| = |sum of weighted (label - P)|.
-    gaps = np.bincount(bins, weights=weights * (positive - probabilities), minlength=n_bins)
+    gaps = np.bincount(bins, weights=weights * (positive - probabilities), minlength=BINS)
     return float(np.abs(gaps).sum())
 
 

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..students.encoder_inputs import EncoderInputs
 from ..students.encoder_modules import lora_layers
 from ..students.lora_encoder import LoraEncoder
 from ..students.probing import input_device, is_sharded
-from ..students.ridge import PENALTIES, fit_start, scaled_to
+from ..students.ridge import PENALTIES, RidgeFit, fit_start, scaled_to
 from ..teachers.base import Teacher
 from ..teachers.pair_scores import text_vectors
 from ..utils.atomic import replacing
@@ -115,13 +115,14 @@ def start_encoder(
     found = _read(path, matrices)
     if found is None:
         began = time.time()
-        fitted, penalty, error = _fit(
+        fit = _fit(
             *(model, encoder, inputs, prompt, teacher, chosen, rank, pad_id),
             *(cache_dir, teacher_batch_size, show_progress),
         )
-        start = EncoderStart(len(chosen), of_texts, penalty, error, round(time.time() - began, 1))
-        _write(path, fitted, start)
-        found = fitted, start
+        seconds = round(time.time() - began, 1)
+        start = EncoderStart(len(chosen), of_texts, fit.penalty, fit.held_out_error, seconds)
+        _write(path, fit.matrices, start)
+        found = fit.matrices, start
     fitted, start = found
     norm = float(sum(matrix.detach().cpu().double().square().sum() for matrix in matrices.values())) ** 0.5
     with torch.no_grad():
@@ -183,7 +184,7 @@ def _fit(
     cache_dir: str,
     teacher_batch_size: int,
     show_progress: bool,
-) -> tuple[dict[str, Tensor], float, float]:
+) -> RidgeFit:
     cache: dict[str, Any] = {"cache_dir": cache_dir, "batch_size": teacher_batch_size, "show_progress": show_progress}
     targets = torch.from_numpy(text_vectors(teacher, texts, **cache))
     runner = ModelRunner(model, prompt, inputs, pad_id)
@@ -199,13 +200,11 @@ def _fit(
         model.train(was_training)
     means = inputs.split(rows)
     if encoder.pooling == "sum":
-        fit = fit_start(means, inputs.read_by, targets, rank)
-        return fit.matrices, fit.penalty, fit.held_out_error
+        return fit_start(means, inputs.read_by, targets, rank)
     # Each module's vector stands for itself: one regression for each input, of which the report shows the best.
     fits = [fit_start({name: means[name]}, {name: names}, targets, rank) for name, names in inputs.read_by.items()]
     best = min(fits, key=lambda fit: fit.held_out_error)
-    matrices = {name: matrix for fit in fits for name, matrix in fit.matrices.items()}
-    return matrices, best.penalty, best.held_out_error
+    return replace(best, matrices={name: matrix for fit in fits for name, matrix in fit.matrices.items()})
 
 
 def why_not_started(model: PeftModel, encoder: LoraEncoder, teacher: Teacher) -> str | None:

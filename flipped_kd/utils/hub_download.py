@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .redaction import redact
+from .redaction import SENDABLE, redact
 
 LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SUBFOLDERS = ["*/*"]  # checkpoints, other formats
@@ -36,13 +35,9 @@ class Access:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.token, str) and not re.fullmatch(r"[!-~]+", self.token):
+        if isinstance(self.token, str) and not SENDABLE.fullmatch(self.token):
             # The HTTP library would refuse it with a message that shows it.
             raise ValueError("the token is empty or holds white space or other control characters: copy it again.")
-
-    def without_token(self, text: str) -> str:
-        """`text` with the token, should it stand there, made unreadable."""
-        return redact(text, self.token if isinstance(self.token, str) else None)
 
 
 def is_network_failure(error: BaseException) -> bool:
@@ -122,7 +117,7 @@ def fetch(
             raise  # the disk's, not the Hub's
         raise ValueError(
             f"{shown} is no folder here and could not be had from the Hub: {_reason(error, access)} "
-            f"({access.without_token(str(error))})"
+            f"({redact(str(error), access.token)})"
         ) from error
 
 

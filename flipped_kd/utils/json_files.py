@@ -6,7 +6,9 @@ Each of our files says its `format_version`: a whole number that grows where an 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ AGAIN = "save or download it again"
 def write_json(path: str | os.PathLike[str], content: Any, *, ensure_ascii: bool = True) -> None:
     """Write JSON for people to read too, whole or not at all."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=ensure_ascii) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A value whose numbers JSON has: NaN and the infinities as null."""
+    if isinstance(value, Mapping):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json_object(path: Path, remedy: str = AGAIN) -> dict[str, Any]:

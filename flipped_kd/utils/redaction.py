@@ -17,6 +17,8 @@ TOKEN_BYTES = re.compile(rb"(?:hf|api_org)_[A-Za-z0-9]{30,}")
 # The token that clients of `flipped-kd serve` send.
 SERVER_TOKEN = "FLIPPED_KD_TOKEN"
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", SERVER_TOKEN)
+# What an HTTP header can carry of one.
+SENDABLE = re.compile(r"[!-~]+")
 # Long enough not to stand in a text by chance.
 MIN_TOKEN_LENGTH = 8
 # Those that were read from files.
@@ -28,13 +30,13 @@ def hide(secret: str) -> None:
     _told.add(secret)
 
 
-def known_tokens(token: str | None = None) -> list[str]:
+def known_tokens(token: str | bool | None = None) -> list[str]:
     """The token given and those of this machine, the longest first.
 
     The stored one of `hf auth login` is among them where huggingface_hub has been imported; else nothing can have read
     it.
     """
-    secrets = {token or "", *_told, *(os.environ.get(name, "") for name in TOKEN_VARIABLES)}
+    secrets = {token if isinstance(token, str) else "", *_told, *(os.environ.get(name, "") for name in TOKEN_VARIABLES)}
     hub = sys.modules.get("huggingface_hub.utils")
     if hub is not None:
         secrets.add(hub.get_token() or "")
@@ -42,7 +44,7 @@ def known_tokens(token: str | None = None) -> list[str]:
     return sorted((secret for secret in found if len(secret) >= MIN_TOKEN_LENGTH), key=len, reverse=True)
 
 
-def redact(text: str, token: str | None = None) -> str:
+def redact(text: str, token: str | bool | None = None) -> str:
     """The text with every known token, and whatever looks like one, hidden."""
     for secret in known_tokens(token):
         text = text.replace(secret, HIDDEN)

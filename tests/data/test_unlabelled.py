@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from flipped_kd.data.unlabelled import read_texts
+from flipped_kd.data.unlabelled import read_unlabelled
 
 
 def test_lines_and_columns(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("where is my card\n\nä, b\n \n", encoding="utf-8")
-    assert read_texts(tmp_path / "lines.txt") == ["where is my card", "ä, b"]
+    assert read_unlabelled(tmp_path / "lines.txt") == ["where is my card", "ä, b"]
     (tmp_path / "table.csv").write_text('question,id\n"a, b",1\nc,2\n', encoding="utf-8")
-    assert read_texts(tmp_path / "table.csv", "question") == ["a, b", "c"]
+    assert read_unlabelled(tmp_path / "table.csv", "question") == ["a, b", "c"]
     (tmp_path / "table.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    assert read_texts(tmp_path / "table.jsonl") == ["a", "b"]
+    assert read_unlabelled(tmp_path / "table.jsonl") == ["a", "b"]
 
 
 @pytest.mark.parametrize("end", ["\u2028", "\x85", "\u2029", "\x0b", "\x0c", "\x1c"])
@@ -25,16 +25,16 @@ def test_texts_are_cut_at_line_ends_only(name: str, end: str, tmp_path: Path) ->
     texts = [f"where{end}is it", "b"]
     lines = texts if name.lower().endswith("txt") else [json.dumps({"text": text}) for text in texts]
     (tmp_path / name).write_text("\n".join(lines) + "\n\n", encoding="utf-8-sig")
-    assert read_texts(tmp_path / name) == texts
+    assert read_unlabelled(tmp_path / name) == texts
 
 
 def test_rows_may_lack_the_text(tmp_path: Path) -> None:
     path = tmp_path / "table.jsonl"
     path.write_text('{"id": 1}\n{"text": "b"}\n')
-    assert read_texts(path, skip_bad_rows=True) == ["b"]
+    assert read_unlabelled(path, skip_bad_rows=True) == ["b"]
     path.write_text('{"text": "b"}\n{"text": "c", "label": 1}\n')
     with pytest.raises(ValueError, match="has a column 'label'"):
-        read_texts(path)
+        read_unlabelled(path)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_what_is_no_file_of_texts_is_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
-        read_texts(tmp_path / name)
+        read_unlabelled(tmp_path / name)
 
 
 def test_bad_rows_may_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "table.jsonl").write_text('{"text": "a"}\n{"text": " "}\n', encoding="utf-8")
-    assert read_texts(tmp_path / "table.jsonl", skip_bad_rows=True) == ["a"]
+    assert read_unlabelled(tmp_path / "table.jsonl", skip_bad_rows=True) == ["a"]
     assert caplog.messages == ["table.jsonl: 1 bad rows are left out"]
     (tmp_path / "table.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="is empty"):
-        read_texts(tmp_path / "table.jsonl", skip_bad_rows=True)
+        read_unlabelled(tmp_path / "table.jsonl", skip_bad_rows=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from flipped_kd.students import attention
 from flipped_kd.students.cpu_bfloat16 import fast_bfloat16
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.invariants.training import (
+    EVERY_PAIR,
     PLAIN,
     UNCLIPPED,
     Gradients,
@@ -27,7 +25,6 @@ from tests.invariants.training import (
     trainable,
 )
 
-EVERY_PAIR = {"positive_threshold": 0.0, "negative_threshold": 1.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "both": {},
     "thresholds": {"positive_threshold": 0.5, "negative_threshold": 0.5},
@@ -133,14 +130,11 @@ def test_cached_step_under_bf16_autocast(build: Any, shared: bool, monkeypatch: 
     assert float(loss) != float(exact) and float(loss) == pytest.approx(float(exact), rel=0.05)
 
 
-def test_cached_training_equals_plain_training_with_accumulation(
-    _student: Any, build: Any, pairs: datasets.Dataset, tmp_path: Path
-) -> None:
+def test_cached_training_equals_plain_training_with_accumulation(build: Any) -> None:
     runs = []
     for size in (None, 2):
         gradients = Gradients()
         trainer = build(
-            model=copy.deepcopy(_student),
             mini_batch_size=size,
             gradient_accumulation_steps=4,
             max_steps=3,

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 
 from flipped_kd.training.length_groups import EpochLengthGroupedSampler
 from flipped_kd.training.trainer import FlippedDistillationTrainer
-from tests.invariants.training import assert_equal, lora, new_trainer, settings, trainable
+from tests.invariants.training import Stopped, StopAt, assert_equal, lora, new_trainer, settings, trainable
 
 # All that a resumed run could see otherwise: an epoch is 8 steps, so checkpoints fall at the end of the first and into
 # the middle of the second, logs between checkpoints, an evaluation between a checkpoint and the next step; batches are
@@ -30,27 +30,6 @@ HARD: dict[str, Any] = {
     "train_sampling_strategy": "group_by_length",
     "lr_scheduler_type": "constant",
 }
-
-
-class Stopped(Exception):
-    """What the interrupted run dies of."""
-
-
-class StopAt(TrainerCallback):
-    """Raises when a step begins, or when a checkpoint has been saved."""
-
-    def __init__(self, step: int = -1, saved: int = -1) -> None:
-        self.step, self.saved = step, saved
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == self.step:
-            raise Stopped
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step == self.saved:
-            raise Stopped
 
 
 @pytest.fixture(scope="module")

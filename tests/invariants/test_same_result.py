@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.invariants.training import (
+    EVERY_PAIR,
     UNCLIPPED,
     Gradients,
     assert_close,
@@ -19,45 +18,24 @@ from tests.invariants.training import (
     gradients_of,
     logged,
     lora,
-    new_trainer,
-    settings,
     trainable,
 )
 
 
 @pytest.mark.parametrize("representation", ["independent", "joint", "both"])
-def test_activation_checkpointing_changes_no_loss_and_no_gradient(
-    representation: str,
-    _student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
+def test_activation_checkpointing_changes_no_loss_and_no_gradient(representation: str, build: Any) -> None:
     runs = []
     for checkpointing in (False, True):
         gradients = Gradients()
-        args = settings(
-            tmp_path,
+        # Dropout stays on: checkpointing must recompute with the same masks.
+        trainer = build(
             activation_checkpointing=checkpointing,
             representation=representation,
             max_steps=2,
-            # Every pair kept, so that no term is ever empty.
-            positive_threshold=0.0,
-            negative_threshold=1.0,
-            **UNCLIPPED,
-        )
-        # Dropout stays on: checkpointing must recompute with the same masks.
-        trainer = new_trainer(
-            args,
-            copy.deepcopy(_student),
-            str(teacher_dir),
-            pairs,
-            held_out,
-            tokenizer,
             peft_config=lora(dropout=0.05),
             callbacks=[gradients],
+            **EVERY_PAIR,
+            **UNCLIPPED,
         )
         trainer.train()
         runs.append((trainer, gradients.steps))
@@ -70,15 +48,8 @@ def test_activation_checkpointing_changes_no_loss_and_no_gradient(
         assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_scores_do_not_depend_on_padding_side_or_batch_size(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
-    trainer = new_trainer(settings(tmp_path), student, str(teacher_dir), pairs, held_out, tokenizer)
+def test_scores_do_not_depend_on_padding_side_or_batch_size(build: Any, held_out: datasets.Dataset) -> None:
+    trainer = build()
     trainer.train()  # B is no longer 0, so the adapter takes part in the scores
     lengths = {len(tokens.input_ids) for tokens in trainer.prompt.encode_pairs(held_out["text_a"], held_out["text_b"])}
     assert len(lengths) > 1  # there is something to pad
@@ -99,18 +70,10 @@ def test_scores_do_not_depend_on_padding_side_or_batch_size(
         np.testing.assert_allclose(other_similarity, similarity, atol=1e-5)
 
 
-def test_packing_and_padding_side_change_no_loss_and_no_gradient(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
-    args = settings(tmp_path, positive_threshold=0.0, negative_threshold=1.0)
-    trainer = new_trainer(args, student, str(teacher_dir), pairs, held_out, tokenizer)
+def test_packing_and_padding_side_change_no_loss_and_no_gradient(build: Any) -> None:
+    trainer = build(**EVERY_PAIR)
     trainer.train()
-    rows = [trainer.train_dataset[row] for row in range(8)]  # type: ignore[index]
+    rows = [trainer.train_dataset[row] for row in range(8)]
     results = []
     own = trainer.data_collator
     apart = replace(own, layout=None)
@@ -131,26 +94,10 @@ def test_packing_and_padding_side_change_no_loss_and_no_gradient(
         assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_loader_workers_change_nothing(
-    _student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
+def test_loader_workers_change_nothing(build: Any) -> None:
     runs = []
     for workers in (0, 2):
-        args = settings(tmp_path, dataloader_num_workers=workers, max_steps=3)
-        trainer = new_trainer(
-            args,
-            copy.deepcopy(_student),
-            str(teacher_dir),
-            pairs,
-            held_out,
-            tokenizer,
-            peft_config=lora(dropout=0.05),
-        )
+        trainer = build(dataloader_num_workers=workers, max_steps=3, peft_config=lora(dropout=0.05))
         trainer.train()
         runs.append(trainer)
     here, workers_ = runs

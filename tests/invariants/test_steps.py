@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,18 @@ from tests.invariants.training import (
     assert_close,
     logged,
     lora,
-    new_trainer,
     settings,
     trainable,
 )
 
 
 @pytest.fixture
-def first_step(
-    _student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> Any:
+def first_step(build: Any) -> Any:
     """Runs one step with the settings given; returns the gradients the optimizer saw and the logged norm."""
 
     def run(**changes: Any) -> tuple[dict[str, torch.Tensor], float]:
         gradients = Gradients()
-        args = settings(tmp_path, max_steps=1, **changes)
-        trainer = new_trainer(
-            args, copy.deepcopy(_student), str(teacher_dir), pairs, held_out, tokenizer, callbacks=[gradients]
-        )
+        trainer = build(max_steps=1, callbacks=[gradients], **changes)
         trainer.train()
         (step,), (norm,) = gradients.steps, logged(trainer, "grad_norm")
         return step, norm
@@ -130,15 +118,8 @@ def test_training_stops_on_a_loss_that_is_not_finite(
     assert not (tmp_path / f"checkpoint-{trainer.state.global_step + 1}").exists()
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
-    trainer = new_trainer(settings(tmp_path), student, str(teacher_dir), pairs, held_out, tokenizer)
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(build: Any) -> None:
+    trainer = build()
     before = trainable(trainer.model)
     weight = next(weight for weight in trainer.model.parameters() if weight.requires_grad)
     weight.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))

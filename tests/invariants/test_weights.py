@@ -15,6 +15,7 @@ from transformers import Trainer, set_seed
 
 from flipped_kd.prompts.pair_tokens import pad_batch
 from tests.invariants.training import (
+    EVERY_PAIR,
     PLAIN,
     STILL,
     Gradients,
@@ -29,16 +30,8 @@ from tests.invariants.training import (
 )
 
 
-def test_every_trainable_weight_moves_and_no_base_weight_does(
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
-    # Without weight decay, which would move A by itself.
-    trainer = new_trainer(settings(tmp_path, weight_decay=0.0), student, str(teacher_dir), pairs, held_out, tokenizer)
+def test_every_trainable_weight_moves_and_no_base_weight_does(build: Any) -> None:
+    trainer = build(weight_decay=0.0)  # which would move A by itself
     base, adapter = frozen(trainer.model), trainable(trainer.model)
     assert all("lora_" in name for name in adapter) and not any("lora_" in name for name in base)
     trainer.train()
@@ -52,28 +45,11 @@ def test_every_trainable_weight_moves_and_no_base_weight_does(
     [((1.0, 0.0, 0.0), False), ((0.0, 1.0, 0.0), True), ((0.0, 0.0, 1.0), True)],
     ids=["sup", "dist", "mcl"],
 )
-def test_what_each_term_gives_a_while_b_is_zero(
-    weights: tuple[float, float, float],
-    moves_a: bool,
-    student: Any,
-    teacher_dir: Path,
-    tokenizer: Any,
-    pairs: datasets.Dataset,
-    held_out: datasets.Dataset,
-    tmp_path: Path,
-) -> None:
+def test_what_each_term_gives_a_while_b_is_zero(weights: tuple[float, float, float], moves_a: bool, build: Any) -> None:
     gradients = Gradients()
     names = ("sup_weight", "dist_weight", "mcl_weight")
-    # Every pair kept, so that the contrast has both classes whatever the random teacher thinks.
-    args = settings(
-        tmp_path,
-        max_steps=1,
-        positive_threshold=0.0,
-        negative_threshold=1.0,
-        **dict(zip(names, weights, strict=True)),
-        **STILL,
-    )
-    trainer = new_trainer(args, student, str(teacher_dir), pairs, held_out, tokenizer, callbacks=[gradients])
+    weighted = dict(zip(names, weights, strict=True))
+    trainer = build(max_steps=1, callbacks=[gradients], **weighted, **EVERY_PAIR, **STILL)
     assert all(not value.any() for name, value in trainable(trainer.model).items() if "lora_B" in name)
     trainer.train()
     (step,) = gradients.steps

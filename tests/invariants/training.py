@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from flipped_kd.training.trainer import FlippedDistillationTrainer
 
 # Gradients as backward left them.
 UNCLIPPED: dict[str, Any] = {"max_grad_value": 0.0, "max_grad_norm": 0.0}
+# No pair dropped, whatever the random teacher thinks: no term is ever empty.
+EVERY_PAIR: dict[str, Any] = {"positive_threshold": 0.0, "negative_threshold": 1.0}
 # A student that stays where it is, so that the batches of several steps meet the same weights.
 STILL: dict[str, Any] = {"learning_rate": 0.0, **UNCLIPPED}
 PLAIN: dict[str, Any] = {"sup_weight": 1.0, "dist_weight": 0.0, "mcl_weight": 0.0}
@@ -102,6 +104,17 @@ def trainer_factory(
     return build
 
 
+def uneven_stream(pairs: datasets.Dataset) -> datasets.IterableDataset:
+    """In two shards, of 13 pairs and of 20: in batches of 4 three and a rest, and five."""
+    every = [dict(row) for row in pairs.select(range(33))]
+
+    def rows(shards: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        for shard in shards:
+            yield from shard
+
+    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [every[:13], every[13:]]})
+
+
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable weights by name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
@@ -145,10 +158,32 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert not different
 
 
-class Gradients(TrainerCallback):
-    """Keeps the gradients that each optimizer step is given."""
+class Stopped(Exception):
+    """What an interrupted run dies of, on every rank at once."""
 
-    def __init__(self) -> None:
+
+class StopAt(TrainerCallback):
+    """Raises when a step begins, or when a checkpoint has been saved."""
+
+    def __init__(self, step: int = -1, saved: int = -1) -> None:
+        self.step, self.saved = step, saved
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == self.step:
+            raise Stopped
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.saved:
+            raise Stopped
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients that each optimizer step is given, each as `read` gives it."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor] = Tensor.clone) -> None:
+        self.read = read
         self.steps: list[dict[str, Tensor]] = []
 
     def on_pre_optimizer_step(
@@ -160,9 +195,8 @@ class Gradients(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        self.steps.append(
-            {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-        )
+        weights = model.named_parameters()
+        self.steps.append({name: self.read(weight.grad) for name, weight in weights if weight.grad is not None})
 
 
 class RecordingTrainer(FlippedDistillationTrainer):

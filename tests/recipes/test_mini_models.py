@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flipped_kd.prompts.chat_families import INSTRUCTIONS
 
 Row = dict[str, str | int]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -70,10 +69,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_instruction_is_that_of_the_pair_prompt() -> None:
-    assert mini_student.INSTRUCTIONS == INSTRUCTIONS
 
 
 def test_student_reloads_with_the_auto_classes(student: Path) -> None:

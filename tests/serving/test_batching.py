@@ -67,7 +67,7 @@ class Told:
 async def batching(
     model: Model, told: Told | None = None, limits: Limits | None = None, wait: float = 0.02, tokens: int = 1000
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(limits or Limits(), wait, told)
+    batcher = Batcher(limits or Limits(), wait, told or Told())
     batcher.compute, batcher.round_tokens = model, tokens
     batcher.start()
     try:
@@ -387,7 +387,7 @@ def test_a_function_that_ends_the_thread_leaves_nobody_waiting() -> None:
 
 def test_before_a_model_is_there_everything_is_refused() -> None:
     async def ask() -> None:
-        batcher = Batcher(Limits())
+        batcher = Batcher(Limits(), 0.005, Told())
         batcher.start()
         with pytest.raises(Refused, match="being loaded"):
             await batcher.run(items("a"))

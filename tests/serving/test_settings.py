@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flipped_kd.serving.runtime import check_exposure
-from flipped_kd.serving.settings import Limits, Settings, is_loopback
+from flipped_kd.serving.settings import Limits, Settings
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from flipped_kd.serving.settings import Limits, Settings, is_loopback
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert is_loopback(host) == loopback
+    assert Settings(host=host).is_loopback == loopback
 
 
 def test_on_loopback_only_names_of_this_machine_are_taken() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
 import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...utils.redaction import MIN_TOKEN_LENGTH, SERVER_TOKEN, hide
+from ...utils.redaction import MIN_TOKEN_LENGTH, SENDABLE, SERVER_TOKEN, hide
 from ..arguments import UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client")
-# What a header can hold, and no header's reader takes apart.
-TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def serve(options: Namespace) -> None:
@@ -85,7 +82,7 @@ def read_token(file: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"--token-file {file} cannot be read ({reason}): give a file with the token") from None
-    if len(token) < MIN_TOKEN_LENGTH or not TOKEN.fullmatch(token):
+    if len(token) < MIN_TOKEN_LENGTH or not SENDABLE.fullmatch(token):
         raise UsageError(
             f"{where} holds {len(token)} characters that make no token: give at least {MIN_TOKEN_LENGTH} letters, "
             "digits or signs in ASCII, without white space"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...evaluation.plots import RATES
 from ..ablation.plan import Group
 from ..ablation.plots import draw_runs
 from ..ablation.tables import cells, compare, mean_cell, of_set, values
 from .data import ReportData
 from .elements import Draw, Section, Table
-from .sweeps import PLOTTED_METRICS, draw_sweeps
+from .sweeps import draw_sweeps
 
 HOW = "recipes/ablation.py makes the rows, flipped-kd report FOLDER --ablation rows.jsonl draws them."
 REFERENCE = "full"
@@ -62,13 +63,13 @@ def _table(rows: Sequence[Mapping[str, Any]], group: Group) -> Table:
     gaps = [
         [
             compare(reference, part, (systems[run],) * 2, metric) if run != group.reference else None
-            for metric in PLOTTED_METRICS
+            for metric in RATES
         ]
         for run, part in found.items()
     ]
     for (run, part), gains in zip(found.items(), cells(gaps, 3), strict=True):
-        means = [mean_cell(part, systems[run], metric, 3) for metric in PLOTTED_METRICS]
+        means = [mean_cell(part, systems[run], metric, 3) for metric in RATES]
         body.append([run, *means, *(gain.replace("\\", "") for gain in gains)])
-    titles = list(PLOTTED_METRICS.values())
+    titles = list(RATES.values())
     head = ["run", *titles, *(f"{title} of {group.reference} minus this" for title in titles)]
     return Table(f"{name}: {len(reference)} seed{'s' * (len(reference) != 1)}", head, body)

@@ -22,7 +22,7 @@ class Table:
 
 @dataclass
 class Section:
-    """One part of the page, in this order: loud words, words, tables, plots, missing."""
+    """One part of the page, in this order: loud words, words, missing, tables, plots."""
 
     id: str
     title: str

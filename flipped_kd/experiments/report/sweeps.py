@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE
+from ...evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE, RATES
 from ..ablation.rows import Row, read_rows
 from .figures import Drawing, file_name, new_panel, plain
 
@@ -26,7 +26,6 @@ LINES = {
     "answer": ("answer", ORANGE, "s", "--"),
     "teacher": ("teacher", BLACK, "", ":"),
 }
-PLOTTED_METRICS = {"f1": "F1", "auc": "AUC"}
 
 
 def read_sweep_rows(path: Path) -> list[Row]:
@@ -59,7 +58,7 @@ def draw_sweeps(rows: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) 
         for name in dict.fromkeys(row["set"] for row in found):
             own = _of_shared_seeds([row for row in found if row["set"] == name])
             if any(row["settings"] for row in own) and len({row["value"] for row in own}) > 1:
-                for metric in PLOTTED_METRICS:
+                for metric in RATES:
                     yield _draw(own, setting, title, name, metric)
 
 
@@ -90,7 +89,7 @@ def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) ->
 def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str, metric: str) -> Drawing:
     of_set = f", {name}" if name else ""
     figure, panel = new_panel(
-        f"{PLOTTED_METRICS[metric]}{of_set}", title, f"{PLOTTED_METRICS[metric]} on the test pairs"
+        f"{RATES[metric]}{of_set}", title, f"{RATES[metric]} on the test pairs"
     )
     for system, (label, color, marker, line) in LINES.items():
         points = [
@@ -116,5 +115,5 @@ def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str
     return Drawing(
         f"sweep_{setting}_{metric}" + (f"_{file_name(name)}" if name else ""),
         figure,
-        f"{PLOTTED_METRICS[metric]} over {title}{of_set}; lines are means over {seeds} seed{'s' * (seeds > 1)}.",
+        f"{RATES[metric]} over {title}{of_set}; lines are means over {seeds} seed{'s' * (seeds > 1)}.",
     )
