@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
@@ -96,6 +97,17 @@ def make_adapter(
         odds = {"answer": (1.0, 0.0, 0.0), "similarity": (0.0, 3.0, -1.0), "both": (0.5, 2.0, 0.25)}
         MatchScore({kind: LogOdds(*values, threshold=0.0) for kind, values in odds.items()}).save_pretrained(folder)  # type: ignore[misc]
     return folder
+
+
+def tied_adapter(folder: Path, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Path:
+    """An adapter on every linear layer of a tied Qwen2, which is in "base" beside it; `options` of `make_adapter`."""
+    base = make_base(folder / "base", "qwen2", tokenizer, tied=True)
+    return make_adapter(folder / "adapter", base, tokenizer, **options)
+
+
+def close(found: Any, expected: Any) -> None:
+    """Scores or vectors, to 1e-5."""
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
 
 
 def with_lora(student: Qwen2ForCausalLM, **settings: Any) -> PeftModel:

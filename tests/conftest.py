@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from tests.invariants.training import trainer_factory
+from tests.json_files import report_of
 
 torch.set_num_threads(1)
 # A process that is killed loses nothing that it has written, synced or not: only a power cut would, and none comes. On
@@ -237,6 +238,12 @@ def card_folder(comparison_dir: Path, tmp_path: Path) -> Path:
         if path.is_file() and path.suffix in (".json", ".safetensors"):
             shutil.copy(path, made)
     return made
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """A real report: that of the mini recipe."""
+    return report_of(Path(__file__).parents[1] / "model_cards" / "fin_mini")
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
-"""JSON files that tests change."""
+"""JSON files that tests read and change."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """report.json of a folder."""
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def change(path: Path, **values: Any) -> None:

@@ -36,7 +36,11 @@ def known_tokens(token: str | bool | None = None) -> list[str]:
     The stored one of `hf auth login` is among them where huggingface_hub has been imported; else nothing can have read
     it.
     """
-    secrets = {token if isinstance(token, str) else "", *_told, *(os.environ.get(name, "") for name in TOKEN_VARIABLES)}
+    secrets = {
+        token if isinstance(token, str) else "",
+        *_told,
+        *(os.environ.get(name, "") for name in TOKEN_VARIABLES),
+    }
     hub = sys.modules.get("huggingface_hub.utils")
     if hub is not None:
         secrets.add(hub.get_token() or "")

@@ -30,8 +30,9 @@ ODDS = {
     "both": LogOdds(0.5, 2.0, 0.25, threshold=1.1),
 }
 
-
 NEAR: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
+# Options of a training of two steps.
+QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--disable_tqdm", "True"]
 
 
 def run(*arguments: object) -> int:

@@ -23,19 +23,10 @@ import transformers
 import flipped_kd
 from flipped_kd.cli.main import VERBS, main
 from tests import warm_python
-from tests.cli.helpers import ROOT, adapter_with_scores, environment, pair_rows, read_rows, write_rows
+from tests.cli.helpers import ROOT, environment, pair_rows, read_rows, run, write_rows
 from tests.hub.fixtures import connected
 
 TOKEN = "hf_" + "s" * 34
-
-
-@pytest.fixture(scope="module")
-def adapter(student_dir: Path, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return adapter_with_scores(tmp_path_factory.mktemp("adapter") / "adapter", student_dir, tokenizer)
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 def test_help_needs_no_heavy_library() -> None:

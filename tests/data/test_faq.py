@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from flipped_kd.data.faq import Faq, faq_pairs, read_faq, subset
+from tests.cli.helpers import write_rows
 from tests.data.faq_example import FAQ, QUESTIONS
-
-
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def test_a_query_has_its_gold_question_hard_ones_and_others() -> None:
@@ -44,8 +40,8 @@ def test_not_all_queries_are_compared_at_once() -> None:
 
 
 def test_files_are_read_and_ids_are_texts(tmp_path: Path) -> None:
-    questions = write(tmp_path / "questions.jsonl", [{"id": 0, "question": "a b"}, {"id": 1, "question": "c d"}])
-    queries = write(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
+    questions = write_rows(tmp_path / "questions.jsonl", [{"id": 0, "question": "a b"}, {"id": 1, "question": "c d"}])
+    queries = write_rows(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
     assert read_faq(queries, questions) == Faq(("a",), ("0",), {"0": "a b", "1": "c d"})
 
 
@@ -70,7 +66,7 @@ def test_files_are_read_and_ids_are_texts(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files_are_refused_by_line(queries: Any, questions: Any, message: str, tmp_path: Path) -> None:
-    files = write(tmp_path / "queries.jsonl", queries), write(tmp_path / "questions.jsonl", questions)
+    files = write_rows(tmp_path / "queries.jsonl", queries), write_rows(tmp_path / "questions.jsonl", questions)
     with pytest.raises(ValueError, match=message):
         read_faq(*files)
 
@@ -85,11 +81,11 @@ def labels_of(pairs: Any) -> dict[tuple[str, str], set[int]]:
 def test_no_pair_is_right_and_wrong(tmp_path: Path) -> None:
     """Neither where a question stands twice under two ids, nor where a query has several right questions."""
     texts = ["where is my card", "where is my card", "my card is lost", "change my PIN", "why the fee"]
-    questions = write(
+    questions = write_rows(
         tmp_path / "questions.jsonl", [{"id": number, "question": text} for number, text in enumerate(texts)]
     )
     asked = [("card", 0), ("my card", 1), ("no card came", 0), ("no card came", 2), ("no card came", 1), ("fee", 4)]
-    queries = write(tmp_path / "queries.jsonl", [{"query": query, "question_id": key} for query, key in asked])
+    queries = write_rows(tmp_path / "queries.jsonl", [{"query": query, "question_id": key} for query, key in asked])
     faq = read_faq(queries, questions)
     assert list(faq.questions.values()) == list(dict.fromkeys(texts))
     right = {(query, texts[key]) for query, key in asked}
@@ -126,7 +122,7 @@ def test_a_text_may_hold_what_python_takes_for_a_line_end(end: str, tmp_path: Pa
     rows = [{"id": 0, "question": f"where{end}is it"}, {"id": 1, "question": "b"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "questions.jsonl").write_bytes("\n".join(lines).encode())
-    queries = write(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
+    queries = write_rows(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
     assert read_faq(queries, tmp_path / "questions.jsonl").questions["0"] == f"where{end}is it"
 
 
@@ -144,8 +140,8 @@ def test_byte_order_marks_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["questions.jsonl", "queries.jsonl"])
 def test_a_file_that_is_not_utf_8_is_named(name: str, tmp_path: Path) -> None:
-    write(tmp_path / "questions.jsonl", [{"id": 0, "question": "a"}, {"id": 1, "question": "b"}])
-    write(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
+    write_rows(tmp_path / "questions.jsonl", [{"id": 0, "question": "a"}, {"id": 1, "question": "b"}])
+    write_rows(tmp_path / "queries.jsonl", [{"query": "a", "question_id": 0}])
     rows = '{"id": 0, "question": "é"}\n' if name == "questions.jsonl" else '{"query": "é", "question_id": 0}\n'
     (tmp_path / name).write_bytes(rows.encode("latin-1"))
     with pytest.raises(ValueError, match=rf"{name}', line 1 is not JSON in UTF-8"):

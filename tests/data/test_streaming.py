@@ -16,7 +16,7 @@ from flipped_kd.data.validation import validate_pairs
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.teachers.score_table import ordered_pair_keys
 from flipped_kd.teachers.streaming import StreamedScores
-from tests.invariants.training import PLAIN, assert_equal, logged, lora, trainable
+from tests.invariants.training import PLAIN, assert_equal, logged, lora, trainable, uneven_stream
 
 
 def stream_of(rows: list[dict[str, Any]]) -> datasets.IterableDataset:
@@ -199,17 +199,6 @@ def test_what_fills_no_step_at_the_end_of_a_pass_is_not_read(
     assert_equal(*weights)
 
 
-def uneven(pairs: datasets.Dataset) -> datasets.IterableDataset:
-    """Two shards, of 13 and of 20 pairs."""
-
-    def rows(shards: list[list[dict[str, Any]]]) -> Any:
-        for shard in shards:
-            yield from shard
-
-    every = [dict(pairs[number]) for number in range(33)]
-    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [every[:13], every[13:]]})
-
-
 def test_workers_with_shards_of_unlike_length_give_whole_batches(
     build: Any, pairs: datasets.Dataset, tmp_path: Path
 ) -> None:
@@ -217,7 +206,7 @@ def test_workers_with_shards_of_unlike_length_give_whole_batches(
 
     def trainer(folder: str, steps: int) -> Any:
         made = build(
-            train_dataset=uneven(pairs),
+            train_dataset=uneven_stream(pairs),
             output_dir=str(tmp_path / folder),
             teacher_cache_dir=str(tmp_path / f"{folder}_cache"),
             unlabelled_texts=list(pairs["text_a"]),

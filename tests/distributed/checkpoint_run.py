@@ -11,29 +11,15 @@ from typing import Any
 
 import datasets
 from safetensors.torch import save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from flipped_kd.training.checkpoint_files import complete_checkpoints
 from tests.distributed.leaving import leave_together
-from tests.invariants.training import RecordingTrainer, lora, settings, trainable
+from tests.invariants.training import RecordingTrainer, StopAt, Stopped, lora, settings, trainable
 
 # An epoch is 8 steps: the run stops in the middle of its second epoch.
 STEPS, STOPPED_AT, SAVED = 12, 11, 10
 SAMPLING = ("random", "group_by_length")
-
-
-class Stopped(Exception):
-    """What the interrupted run dies of, on every rank at once."""
-
-
-class StopAt(TrainerCallback):
-    """Raises when a step begins."""
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == STOPPED_AT:
-            raise Stopped
 
 
 class Trainer(RecordingTrainer):
@@ -81,7 +67,7 @@ def main(folder: Path) -> None:
         trainer.train()
         keep(folder, f"whole_{sampling}", trainer)
         try:
-            make(folder, f"out_{sampling}", sampling, StopAt()).train(resume_from_checkpoint=True)
+            make(folder, f"out_{sampling}", sampling, StopAt(step=STOPPED_AT)).train(resume_from_checkpoint=True)
         except Stopped:
             pass
         trainer = make(folder, f"out_{sampling}", sampling)

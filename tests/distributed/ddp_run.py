@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,18 @@ import datasets
 from safetensors.torch import save_file
 
 from tests.distributed.leaving import leave_together
-from tests.invariants.training import UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
+from tests.invariants.training import (
+    EVERY_PAIR,
+    UNCLIPPED,
+    Gradients,
+    RecordingTrainer,
+    lora,
+    settings,
+    trainable,
+    uneven_stream,
+)
 
-# Settings by name; every gradient is kept as backward left it, and nothing is dropped by a random teacher.
-EVERY_PAIR = {"positive_threshold": 0.0, "negative_threshold": 1.0}
+# Settings by name.
 RUNS: dict[str, dict[str, Any]] = {
     "default": {},
     "two_forwards": {},
@@ -62,21 +69,11 @@ def make(folder: Path, name: str, gradients: Gradients, stream: Any = None) -> R
     return trainer
 
 
-def stream_of(folder: Path) -> datasets.IterableDataset:
-    """A stream in two shards, one for each rank: of 13 pairs, three batches and a rest, and of 20, five batches."""
-    pairs = [dict(row) for row in datasets.load_from_disk(str(folder / "pairs")).select(range(33))]
-
-    def rows(shards: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        for shard in shards:
-            yield from shard
-
-    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [pairs[:13], pairs[13:]]})
-
-
 def train_on_a_stream(folder: Path) -> None:
-    """Over several passes of both shards, which end at other steps."""
+    """Over several passes of both shards, one for each rank, which end at other steps."""
     gradients = Gradients()
-    trainer = make(folder, "streamed", gradients, stream_of(folder))
+    stream = uneven_stream(datasets.load_from_disk(str(folder / "pairs")))
+    trainer = make(folder, "streamed", gradients, stream)
     trainer.train()
     rank = trainer.args.process_index
     save_file(trainable(trainer.model), folder / f"streamed_end_{rank}.safetensors")

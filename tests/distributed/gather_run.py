@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.distributed.leaving import leave_together
-from tests.invariants.training import UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
+from tests.invariants.training import EVERY_PAIR, UNCLIPPED, Gradients, RecordingTrainer, lora, settings, trainable
 
-EVERY_PAIR = {"positive_threshold": 0.0, "negative_threshold": 1.0}
 GATHERED: dict[str, Any] = {"gather_across_devices": True}
 CACHED: dict[str, Any] = {"mini_batch_size": 3}
 LISTS: dict[str, Any] = {"representation": "independent", "contrast": "infonce", "dist_loss": "kl"}

@@ -21,21 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import (
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.lora import default_lora
 from tests.distributed import sharded_steps
-from tests.distributed.ddp_run import EVERY_PAIR
 from tests.distributed.leaving import leave_together
-from tests.invariants.training import UNCLIPPED, RecordingTrainer, lora, settings
+from tests.invariants.training import EVERY_PAIR, UNCLIPPED, Gradients, RecordingTrainer, lora, settings
 
 RUNS: dict[str, dict[str, Any]] = {
     "packed": {},
@@ -57,25 +49,6 @@ def whole(tensor: Tensor) -> Tensor:
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-class WholeGradients(TrainerCallback):
-    """Keeps the gathered gradients that the first optimizer step is given."""
-
-    first: dict[str, Tensor] | None = None
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        assert model is not None
-        if self.first is None:
-            weights = model.named_parameters()
-            self.first = {name: whole(weight.grad) for name, weight in weights if weight.grad is not None}
 
 
 def make(folder: Path, name: str, sharded: bool | None, out: str = "", **changes: Any) -> RecordingTrainer:
@@ -113,7 +86,7 @@ def make(folder: Path, name: str, sharded: bool | None, out: str = "", **changes
         datasets.load_from_disk(str(folder / "held_out")),
         load_tokenizer(folder / "student"),
         peft_config,
-        callbacks=[WholeGradients()],
+        callbacks=[Gradients(whole)],
     )
     if name == "two_forwards":
         trainer.data_collator.layout = None
@@ -139,10 +112,9 @@ def run(folder: Path, name: str, sharded: bool) -> None:
     trainer.train()
     answer, similarity = trainer.score_pairs(trainer.eval_dataset)  # type: ignore[arg-type]
     place = f"{'fsdp' if sharded else 'ddp'}_{name}"
-    gradients = next(back for back in trainer.callback_handler.callbacks if isinstance(back, WholeGradients))
-    assert gradients.first is not None
+    gradients = next(back for back in trainer.callback_handler.callbacks if isinstance(back, Gradients))
     rank = trainer.args.process_index
-    for what, tensors in (("start", start), ("gradients", gradients.first), ("end", trained(trainer.model))):
+    for what, tensors in (("start", start), ("gradients", gradients.steps[0]), ("end", trained(trainer.model))):
         save_file(tensors, folder / f"{place}_{what}_{rank}.safetensors")
     layers = unwrapped(trainer).get_base_model().model.layers
     facts = {

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from flipped_kd.training.checkpoint_files import missing_from, read_manifest
 from tests.distributed.checkpoint_run import SAMPLING, SAVED, STEPS
 from tests.distributed.launching import launch
+from tests.distributed.left import RANKS, facts, tensors
 from tests.invariants.training import assert_equal
 
-RANKS = (0, 1)
 pytestmark = pytest.mark.distributed
 
 
@@ -27,18 +24,12 @@ def folder(inputs: Callable[..., Path]) -> Path:
     return folder
 
 
-def facts(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}_{rank}.json").read_text("utf-8")) for rank in RANKS]
-
-
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_resumed_in_the_second_epoch(folder: Path, sampling: str) -> None:
-    for rank in RANKS:
-        expected, found = (
-            load_file(folder / f"{name}_{sampling}_{rank}.safetensors") for name in ("whole", "resumed")
-        )
+    names = f"whole_{sampling}", f"resumed_{sampling}"
+    for expected, found in zip(*(tensors(folder, name) for name in names), strict=True):
         assert_equal(found, expected)
-    for whole, resumed in zip(facts(folder, f"whole_{sampling}"), facts(folder, f"resumed_{sampling}"), strict=True):
+    for whole, resumed in zip(*(facts(folder, name) for name in names), strict=True):
         assert resumed["rows"] == whole["rows"][SAVED:]
         assert resumed["log"] == whole["log"]
         assert resumed["held"] == [f"checkpoint-{SAVED}"]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from tests.distributed.ddp_run import RUNS, STEPS, make
 from tests.distributed.launching import launch_by_torchrun
+from tests.distributed.left import facts, tensors
 from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of
 
-RANKS = (0, 1)
 pytestmark = pytest.mark.distributed
 
 
@@ -30,21 +27,13 @@ def folder(inputs: Callable[..., Path]) -> Path:
     return folder
 
 
-def facts(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}_facts_{rank}.json").read_text("utf-8")) for rank in RANKS]
-
-
-def tensors(folder: Path, name: str, what: str) -> list[dict[str, Any]]:
-    return [load_file(folder / f"{name}_{what}_{rank}.safetensors") for rank in RANKS]
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_keep_equal_weights_and_train_on_different_rows(name: str, folder: Path) -> None:
-    (first, second), (start, other_start) = tensors(folder, name, "end"), tensors(folder, name, "start")
+    (first, second), (start, other_start) = tensors(folder, f"{name}_end"), tensors(folder, f"{name}_start")
     assert_equal(start, other_start)
     assert_equal(first, second)
     assert any((first[weight] != start[weight]).any() for weight in start)
-    one, other = facts(folder, name)
+    one, other = facts(folder, f"{name}_facts")
     assert one["world_size"] == 2
     batches = STEPS * RUNS[name].get("gradient_accumulation_steps", 1)
     assert [len(rows) for rows in one["rows"]] == [len(rows) for rows in other["rows"]] == [4] * batches
@@ -57,11 +46,11 @@ def test_ranks_keep_equal_weights_and_train_on_different_rows(name: str, folder:
 def test_gradient_is_the_mean_of_the_ranks(name: str, folder: Path) -> None:
     trainer = make(folder, name, Gradients())
     assert trainer.encoder_start is not None  # from the teacher, on two ranks as on one
-    start, _ = tensors(folder, name, "start")
+    start, _ = tensors(folder, f"{name}_start")
     assert_equal({key: value for key, value in trainer.model.named_parameters() if value.requires_grad}, start)
     micro_batches = RUNS[name].get("gradient_accumulation_steps", 1)
     parts, losses = [], []
-    for rank in facts(folder, name):
+    for rank in facts(folder, f"{name}_facts"):
         for rows in rank["rows"][:micro_batches]:
             batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])  # type: ignore[index]
             loss = trainer.compute_loss(trainer.model, batch)
@@ -69,17 +58,17 @@ def test_gradient_is_the_mean_of_the_ranks(name: str, folder: Path) -> None:
             parts.append(gradients_of(loss, trainer.model))
         assert rank["losses"][:micro_batches] == pytest.approx(losses[-micro_batches:], abs=1e-5)
     mean = {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
-    for found in tensors(folder, name, "gradients"):
+    for found in tensors(folder, f"{name}_gradients"):
         assert_close(found, mean, atol=1e-5, rtol=1e-5)
     # The ranks' batches differ enough for the test to tell their mean from either.
     assert any((parts[0][key] - parts[-1][key]).abs().max() > 1e-3 for key in mean)
-    (first, _) = facts(folder, name)
+    (first, _) = facts(folder, f"{name}_facts")
     assert first["log"][0]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_logged_terms_are_those_of_all_ranks(name: str, folder: Path) -> None:
-    first, second = facts(folder, name)
+    first, second = facts(folder, f"{name}_facts")
     terms = ("sup", "dist", "mcl")
     for entry, other in zip(first["log"], second["log"], strict=True):
         if "loss" in entry:
@@ -92,9 +81,9 @@ def test_logged_terms_are_those_of_all_ranks(name: str, folder: Path) -> None:
 
 
 def test_every_pair_is_scored_once_and_in_order(folder: Path) -> None:
-    first, second = facts(folder, "default")
+    first, second = facts(folder, "default_facts")
     trainer = make(folder, "default", Gradients())
-    end, _ = tensors(folder, "default", "end")
+    end, _ = tensors(folder, "default_end")
     set_peft_model_state_dict(trainer.model, {key.replace(".default", ""): value for key, value in end.items()})
     answer, similarity = trainer.score_pairs(datasets.load_from_disk(str(folder / "held_out")))
     assert len(answer) == 23
@@ -105,13 +94,13 @@ def test_every_pair_is_scored_once_and_in_order(folder: Path) -> None:
 
 def test_shards_of_unlike_length_keep_the_ranks_together(folder: Path) -> None:
     """A rank's pass over a stream ends where the other's does not: neither may wait for the other there."""
-    first, second = tensors(folder, "streamed", "end")
+    first, second = tensors(folder, "streamed_end")
     assert_equal(first, second)
-    for rank in facts(folder, "streamed"):
+    for rank in facts(folder, "streamed_facts"):
         assert rank["sizes"] == [4] * 12
 
 
 def test_a_model_that_was_trained_before_is_trained_and_scored_again(folder: Path) -> None:
-    for rank in facts(folder, "twice"):
+    for rank in facts(folder, "twice_facts"):
         first, second = rank["answers"]
         assert len(first) == 23 and first != second and np.isfinite([first, second]).all()

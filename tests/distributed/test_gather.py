@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.distributed.gather_run import AWKWARD, RUNS, STEPS, awkward_batches, make, step_gradients
 from tests.distributed.launching import launch
+from tests.distributed.left import facts, tensors
 from tests.invariants.training import assert_equal, gradients_of
 
-RANKS = (0, 1)
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.distributed
 
@@ -28,14 +25,6 @@ def folder(inputs: Callable[..., Path]) -> Path:
     folder = inputs()
     launch("tests.distributed.gather_run", folder)
     return folder
-
-
-def of_ranks(folder: Path, name: str) -> list[dict[str, Tensor]]:
-    return [load_file(folder / f"{name}_{rank}.safetensors") for rank in RANKS]
-
-
-def facts(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}_facts_{rank}.json").read_text("utf-8")) for rank in RANKS]
 
 
 def assert_same_gradient(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -53,7 +42,7 @@ def test_first_gradient_is_that_of_one_process(name: str, folder: Path) -> None:
     trainer = make(folder, name, mini_batch_size=None, activation_checkpointing=False)
     trainer.model.train()
     steps = RUNS[name].get("gradient_accumulation_steps", 1)
-    ranks = facts(folder, name)
+    ranks = facts(folder, f"{name}_facts")
     losses = []
     for micro in range(steps):
         parts = [rank["rows"][micro] for rank in ranks]
@@ -62,7 +51,7 @@ def test_first_gradient_is_that_of_one_process(name: str, folder: Path) -> None:
             losses.append(trainer.compute_loss(trainer.model, batch))
     loss = torch.stack(losses).mean()
     expected = gradients_of(loss, trainer.model)
-    for found in of_ranks(folder, f"{name}_gradients"):
+    for found in tensors(folder, f"{name}_gradients"):
         assert_same_gradient(found, expected)
     for rank in ranks:
         assert rank["world_size"] == 2
@@ -73,15 +62,15 @@ def test_first_gradient_is_that_of_one_process(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_have_equal_weights_after_the_last_step(name: str, folder: Path) -> None:
-    first, second = of_ranks(folder, f"{name}_end")
+    first, second = tensors(folder, f"{name}_end")
     assert_equal(first, second)
-    assert len([entry for entry in facts(folder, name)[0]["log"] if "loss" in entry]) == STEPS
+    assert len([entry for entry in facts(folder, f"{name}_facts")[0]["log"] if "loss" in entry]) == STEPS
 
 
 def test_gathering_and_not_gathering_differ(folder: Path) -> None:
     """Else the tests above could not tell them apart."""
-    (gathered, _), (alone, _) = of_ranks(folder, "gathered_gradients"), of_ranks(folder, "alone_gradients")
-    assert facts(folder, "gathered")[0]["rows"][0] == facts(folder, "alone")[0]["rows"][0]
+    (gathered, _), (alone, _) = tensors(folder, "gathered_gradients"), tensors(folder, "alone_gradients")
+    assert facts(folder, "gathered_facts")[0]["rows"][0] == facts(folder, "alone_facts")[0]["rows"][0]
     with pytest.raises(AssertionError):
         assert_same_gradient(gathered, alone)
 
@@ -106,6 +95,6 @@ def test_awkward_batches_give_the_gradient_of_one_process(
     name: str, folder: Path, of_one_process: Callable[[str], dict[str, dict[str, Tensor]]]
 ) -> None:
     for case, expected in of_one_process(AWKWARD[name]).items():
-        for found in of_ranks(folder, f"{name}_{case}"):
+        for found in tensors(folder, f"{name}_{case}"):
             assert all(value.isfinite().all() for value in found.values()), case
             assert_same_gradient(found, expected)

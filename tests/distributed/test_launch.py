@@ -6,17 +6,15 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
-from safetensors.torch import load_file
 
 from tests.distributed.config_run import SAVED, STEPS
 from tests.distributed.launching import accelerate_launch, configured, finish, launch, launched_environment
+from tests.distributed.left import RANKS, facts, tensors
 from tests.invariants.training import assert_equal
 
-RANKS = (0, 1)
 ON_CPU = ("--num_processes", "2", "--main_process_port", "0")
 pytestmark = pytest.mark.distributed
 
@@ -62,10 +60,6 @@ def nodes(folder: Path) -> Path:
     return folder
 
 
-def facts(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}_{rank}.json").read_text("utf-8")) for rank in RANKS]
-
-
 def test_ddp_starts_two_ranks_that_keep_together(ddp: Path) -> None:
     first, second = facts(ddp, "whole")
     assert first["distributed_type"] == second["distributed_type"] == "MULTI_CPU"
@@ -73,23 +67,22 @@ def test_ddp_starts_two_ranks_that_keep_together(ddp: Path) -> None:
     assert (first["local_index"], second["local_index"]) == RANKS
     assert first["wrapped"] == "DistributedDataParallel"
     assert not {row for rows in first["rows"] for row in rows} & {row for rows in second["rows"] for row in rows}
-    weights = [load_file(ddp / f"whole_{rank}.safetensors") for rank in RANKS]
-    assert_equal(*weights)
+    assert_equal(*tensors(ddp, "whole"))
 
 
 def test_a_run_that_lost_a_rank_goes_on_as_if_it_had_not(ddp: Path) -> None:
     for whole, resumed in zip(facts(ddp, "whole"), facts(ddp, "resumed"), strict=True):
         assert len(whole["losses"]) == STEPS
         assert resumed["losses"] == whole["losses"][SAVED:]
-    assert_equal(load_file(ddp / "resumed_0.safetensors"), load_file(ddp / "whole_0.safetensors"))
+    assert_equal(tensors(ddp, "resumed")[0], tensors(ddp, "whole")[0])
 
 
 def test_scoring_before_training_changes_nothing(ddp: Path) -> None:
     for whole, scored in zip(facts(ddp, "whole"), facts(ddp, "scored"), strict=True):
         assert scored["wrapped"] == "DistributedDataParallel"
         assert scored["losses"] == whole["losses"]
-    for rank in RANKS:
-        assert_equal(load_file(ddp / f"scored_{rank}.safetensors"), load_file(ddp / "whole_0.safetensors"))
+    for scored in tensors(ddp, "scored"):
+        assert_equal(scored, tensors(ddp, "whole")[0])
 
 
 def test_a_recipe_shares_its_pairs_over_the_ranks(ddp: Path) -> None:
@@ -105,5 +98,5 @@ def test_two_nodes_train_as_one(ddp: Path, nodes: Path) -> None:
         assert node["distributed_type"] == "MULTI_CPU"
         assert (node["world_size"], node["local_index"]) == (2, 0)
         assert node["losses"] == whole["losses"]
-    for rank in RANKS:
-        assert_equal(load_file(nodes / f"nodes_{rank}.safetensors"), load_file(ddp / "whole_0.safetensors"))
+    for node in tensors(nodes, "nodes"):
+        assert_equal(node, tensors(ddp, "whole")[0])

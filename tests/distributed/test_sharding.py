@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from flipped_kd.students.lora_encoder import LoraEncoder
 from tests.distributed.launching import configured, launch, launched_environment
+from tests.distributed.left import RANKS, facts, tensors
 from tests.distributed.sharded_run import RUNS
 from tests.distributed.sharded_steps import NAMES
 from tests.invariants.training import assert_close, assert_equal
 
-RANKS = (0, 1)
 EXACT = [name for name in RUNS if name != "bf16"]
 pytestmark = pytest.mark.distributed
 
@@ -31,14 +28,6 @@ def folder(inputs: Callable[..., Path]) -> Path:
     options = ("--num_processes", "2", "--main_process_port", "0")
     launch("tests.distributed.sharded_run", folder, **launched_environment(*configured("fsdp2"), *options))
     return folder
-
-
-def facts(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{name}_{rank}.json").read_text("utf-8")) for rank in RANKS]
-
-
-def tensors(folder: Path, name: str, what: str) -> list[dict[str, Tensor]]:
-    return [load_file(folder / f"{name}_{what}_{rank}.safetensors") for rank in RANKS]
 
 
 def test_sharding_that_does_not_take_place_is_refused(folder: Path) -> None:
@@ -71,11 +60,10 @@ def test_every_decoder_layer_is_a_shard(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_trains_as_ddp_does(name: str, folder: Path) -> None:
     for what in ("start", "gradients", "end"):
-        for found, expected in zip(
-            tensors(folder, f"fsdp_{name}", what), tensors(folder, f"ddp_{name}", what), strict=True
-        ):
+        sharded, ddp = (tensors(folder, f"{kind}_{name}_{what}") for kind in ("fsdp", "ddp"))
+        for found, expected in zip(sharded, ddp, strict=True):
             assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    start, end = (tensors(folder, f"fsdp_{name}", what)[0] for what in ("start", "end"))
+    start, end = (tensors(folder, f"fsdp_{name}_{what}")[0] for what in ("start", "end"))
     # B starts at 0 and A has no gradient from the answer then: every weight moves all the same.
     assert not [weight for weight in start if torch.equal(start[weight], end[weight])]
     for sharded, ddp in zip(facts(folder, f"fsdp_{name}"), facts(folder, f"ddp_{name}"), strict=True):
@@ -90,9 +78,9 @@ def test_bf16_trains_near_ddp(folder: Path) -> None:
     for sharded, ddp in zip(facts(folder, "fsdp_bf16"), facts(folder, "ddp_bf16"), strict=True):
         assert sharded["losses"] == pytest.approx(ddp["losses"], rel=1e-2)
         assert sharded["norms"] == pytest.approx(ddp["norms"], rel=1e-2)
-    found, expected = tensors(folder, "fsdp_bf16", "end")[0], tensors(folder, "ddp_bf16", "end")[0]
+    found, expected = tensors(folder, "fsdp_bf16_end")[0], tensors(folder, "ddp_bf16_end")[0]
     assert {weight.dtype for weight in found.values()} == {torch.float32}
-    start = tensors(folder, "ddp_bf16", "start")[0]
+    start = tensors(folder, "ddp_bf16_start")[0]
     # On average: Adam steps a weight whose gradient rounding turns about its full step to the other side.
     moved = sum(float((expected[key] - start[key]).abs().sum()) for key in expected)
     apart = sum(float((found[key] - expected[key]).abs().sum()) for key in expected)
@@ -108,14 +96,12 @@ def test_pairs_are_scored_before_training_too(folder: Path) -> None:
 
 def test_the_saved_adapter_is_the_gathered_one(folder: Path) -> None:
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
-    trained = {
-        key.replace(".default", ""): value for key, value in tensors(folder, "fsdp_checkpointed", "end")[0].items()
-    }
+    end = tensors(folder, "fsdp_checkpointed_end")[0]
+    trained = {key.replace(".default", ""): value for key, value in end.items()}
     assert_equal({key: saved[key] for key in trained}, trained)
     assert LoraEncoder.from_pretrained(folder / "adapter").dimension > 0
 
 
 def test_resumed_sharded_run_ends_where_the_whole_one_does(folder: Path) -> None:
-    for rank in RANKS:
-        expected = tensors(folder, "fsdp_checkpointed", "end")[rank]
-        assert_equal(load_file(folder / f"resumed_{rank}.safetensors"), expected)
+    for found, expected in zip(tensors(folder, "resumed"), tensors(folder, "fsdp_checkpointed_end"), strict=True):
+        assert_equal(found, expected)

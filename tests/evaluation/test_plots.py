@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +25,6 @@ from flipped_kd.evaluation.plots import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    """A real report: that of the mini recipe."""
-    return json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
 
 
 def with_one_seed(report: dict[str, Any]) -> dict[str, Any]:

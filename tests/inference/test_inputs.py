@@ -15,7 +15,7 @@ import torch
 from scipy.special import expit
 
 from flipped_kd import FlippedMatcher, SearchIndex
-from tests.adapters import MIXED_PAIRS, make_adapter, make_base
+from tests.adapters import MIXED_PAIRS, close, tied_adapter
 
 TABLE = pd.DataFrame({"text_a": ["a"], "text_b": ["b"]})
 DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
@@ -24,13 +24,8 @@ DOCUMENTS = [text for pair in MIXED_PAIRS for text in pair]
 @pytest.fixture(scope="module")
 def matcher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> FlippedMatcher:
     """One of a Qwen2, with match scores."""
-    folder = tmp_path_factory.mktemp("matcher")
-    base = make_base(folder / "base", "qwen2", tokenizer, tied=True)
-    return FlippedMatcher.from_pretrained(make_adapter(folder / "adapter", base, tokenizer), device="cpu")
-
-
-def close(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
+    adapter = tied_adapter(tmp_path_factory.mktemp("matcher"), tokenizer)
+    return FlippedMatcher.from_pretrained(adapter, device="cpu")
 
 
 def test_forms_of_pairs(matcher: FlippedMatcher) -> None:
@@ -142,8 +137,7 @@ def test_wrong_input(matcher: FlippedMatcher, call: Any, error: type[Exception],
 
 
 def test_without_a_match_score_there_is_the_answer(tokenizer: Any, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, score=False)
+    adapter = tied_adapter(tmp_path, tokenizer, score=False)
     matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
     close(matcher.predict(MIXED_PAIRS), expit(matcher.scores(MIXED_PAIRS)[0]))
     with pytest.raises(ValueError, match=r"score='both' needs a match score.*eval_dataset"):

@@ -20,7 +20,7 @@ from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.loading import load_tokenizer
 from flipped_kd.utils.choices import SCORE_KINDS, ScoreKind
-from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
+from tests.adapters import LINEAR, MIXED_PAIRS, close, make_adapter, make_base, tied_adapter
 from tests.invariants.training import new_trainer, settings
 
 # Those of tests.adapters, with equal texts and pairs, spaces, and texts that are cut.
@@ -54,16 +54,10 @@ def any_matcher(adapter: Path) -> FlippedMatcher:
 @pytest.fixture(scope="module")
 def matcher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> FlippedMatcher:
     """One of a Qwen2, with match scores, that has tried its model already."""
-    folder = tmp_path_factory.mktemp("matcher")
-    base = make_base(folder / "base", "qwen2", tokenizer, tied=True)
-    adapter = make_adapter(folder / "adapter", base, tokenizer, max_length=96)
+    adapter = tied_adapter(tmp_path_factory.mktemp("matcher"), tokenizer, max_length=96)
     matcher = FlippedMatcher.from_pretrained(adapter, device="cpu")
     matcher.rank("cash", DOCUMENTS)
     return matcher
-
-
-def close(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
 
 
 @contextmanager
@@ -226,8 +220,7 @@ def test_threads_share_a_matcher(matcher: FlippedMatcher) -> None:
 
 
 def test_scores_that_are_no_numbers_are_an_error(tokenizer: Any, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    matcher = FlippedMatcher.from_pretrained(make_adapter(tmp_path / "adapter", base, tokenizer), device="cpu")
+    matcher = FlippedMatcher.from_pretrained(tied_adapter(tmp_path, tokenizer), device="cpu")
     with torch.no_grad():
         matcher.model.get_input_embeddings().weight[:] = torch.nan
     for call in (lambda: matcher.predict(PAIRS, score="answer"), lambda: matcher.encode("cash")):

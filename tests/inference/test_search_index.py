@@ -14,15 +14,14 @@ from flipped_kd import FlippedMatcher, SearchIndex
 from flipped_kd.inference.nearest import ApproximateSearch
 from flipped_kd.inference.search_index import EMBEDDINGS_FILE, INDEX_FILE, TEXTS_FILE
 from flipped_kd.publishing.merge import merge_adapter
-from tests.adapters import make_adapter, make_base
+from tests.adapters import make_adapter, tied_adapter
 
 CORPUS = ["where is my card", "我的卡在哪里", 'a "quoted"\nline\u2028and another', "", "where is my card"]
 
 
 @pytest.fixture
 def adapter(tmp_path: Path, tokenizer: Any) -> Path:
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    return make_adapter(tmp_path / "adapter", base, tokenizer)
+    return tied_adapter(tmp_path, tokenizer)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 
 from flipped_kd.training.length_groups import EpochLengthGroupedSampler
 from flipped_kd.training.trainer import FlippedDistillationTrainer
-from tests.invariants.training import Stopped, StopAt, assert_equal, lora, new_trainer, settings, trainable
+from tests.invariants.training import StopAt, Stopped, assert_equal, lora, new_trainer, settings, trainable
 
 # All that a resumed run could see otherwise: an epoch is 8 steps, so checkpoints fall at the end of the first and into
 # the middle of the second, logs between checkpoints, an evaluation between a checkpoint and the next step; batches are

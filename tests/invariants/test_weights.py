@@ -45,7 +45,9 @@ def test_every_trainable_weight_moves_and_no_base_weight_does(build: Any) -> Non
     [((1.0, 0.0, 0.0), False), ((0.0, 1.0, 0.0), True), ((0.0, 0.0, 1.0), True)],
     ids=["sup", "dist", "mcl"],
 )
-def test_what_each_term_gives_a_while_b_is_zero(weights: tuple[float, float, float], moves_a: bool, build: Any) -> None:
+def test_what_each_term_gives_a_while_b_is_zero(
+    weights: tuple[float, float, float], moves_a: bool, build: Any
+) -> None:
     gradients = Gradients()
     names = ("sup_weight", "dist_weight", "mcl_weight")
     weighted = dict(zip(names, weights, strict=True))

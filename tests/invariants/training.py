@@ -105,7 +105,7 @@ def trainer_factory(
 
 
 def uneven_stream(pairs: datasets.Dataset) -> datasets.IterableDataset:
-    """In two shards, of 13 pairs and of 20: in batches of 4 three and a rest, and five."""
+    """A stream in two shards: of 13 pairs, three batches of 4 and a rest, and of 20, five batches."""
     every = [dict(row) for row in pairs.select(range(33))]
 
     def rows(shards: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -159,7 +159,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 class Stopped(Exception):
-    """What an interrupted run dies of, on every rank at once."""
+    """What an interrupted run dies of."""
 
 
 class StopAt(TrainerCallback):

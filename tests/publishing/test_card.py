@@ -22,15 +22,10 @@ from flipped_kd.publishing.card import render_card, write_card
 from flipped_kd.publishing.card_data import card_data
 from flipped_kd.publishing.push import check_card
 from flipped_kd.training.config import FlippedDistillationConfig
-from tests.json_files import change
+from tests.json_files import change, report_of
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("a text", "another text")
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    """report.json of a folder."""
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def python_blocks(card: str) -> list[str]:

@@ -27,7 +27,7 @@ from flipped_kd.publishing.errors import PublishError
 from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.merge import MergeReport, merge_adapter
 from flipped_kd.publishing.merge_probe import PROBE_TOKENS, probe_pairs, round_otherwise
-from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
+from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base, tied_adapter
 
 MERGED_FILES = {
     "README.md",
@@ -51,8 +51,7 @@ TEXTS = sorted({text for pair in MIXED_PAIRS for text in pair})
 @pytest.fixture
 def adapter(tmp_path: Path, tokenizer: Any) -> Path:
     """An adapter on every linear layer of a tied Qwen2."""
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    return make_adapter(tmp_path / "adapter", base, tokenizer)
+    return tied_adapter(tmp_path, tokenizer)
 
 
 def files(folder: Path) -> set[str]:
@@ -157,8 +156,7 @@ def test_a_merge_into_the_shared_matrix_would_be_noticed(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PEFT's own merge, without untying: the probe refuses it and nothing is left."""
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
+    adapter = tied_adapter(tmp_path, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
     monkeypatch.setattr(merge_weights, "_untie", lambda base: False)
     with pytest.raises(PublishError, match="answer differs.*nothing was written"):
         merge_adapter(adapter, tmp_path / "merged")

@@ -19,7 +19,7 @@ from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.publish import publish
 from flipped_kd.publishing.push import push_folder
 from flipped_kd.utils.redaction import redact
-from tests.adapters import LINEAR, MIXED_PAIRS, make_adapter, make_base
+from tests.adapters import LINEAR, MIXED_PAIRS, tied_adapter
 from tests.hub.server import LoopbackHub
 
 REPO = "tester/matcher"
@@ -38,8 +38,7 @@ CARD = "---\n{metadata}\n---\n\n# A matcher\n"
 
 @pytest.fixture
 def adapter(tmp_path: Path, tokenizer: Any) -> Path:
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    return make_adapter(tmp_path / "adapter", base, tokenizer)
+    return tied_adapter(tmp_path, tokenizer)
 
 
 def there(hub: LoopbackHub, repo_id: str, revision: str = "main") -> set[str]:
@@ -176,8 +175,7 @@ def test_private_is_not_public(adapter: Path, hub: LoopbackHub, online: HfApi) -
 def test_nothing_is_uploaded_if_the_merge_disagrees(
     tmp_path: Path, tokenizer: Any, hub: LoopbackHub, online: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = make_base(tmp_path / "base", "qwen2", tokenizer, tied=True)
-    adapter = make_adapter(tmp_path / "adapter", base, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
+    adapter = tied_adapter(tmp_path, tokenizer, target_modules=[*LINEAR, "embed_tokens"])
     monkeypatch.setattr(merge_weights, "_untie", lambda base: False)
     with pytest.raises(PublishError, match="differs"):
         publish(adapter, REPO, merged=True)

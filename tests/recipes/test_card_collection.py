@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,15 +12,11 @@ from PIL import Image
 from flipped_kd.evaluation.plots import report_digest
 from flipped_kd.students.gguf import GgufBase
 from recipes.card_collection import LOGGED, main
+from tests.json_files import report_of
 
 COLLECTION = Path(__file__).parents[2] / "model_cards"
 CARDS = sorted(path.relative_to(COLLECTION) for path in COLLECTION.glob("*/**/README.md"))
 PLACE = "/home/somebody/outputs"
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    """report.json of a folder."""
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

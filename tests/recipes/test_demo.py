@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -23,10 +22,11 @@ from demo_teacher import train_demo_teacher
 
 from flipped_kd.data.loading import load_pairs
 from flipped_kd.experiments.recipe import DemoModels, run_recipe
+from tests.cli.helpers import QUICK
+from tests.json_files import report_of
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "recipes" / "data" / "fin_mini"
-QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--disable_tqdm", "True"]
 FEW = ["--max_train_pairs", "24", "--max_validation_pairs", "20", "--max_test_pairs", "30"]
 
 
@@ -218,7 +218,7 @@ def demo(student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPath
 def test_the_recipe_takes_fetched_models(demo: tuple[Path, list[Any]], teacher_dir: Path) -> None:
     folder, calls = demo
     assert calls == ["fetch", ("teacher", str(teacher_dir), 2400), ("show", folder / "out")]
-    report = json.loads((folder / "out" / "report.json").read_text("utf-8"))
+    report = report_of(folder / "out")
     assert [report["data"][split] for split in ("train", "validation", "test")] == [24, 20, 30]
 
 
@@ -240,7 +240,7 @@ def test_models_of_ones_own_have_the_settings_of_a_real_one(
     """Not those of the stand-ins that are built in the run, which suit no other student."""
     named = ["--student", str(student_dir), "--teacher", str(teacher_dir)]
     assert ran(tmp_path, None, named) == []
-    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    report = report_of(tmp_path / "out")
     assert report["data"]["train"] == 24  # by the YAML of the demo
     assert report["settings"]["training"].get("instruction") != ""
     assert report["settings"]["student"]["lora_target_modules"] == "all-linear"

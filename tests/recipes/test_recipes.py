@@ -25,15 +25,11 @@ from flipped_kd.experiments.splits import load_split
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.teachers.suitability import warnings_of
 from flipped_kd.training.config import FlippedDistillationConfig
+from tests.cli.helpers import QUICK
+from tests.json_files import report_of
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "recipes" / "data"
-QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--save_strategy", "no", "--disable_tqdm", "True"]
-
-
-def report_of(out: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return report
 
 
 def test_medicine(student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,12 @@ def run(job: Callable[[], None], log: Path) -> int:
     return wait(start(job, log))
 
 
+def must(status: int, log: Path) -> None:
+    """Stop unless a child went well, with the end of what it wrote."""
+    if status != 0:
+        raise SystemExit(f"a child ended with {status}:\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
 def _work(job: Callable[[], None], log: Path) -> NoReturn:
     status = 1
     try:

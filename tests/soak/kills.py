@@ -50,7 +50,7 @@ def soak(folder: Path, kills: int, seed: int = 0) -> tuple[list[Kill], list[list
     rng = random.Random(seed)
     whole = folder / "whole"
     started = time.monotonic()
-    _must(forks.run(lambda: tiny_run.train(folder, whole), folder / "whole.log"), folder / "whole.log")
+    forks.must(forks.run(lambda: tiny_run.train(folder, whole), folder / "whole.log"), folder / "whole.log")
     length = time.monotonic() - started
     done: list[Kill] = []
     outcomes: list[list[str]] = []
@@ -79,16 +79,11 @@ def soak(folder: Path, kills: int, seed: int = 0) -> tuple[list[Kill], list[list
                 done.append(_told(run, seconds, out, stale))
                 print(_line(len(done), kills, done[-1]), flush=True)
         if not ended:
-            _must(forks.run(job, log), log)
+            forks.must(forks.run(job, log), log)
         if len(done) > before:
             outcomes.append(tiny_run.differences(out, whole))
             print(f"run {run} done: {'; '.join(outcomes[-1]) or 'equal bit for bit'}", flush=True)
     return done, outcomes
-
-
-def _must(status: int, log: Path) -> None:
-    if status != 0:
-        raise SystemExit(f"a run ended with {status}:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
 def _identity(out: Path) -> tuple[int, int] | None:
@@ -152,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         forks.prepare()
         # In a child as all training: torch must not have run in the process that forks.
-        _must(forks.run(lambda: tiny_run.prepare(folder), folder / "prepare.log"), folder / "prepare.log")
+        forks.must(forks.run(lambda: tiny_run.prepare(folder), folder / "prepare.log"), folder / "prepare.log")
         kills, outcomes = soak(folder, options.kills, options.seed)
         walked = stages.walk(folder, folder / "whole") if options.stages else []
         print(f"\n{table(kills, outcomes)}")

@@ -126,7 +126,7 @@ class Server:
 
     def found(self) -> tuple[int | None, list[str]]:
         """What `look` finds."""
-        _must(forks.run(self.look, self.log), self.log)
+        forks.must(forks.run(self.look, self.log), self.log)
         version, faults = json.loads((self.folder / "found.json").read_text())
         return version, faults
 
@@ -229,11 +229,6 @@ def _end(child: int, number: int) -> int:
     return forks.wait(child)
 
 
-def _must(status: int, log: Path) -> None:
-    if status != 0:
-        raise SystemExit(f"a step ended with {status}:\n{log.read_text(encoding='utf-8')[-2000:]}")
-
-
 def table(kills: Sequence[Kill], last: Sequence[str]) -> str:
     """What the kills hit, and what was wrong."""
     rows = [("kills", len(kills))]
@@ -256,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         server = Server(Path(temporary))
         forks.prepare()
-        _must(forks.run(server.prepare, server.log), server.log)
+        forks.must(forks.run(server.prepare, server.log), server.log)
         kills, last = soak(server, options.kills, options.seed)
         print(f"\n{table(kills, last)}")
         print("".join(f"{fault}\n" for fault in last), end="")

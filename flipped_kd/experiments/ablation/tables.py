@@ -238,8 +238,9 @@ def means_table(found: Mapping[str, Sequence[Row]]) -> str:
     first = next(iter(found.values()))
     of_teacher = [mean_cell(first, "teacher", metric) for metric in ("f1", "auc")]
     lines: list[list[object]] = [["teacher", *[""] * 5, *of_teacher]]
-    bare = next((rows for rows in found.values() if values(rows, "llm", "f1")), None)
-    if bare is not None:
+    # The same for every seed, so that one row keeps it for all.
+    bare = [row for rows in found.values() for row in rows if "llm" in row["metrics"]][:1]
+    if bare:
         lines.append(["LLM, not trained", "", "", *(mean_cell(bare, "llm", m) for m in ("f1", "auc")), *[""] * 3])
     for run, rows in found.items():
         cells = [mean_cell(rows, system, metric) for system, metric, _ in COLUMNS]
@@ -275,9 +276,10 @@ def differences_table(found: Mapping[str, Sequence[Row]], reference: str) -> str
 
 
 def mean_cell(rows: Sequence[Row], system: str, metric: str, digits: int = 4) -> str:
-    """Mean ± sample standard deviation of a system's metric; empty where no row has it."""
+    """Mean ± sample standard deviation of a system's metric, and of how many rows, where not of all; "" of none."""
     found = np.array(list(values(rows, system, metric).values()))
     if not len(found):
         return ""
     spread = f" ± {found.std(ddof=1):.{digits}f}" if len(found) > 1 else ""
-    return f"{found.mean():.{digits}f}{spread}"
+    some = f" ({len(found)} of {len(rows)})" if len(found) < len(rows) else ""
+    return f"{found.mean():.{digits}f}{spread}{some}"

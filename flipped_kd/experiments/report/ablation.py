@@ -61,10 +61,7 @@ def _table(rows: Sequence[Mapping[str, Any]], group: Group) -> Table:
         for run, part in found.items()
     }
     gaps = [
-        [
-            compare(reference, part, (systems[run],) * 2, metric) if run != group.reference else None
-            for metric in RATES
-        ]
+        [compare(reference, part, (systems[run],) * 2, metric) if run != group.reference else None for metric in RATES]
         for run, part in found.items()
     ]
     for (run, part), gains in zip(found.items(), cells(gaps, 3), strict=True):

@@ -88,9 +88,7 @@ def _value(row: Mapping[str, Any], setting: str, defaults: Mapping[str, Any]) ->
 
 def _draw(rows: Sequence[Mapping[str, Any]], setting: str, title: str, name: str, metric: str) -> Drawing:
     of_set = f", {name}" if name else ""
-    figure, panel = new_panel(
-        f"{RATES[metric]}{of_set}", title, f"{RATES[metric]} on the test pairs"
-    )
+    figure, panel = new_panel(f"{RATES[metric]}{of_set}", title, f"{RATES[metric]} on the test pairs")
     for system, (label, color, marker, line) in LINES.items():
         points = [
             (row["value"], row["metrics"][system][metric])

@@ -1,4 +1,4 @@
-"""A tiny adapter, its matcher, and pairs for the commands."""
+"""The matcher of the tiny adapter, and pairs for the commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from tests.cli.helpers import (
     pair_rows,
     write_rows,
 )
-
-
-@pytest.fixture(scope="module")
-def adapter(student_dir: Path, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return adapter_with_scores(tmp_path_factory.mktemp("adapter") / "adapter", student_dir, tokenizer)
 
 
 @pytest.fixture(scope="module")

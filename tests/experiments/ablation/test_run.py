@@ -457,7 +457,7 @@ def test_the_overview_has_a_column_for_each_set_and_stars_what_is_significant() 
         }
     rows[4]["metrics"]["start"] = {"f1": 0.77, "auc": 0.78}  # the first seed looks before any step
     more = overview(rows, group).splitlines()
-    assert "| full: before any step | 0.770 | 0.780 | | |" in more
+    assert "| full: before any step | 0.770 (1 of 2) | 0.780 (1 of 2) | | |" in more
     assert "| plain: answer + teacher | 0.810 ± 0.000 | 0.820 ± 0.000 | 0.810 ± 0.000 | 0.820 ± 0.000 |" in more
     assert "| full: both + teacher | 0.900 ± 0.000 | 0.910 ± 0.000 | 0.900 ± 0.000 | 0.910 ± 0.000 |" in more
     assert not [line for line in overview(rows, group, "answer").splitlines() if "before any step" in line]

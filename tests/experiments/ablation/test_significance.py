@@ -60,6 +60,23 @@ def with_labels(rows: list[dict[str, Any]], matches: int) -> list[dict[str, Any]
     return rows
 
 
+def best_threshold(scores: np.ndarray, labels: np.ndarray, times: np.ndarray) -> float:
+    """The cut with the best weighted F1, found by trying all; of equal ones the highest."""
+    cuts = np.unique(scores)[::-1]
+    best = np.argmax([f1_score(labels, scores >= cut, sample_weight=times) for cut in cuts])
+    return float(cuts[best : best + 2].astype(float).mean())
+
+
+def test_pairs_drawn_once_each_have_the_threshold_of_evaluation() -> None:
+    random = np.random.default_rng(0)
+    for scores in (random.normal(size=40), random.integers(0, 6, 40).astype(float)):
+        labels = random.integers(0, 2, 40)
+        (found,) = significance._thresholds(scores, labels, np.ones((1, 40), np.uint8))
+        assert found == pytest.approx(best_f1_threshold(scores, labels))
+    (none,) = significance._thresholds(scores, np.zeros(40, int), np.ones((1, 40), np.uint8))
+    assert np.isnan(none)
+
+
 @pytest.mark.parametrize("system", ["answer", "both", "teacher", "answer_plus_teacher"])
 def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     (row,) = rows_of("full", 1.0, seeds=1)
@@ -72,9 +89,9 @@ def test_a_draw_is_the_metric_with_weights(system: str) -> None:
     else:
         scores = splits[system]
     key = significance._key(row, {})
-    times = significance._times_drawn(PAIRS).astype(float)
-    threshold = best_f1_threshold(scores.validation, labels)
+    times, of_validation = (significance._times_drawn(PAIRS, seed).astype(float) for seed in (0, 2))
     for draw in (0, 17, 399):
+        threshold = best_threshold(scores.validation, labels, of_validation[draw])
         for metric, expected in (
             ("auc", roc_auc_score(labels, scores.test, sample_weight=times[draw])),
             ("f1", f1_score(labels, scores.test >= threshold, sample_weight=times[draw])),
@@ -128,6 +145,15 @@ def test_seeds_widen_the_interval_as_pairs_do() -> None:
         assert found is not None
         widths.append(found.high - found.low)
     assert widths[1] > 1.3 * widths[0]
+
+
+def test_seeds_have_the_spread_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pairs to draw, draws of two seeds lie as far apart as their standard error says."""
+    gaps = iter([np.full(400, 0.1), np.full(400, 0.3), np.zeros(400), np.zeros(400)])
+    monkeypatch.setattr(significance, "_around_exact", lambda *_: next(gaps))
+    full, plain = rows_of("full", 1.0, seeds=2), rows_of("plain", 1.0, seeds=2)
+    found = bootstrap(full, plain, ("answer", "answer"), "auc", shared_scores(full))
+    assert found is not None and (found.low, found.high) == pytest.approx((0.2 - 0.1 * 2**0.5, 0.2 + 0.1 * 2**0.5))
 
 
 def test_rows_without_scores_have_the_t_test() -> None:

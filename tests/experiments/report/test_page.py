@@ -23,6 +23,7 @@ from flipped_kd.experiments.report.data import gather
 from flipped_kd.experiments.report.page import render_page, write_page
 from flipped_kd.training.config import FlippedDistillationConfig
 from tests.cli.helpers import pair_rows, write_rows
+from tests.json_files import report_of
 
 ROOT = Path(__file__).parents[3]
 EVIL = "<script>alert('pay')</script> & \"more\" <img src=x onerror=alert(1)> $a_b$"
@@ -144,7 +145,7 @@ def page(html: str) -> Page:
 
 def old_report() -> dict[str, Any]:
     """A report without evidence or a check of the teacher, as they once were: that of the mini recipe's card."""
-    report = json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
+    report = report_of(ROOT / "model_cards" / "fin_mini")
     del report["teacher_check"]
     return report
 
@@ -195,7 +196,7 @@ def test_pictures_take_the_pages_colours(html: str) -> None:
 
 
 def test_numbers_are_the_reports(out: Path, page: Page) -> None:
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report = report_of(out)
     for values in report["systems"].values():
         for metric in ("f1", "accuracy", "auc", "average_precision"):
             assert f"{values[metric]:.4f} ± {values['std'][metric]:.4f}" in page.cells

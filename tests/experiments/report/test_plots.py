@@ -34,8 +34,6 @@ from tests.cli.helpers import write_rows
 from tests.experiments.ablation.test_plots import complete
 from tests.experiments.ablation.test_significance import few_draws, rows_of  # noqa: F401
 
-ROOT = Path(__file__).parents[3]
-
 
 def unit(draw: np.random.Generator, *shape: int) -> np.ndarray:
     vectors = draw.normal(size=shape)
@@ -63,11 +61,6 @@ def seed() -> SeedData:
     }
     judged = {name: Judged(draw.random(30), draw.random(30) > 0.5) for name in ("teacher", "llm_sft", "llm_flipped")}
     return SeedData(shared, students, judged, {})
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    return json.loads((ROOT / "model_cards" / "fin_mini" / "report.json").read_text(encoding="utf-8"))
 
 
 # ---- Measures ----
