@@ -41,8 +41,8 @@ def judged_scores(
     }
 
 
-def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:
-    """The pairs that the options of `add_labelled` describe."""
+def labelled_pairs(options: Namespace, source: str, both_classes: bool = True) -> datasets.Dataset:
+    """The pairs that the options of `add_labelled` describe; `both_classes`: those of one class are refused."""
     hide_bars(options)
     return load_pairs(
         source,
@@ -51,6 +51,7 @@ def labelled_pairs(options: Namespace, source: str) -> datasets.Dataset:
         label_threshold=options.label_threshold,
         skip_bad_rows=options.skip_bad_rows,
         max_rows=options.max_pairs,
+        require_both_classes=both_classes,
     )
 
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PAIR_FEATURES = Features({"text_a": Value("string"), "text_b": Value("string"), "label": Value("int64")})
 _LABEL_WORDS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _BATCH = 10_000  # rows read at a time
+IN_MEMORY = 1 << 30  # bytes of a set that may be converted in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +283,11 @@ def _canonical(dataset: Dataset, labels: np.ndarray, threshold: float | None) ->
     if threshold is not None or dataset.features["label"] != PAIR_FEATURES["label"]:
         dataset = dataset.remove_columns("label").add_column("label", labels.astype(np.int64))
     if dataset.features != PAIR_FEATURES:
-        dataset = dataset.map(_as_strings, batched=True, features=PAIR_FEATURES, desc="Converting texts")
+        # `map` would write beside the user's files, where it may not.
+        small = dataset.data.nbytes < IN_MEMORY
+        dataset = dataset.map(
+            _as_strings, batched=True, features=PAIR_FEATURES, desc="Converting texts", keep_in_memory=small
+        )
     return dataset
 
 

@@ -34,7 +34,9 @@ NOT_LEARNED = WHEN_LOOKED | {
     *("output_dir", "teacher_cache_dir", "run_name", "disable_tqdm", "report_to", "log_level"),
     *("logging_steps", "logging_strategy", "logging_first_step"),
     *("hub_token", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push"),
-    *("save_total_limit", "cpu_threads"),
+    *("save_total_limit", "cpu_threads", "ddp_timeout", "eval_accumulation_steps", "torch_empty_cache_steps"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("dataloader_pin_memory",),
 }
 
 

@@ -146,7 +146,7 @@ class FlippedMatcher(PairScorer):
         bar: Bar,
         read: CachedPrefix | None = None,
     ) -> np.ndarray:
-        """Probabilities (n,) that documents match a query; `similarity` (n,) and the query, read, if known already."""
+        """Log-odds (n,) that documents match a query; `similarity` (n,) and the query, read, if known already."""
         distinct, order = unique(documents)
         unknown = np.full(len(documents), np.nan)
         answer = unknown
@@ -157,7 +157,7 @@ class FlippedMatcher(PairScorer):
             vectors = self._vectors(texts, batch_size, False)
             similarity = row_cosines(vectors, place[:1] * len(distinct), place[1:])[order]
         bar.update(len(documents) - (len(distinct) if kind != "similarity" else 0))
-        return self._probability(answer, unknown if similarity is None else similarity, kind)
+        return self._log_odds(answer, unknown if similarity is None else similarity, kind)
 
     def index(
         self,

@@ -112,7 +112,7 @@ class ModelRunner:
         (tokens,) = self.prompt.encode_texts([text])
         self.tell_of_cut([tokens])
         beginning = tokens.input_ids + self.prompt.middle_ids
-        spans = torch.zeros(1, len(beginning), device=input_device(self.model))
+        spans = torch.zeros(1, len(beginning), dtype=torch.float32, device=input_device(self.model))
         spans[0, slice(*tokens.text_a)] = 1
         with self._held():
             if not self.shortcuts.caches:
@@ -126,7 +126,7 @@ class ModelRunner:
     def vectors(self, texts: list[str], batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors (n, D) float32 of texts, in main memory."""
         start = len(self.prompt.prefix_ids)
-        vectors = torch.empty(len(texts), self.encoder.dimension)
+        vectors = torch.empty(len(texts), self.encoder.dimension, dtype=torch.float32, device="cpu")
         for first in range(0, len(texts), WINDOW):
             tokens = self.prompt.encode_texts(texts[first : first + WINDOW])
             self.tell_of_cut(tokens)
@@ -158,7 +158,7 @@ class ModelRunner:
 
     def row_vectors(self, rows: TokenRows, batch_size: int, bar: Bar) -> Tensor:
         """Unit vectors of the rests as texts, (n, D) float32 in main memory."""
-        result = torch.empty(len(rows.rests), self.encoder.dimension)
+        result = torch.empty(len(rows.rests), self.encoder.dimension, dtype=torch.float32, device="cpu")
         stop = can_be_stopped(self.model)
         with self._reading(rows, answers=False):
             for chosen, batch in self._batches(rows, batch_size, bar):

@@ -197,10 +197,11 @@ class PairScorer(Copied):
         check_choice("score", score, available)
         return score
 
+    def _log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind) -> np.ndarray:
+        return answer if self.match_score is None else self.match_score.log_odds(answer, similarity, kind)
+
     def _probability(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind) -> np.ndarray:
-        if self.match_score is None:
-            return expit(answer)
-        return self.match_score.probability(answer, similarity, kind)
+        return expit(self._log_odds(answer, similarity, kind))
 
     # ---- Texts ----
 
@@ -271,7 +272,9 @@ class PairScorer(Copied):
 
     def _as_vectors(self, values: Texts | Embeddings) -> Tensor:
         if isinstance(values, Tensor) or (isinstance(values, np.ndarray) and values.dtype.kind not in "OUST"):
-            return torch.atleast_2d(torch.as_tensor(values).to(self.device, torch.float32))
+            if isinstance(values, np.ndarray):  # torch takes neither negative strides nor another byte order
+                values = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+            return torch.atleast_2d(values.to(self.device, torch.float32))
         return torch.atleast_2d(self.encode(values, convert_to_tensor=True))
 
     def _bar(self, unit: str, total: int, show: bool | None) -> tqdm:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.special import expit
 from sentence_transformers.util import dot_score, semantic_search
 from torch import Tensor
 
@@ -223,7 +224,8 @@ class SearchIndex:
 
 def checked_vectors(vectors: Any, count: int, dimension: int) -> np.ndarray:
     """Vectors as float32, also those that were read from JSON; ValueError unless they are (count, dimension)."""
-    found = np.asarray(vectors, dtype=np.float32)
+    vectors = vectors.detach().cpu() if isinstance(vectors, Tensor) else vectors
+    found = np.array(vectors, dtype=np.float32, order="C")  # a copy: what becomes of theirs must not change the index
     if found.shape != (count, dimension):
         raise ValueError(f"vectors of shape {found.shape}: {(count, dimension)} are needed, one for each text.")
     return found
@@ -237,10 +239,13 @@ def check_place(folder: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} holds {others[0]!r} beside an index, which would be lost: give another folder.")
 
 
-def best_hits(scores: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:
-    """The best of (n,) scores, dicts with corpus_id and score; equal ones stay in the order of `ids`."""
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"corpus_id": int(ids[i]), "score": float(scores[i])} for i in order]
+def best_hits(log_odds: np.ndarray, ids: Sequence[int], top_k: int | None) -> list[dict[str, Any]]:
+    """The likeliest matches of (n,) log-odds, dicts with corpus_id and probability as score.
+
+    The order is that of the log-odds, since probabilities of the surest round to 1; equal ones stay in that of `ids`.
+    """
+    order = np.argsort(-log_odds, kind="stable")[:top_k]
+    return [{"corpus_id": int(ids[i]), "score": float(expit(log_odds[i]))} for i in order]
 
 
 def with_texts(hits: list[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:

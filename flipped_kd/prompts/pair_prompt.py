@@ -345,6 +345,15 @@ class PairPrompt:
                 )
         return prompt
 
+    def difference(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Which of its ids another tokenizer would give otherwise, such as "prefix_ids"; None if it gives them all.
+
+        Raises:
+            ValueError: the prompt cannot be made with that tokenizer.
+        """
+        other = type(self)(tokenizer, **{name: getattr(self, name) for name in (*SETTINGS, *WRAPS)})
+        return next((name for name in RESOLVED_IDS if getattr(self, name) != getattr(other, name)), None)
+
     def _text_ids(self, texts: Sequence[str], place: _Place) -> list[list[int]]:
         """Tokenise texts as they stand in a place."""
         if isinstance(texts, str):

@@ -139,7 +139,7 @@ def _values(weight: Tensor) -> list[float]:
     places = [(2 * number + 1) * weight.numel() // (2 * VALUES) for number in range(VALUES)]
     # By index of each dimension: flattening would copy a weight that is not contiguous.
     index = torch.unravel_index(torch.tensor(places, device=weight.device), weight.shape)
-    return [float(f"{value:.6g}") for value in weight[index].double().tolist()]
+    return [float(f"{value:.6g}") for value in weight[index].cpu().double().tolist()]  # an Apple GPU has no float64
 
 
 def _same(wanted: float, found: float) -> bool:

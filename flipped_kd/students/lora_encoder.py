@@ -277,7 +277,8 @@ class LoraEncoder:
             RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
         """
         if rows is not None:
-            of_rows = torch.zeros(len(spans), len(captured[self.modules[0].name]), spans.shape[1], device=spans.device)
+            shape = len(spans), len(captured[self.modules[0].name]), spans.shape[1]
+            of_rows = torch.zeros(shape, dtype=torch.float32, device=spans.device)
             of_rows[torch.arange(len(spans), device=spans.device), rows] = spans.float()
         parts = []
         for module in self.modules:

@@ -166,9 +166,9 @@ def agreement_report(
 
     Returns:
         n, positive_share; roc_auc and average_precision of T; f1 and accuracy of P >= .5; dropped_positive_share and
-        dropped_negative_share (of their class); expected_calibration_error: mean over 15 equal bins of [0, 1] of |share of matches -
-        mean P|, weighted by the bins' sizes, both classes weighing the same as in the calibration's fit. What needs
-        both classes, or a class that is absent, is nan.
+        dropped_negative_share (of their class); expected_calibration_error: mean over 15 equal bins of [0, 1] of
+        |share of matches - mean P|, weighted by the bins' sizes, both classes weighing the same as in the fit. What
+        needs both classes, or a class that is absent, is nan.
 
     Raises:
         ValueError: for bad scores or labels as in `PlattCalibration.fit`, or thresholds outside [0, 1].

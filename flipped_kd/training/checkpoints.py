@@ -81,7 +81,9 @@ class CheckpointingTrainer(ResumingTrainer):
         The best step of all may not have been saved: then it is the one that was found before.
         """
         best = final.with_name(f"checkpoint-{self.state.best_global_step}")
-        if self.state.best_global_step and (best == final or best.is_dir()):
+        self._saved_steps.add(self.state.global_step)
+        # A folder of that name may be an earlier run's.
+        if self.state.best_global_step in self._saved_steps and (best == final or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))

@@ -393,6 +393,9 @@ class FlippedDistillationConfig(TrainingArguments):
         rule = f"choose one of {list(SAMPLING)}; batches of unequal numbers of pairs would weigh pairs unequally."
         value = self.train_sampling_strategy
         require(value in SAMPLING, "train_sampling_strategy", value, rule)
+        rule = "it makes the contrast smaller and not what is read at a time: give a smaller mini_batch_size instead."
+        right = not (self.auto_find_batch_size and self.mini_batch_size is not None)
+        require(right, "auto_find_batch_size", self.auto_find_batch_size, rule)
         rule = "L_sup is the cross-entropy of one answer token; leave it 0."
         require(self.label_smoothing_factor == 0, "label_smoothing_factor", self.label_smoothing_factor, rule)
 

@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from peft import PeftModel
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.keys import text_keys
+from ..data.keys import dataset_keys, text_keys
 from ..inference.model_runner import ModelRunner
 from ..prompts.pair_prompt import PairPrompt
 from ..students.encoder_inputs import EncoderInputs
@@ -76,6 +77,7 @@ def start_encoder(
     prompt: PairPrompt,
     teacher: Teacher,
     texts: Sequence[str],
+    pairs: datasets.Dataset | None = None,
     *,
     pad_id: int,
     cache_dir: str,
@@ -92,6 +94,7 @@ def start_encoder(
         prompt: how a text is read.
         teacher: gives the vectors.
         texts: non-empty.
+        pairs: whose texts are added.
         pad_id: id to pad with.
         cache_dir: where the teacher's vectors and starts are kept.
         teacher_batch_size: texts a forward of the teacher.
@@ -104,7 +107,7 @@ def start_encoder(
     layers: dict[str, Any] = dict(lora_layers(model))
     matrices = {module.name: layers[module.name].lora_A[encoder.adapter_name].weight for module in encoder.modules}
     inputs = EncoderInputs(model, encoder.modules)
-    chosen, of_texts = sample_texts(texts, inputs.dimension)
+    chosen, of_texts = sample_texts(texts, inputs.dimension, pairs)
     rank = encoder.modules[0].rank
     if len(chosen) < rank:
         raise ValueError(
@@ -156,20 +159,35 @@ def run_on(model: PeftModel, device: torch.device) -> Iterator[None]:
             model.to(home)
 
 
-def sample_texts(texts: Sequence[str], width: int) -> tuple[list[str], int]:
+def distinct_keys(texts: Sequence[str], pairs: datasets.Dataset | None = None) -> np.ndarray:
+    """The keys of all distinct texts, in ascending order, (n,) int64."""
+    return np.unique(np.concatenate([text_keys(texts), *(() if pairs is None else dataset_keys(pairs))]))
+
+
+def sample_texts(texts: Sequence[str], width: int, pairs: datasets.Dataset | None = None) -> tuple[list[str], int]:
     """Distinct texts in an order of their own, at most as many as may be read, and how many there were.
 
     They stand in the order of their keys, which has nothing to do with where they came from or what they say; the
-    first so many are therefore a random sample.
+    first so many are therefore a random sample. No other text of `pairs` is held in memory.
 
     Args:
         texts: with repetitions, in any order.
         width: numbers kept of each.
+        pairs: whose texts are added.
     """
-    distinct = list(dict.fromkeys(texts))
-    order = np.argsort(text_keys(distinct), kind="stable")
-    most = min(MAX_TEXTS, max(1, MAX_BYTES // (4 * width)))
-    return [distinct[place] for place in order[:most]], len(distinct)
+    sources: list[tuple[np.ndarray, Callable[[list[int]], Sequence[str]]]]
+    sources = [(text_keys(texts), lambda rows: [texts[row] for row in rows])]
+    if pairs is not None:
+        for column, keys in zip(("text_a", "text_b"), dataset_keys(pairs), strict=True):
+            sources.append((keys, lambda rows, column=column: pairs.select(rows)[column]))  # type: ignore[misc]
+    distinct = np.unique(np.concatenate([keys for keys, _ in sources]))
+    chosen = distinct[: min(MAX_TEXTS, max(1, MAX_BYTES // (4 * width)))]
+    found: dict[int, str] = {}
+    for keys, take in sources:
+        own, first = np.unique(keys, return_index=True)
+        wanted = np.isin(own, chosen)
+        found |= zip(own[wanted].tolist(), take(first[wanted].tolist()), strict=True)
+    return [found[key] for key in chosen.tolist()], len(distinct)
 
 
 def _fit(
@@ -190,7 +208,7 @@ def _fit(
     runner = ModelRunner(model, prompt, inputs, pad_id)
     was_training = model.training
     try:
-        rows = torch.empty(len(texts), inputs.dimension)
+        rows = torch.empty(len(texts), inputs.dimension, dtype=torch.float32, device="cpu")
         longest = len(prompt.prefix_ids) + prompt.room // 2
         batch = max(1, min(BATCH_SIZE, BATCH_BYTES // (4 * inputs.dimension * longest)))
         with tqdm(total=len(texts), desc="start of A", unit=" texts", disable=not show_progress) as bar:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
+EPOCHS_APART = 1_000_003
+
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
     """Batches of like length in an order that seed and epoch decide.
@@ -30,5 +32,6 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
+        # Far apart: else the second epoch of a seed would have the order of the next seed's first.
+        self.generator.manual_seed(self.seed + EPOCHS_APART * self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))

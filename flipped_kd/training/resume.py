@@ -48,6 +48,7 @@ class ResumingTrainer(Trainer):
 
     resumed = False
     _ended_early = False
+    _saved_steps: set[int] = set()  # of this run, whose checkpoints may be its best
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as Trainer does.
@@ -196,8 +197,11 @@ class ResumingTrainer(Trainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         stand_last(self)
+        self._saved_steps = set()
         if resume_from_checkpoint is None:
             return epochs, batches
+        steps = map(step_of, checkpoints_in(Path(resume_from_checkpoint).parent))
+        self._saved_steps = {step for step in steps if step <= self.state.global_step}
         # Trainer forgets the best checkpoint where the folder that it was written into has moved.
         best = Path(resume_from_checkpoint).with_name(f"checkpoint-{self.state.best_global_step}")
         if self.state.best_global_step and best.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftConfig, PeftModel
+from transformers import PreTrainedTokenizerBase
 
+from ..data.validation import text_fault
 from ..prompts.pair_prompt import PairPrompt
 from ..utils.devices import cpu_has_bfloat16
 from .config import FlippedDistillationConfig
@@ -33,8 +36,13 @@ def check_args(
         if given is not None and not isinstance(given, kind):
             made = "peft.LoraConfig" if kind is PeftConfig else "PairPrompt"
             raise ValueError(f"{name} is a {type(given).__name__}: give a {made}, or None for the default.")
+    if prompt is not None:
+        check_prompt_settings(args, prompt)
     if isinstance(unlabelled_texts, str):
         raise TypeError(f"unlabelled_texts must be a list of texts, not one str: {unlabelled_texts[:60]!r}.")
+    for number, text in enumerate(unlabelled_texts):
+        if fault := text_fault(text, "unlabelled_texts"):
+            raise ValueError(f"unlabelled_texts[{number}]: {fault}. Leave it out.")
     if args.batch_eval_metrics and compute_metrics is None:
         raise ValueError(
             "batch_eval_metrics=True wants metrics that add up over batches, as AUC does not: leave it False, or give "
@@ -46,10 +54,45 @@ def check_args(
             "follow: start with accelerate launch (one process a GPU), or show it one GPU by CUDA_VISIBLE_DEVICES. A "
             "student too large for one GPU is sharded by FSDP2, not spread by device_map (docs/distributed.md)."
         )
+    check_contrast(args)
     if args.bf16 and args.device.type == "cpu" and not cpu_has_bfloat16():
         logger.warning(
             "precision='bf16': this CPU does not multiply bfloat16 itself. Products are taken in float32 and rounded: "
             "precision='fp32' is faster here and more exact."
+        )
+
+
+def check_prompt_settings(args: FlippedDistillationConfig, prompt: PairPrompt) -> None:
+    """Refuse settings of the prompt beside a prompt that is made already, and has its own."""
+    others = {"prompt": args.prompt, "instruction": args.instruction, "max_length": args.max_length}
+    defaults = {field.name: field.default for field in dataclasses.fields(args)} | {"max_length": prompt.max_length}
+    own = FlippedDistillationConfig.max_length
+    for name, value in others.items():
+        if value != defaults[name] and not (name == "max_length" and value == own):
+            raise ValueError(
+                f"{name}={value!r} would be ignored: the prompt that is given has its own (max_length="
+                f"{prompt.max_length}). Give it to PairPrompt.from_preset, or no prompt."
+            )
+
+
+def check_prompt(prompt: PairPrompt, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a prompt that was made with another tokenizer: its ids would be other words."""
+    different = prompt.difference(tokenizer)
+    if different is not None:
+        raise ValueError(
+            f"prompt: it was made with another tokenizer, whose {different} are not those of the student's: make it "
+            "with the student's, as PairPrompt.from_preset(tokenizer) does."
+        )
+
+
+def check_contrast(args: FlippedDistillationConfig) -> None:
+    """Refuse batches of one pair: nothing is set against it, so the teacher would teach nothing."""
+    contrast = args.per_device_train_batch_size * (args.world_size if args.gather_across_devices else 1)
+    if contrast < 2 and (args.mcl_weight or (args.dist_weight and args.dist_loss != "mse")):
+        raise ValueError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: L_MCL and L_dist compare the pairs of "
+            "one batch, and gradient accumulation does not enlarge it. Give 8 or more; if memory is short, add "
+            "mini_batch_size=1, which reads them one by one."
         )
 
 

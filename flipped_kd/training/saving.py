@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from ..evaluation.match_score import SCORE_FILE, MatchScore
+from ..inference.loading import ADAPTER_CONFIG
 from ..prompts.pair_prompt import PROMPT_FILE, PairPrompt, read_prompt_file
 from ..publishing.card import write_card
 from ..publishing.errors import failure_of
@@ -26,9 +28,15 @@ from ..students.gguf import GGUF_FILE
 from ..students.lora import without_advice
 from ..students.lora_encoder import ENCODER_FILE, LoraEncoder
 from ..utils.atomic import replacing
+from ..utils.json_files import read_json_object
 from .checkpoints import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
+# Of LoRA: what the same weights compute depends on them.
+OF_THE_FUNCTION = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("bias", "lora_bias", "modules_to_save"),
+)
 RESUME_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 
 
@@ -98,6 +106,7 @@ class PublishingTrainer(CheckpointingTrainer):
                 f"({encoder.pooling}) and encoder_rank ({sorted({module.rank for module in encoder.modules})}), or "
                 "start anew in another output_dir."
             )
+        self._check_adapter(checkpoint)
         if (checkpoint / PROMPT_FILE).is_file():
             saved, own = read_prompt_file(checkpoint / PROMPT_FILE), self.prompt.to_dict()
             different = sorted(name for name in own if saved.get(name) != own[name])
@@ -106,6 +115,25 @@ class PublishingTrainer(CheckpointingTrainer):
                     f"{checkpoint} was trained with another prompt ({different} differ): give the trainer "
                     "prompt=PairPrompt.from_pretrained(checkpoint, tokenizer), or start anew in another output_dir."
                 )
+
+    def _check_adapter(self, checkpoint: Path) -> None:
+        """Refuse LoRA settings that would make another function of the same weights: PEFT takes the student's."""
+        if not (checkpoint / ADAPTER_CONFIG).is_file():
+            return
+        saved = read_json_object(checkpoint / ADAPTER_CONFIG)
+        config: Any = self.model.peft_config["default"]  # type: ignore[union-attr, index]
+        own = json.loads(json.dumps(config.to_dict(), default=sorted))
+        different = {
+            name: (saved[name], own[name])
+            for name in OF_THE_FUNCTION
+            if name in saved and name in own and (saved[name] or None) != (own[name] or None)
+        }
+        if different:
+            shown = ", ".join(f"{name}={was!r}, now {now!r}" for name, (was, now) in different.items())
+            raise ValueError(
+                f"{checkpoint} was trained with other LoRA settings ({shown}): resume with its own, or start anew in "
+                "another output_dir."
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md from the contracts in the output folder; transformers' arguments are not used."""

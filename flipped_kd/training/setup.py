@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ def prepare_teacher(teacher: Any, args: FlippedDistillationConfig) -> Teacher | 
     if teacher is None:
         asking = " and ".join(f"{name}={getattr(args, name)}" for name in PLAIN if getattr(args, name))
         raise ValueError(f"a teacher is needed for {asking}: give one, or set each to 0 for plain fine-tuning.")
-    prepared = load_teacher(teacher)
+    named = isinstance(teacher, str | os.PathLike)
+    prepared = load_teacher(teacher, device=args.device if named else None)
     if not prepared.has_vectors and args.contrast != "pairwise":
         shown = prepared.kind.replace("_", "-")
         raise ValueError(

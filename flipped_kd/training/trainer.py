@@ -48,7 +48,7 @@ from ..utils.devices import use_cpu_threads
 from .clipping import ValueClippingTrainer, resolve_clipping
 from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
-from .encoder_start import EncoderStart, run_on, start_encoder
+from .encoder_start import EncoderStart, distinct_keys, run_on, start_encoder
 from .gradient_cache import Part, cached_backward
 from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, pair_metrics
@@ -56,7 +56,14 @@ from .pair_forward import PairForward, PairVectors
 from .processes import check_distributed
 from .progress import PairProgress
 from .row_gather import RowGather
-from .run_checks import check_args, check_batches, check_cached, check_optimizer, check_without_steps
+from .run_checks import (
+    check_args,
+    check_batches,
+    check_cached,
+    check_optimizer,
+    check_prompt,
+    check_without_steps,
+)
 from .setup import (
     build_collator,
     check_tokens,
@@ -157,6 +164,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
         args = FlippedDistillationConfig() if args is None else args
+        unlabelled_texts = unlabelled_texts if isinstance(unlabelled_texts, str) else list(unlabelled_texts)
         check_args(args, peft_config, prompt, compute_metrics, unlabelled_texts)
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if args.device.type == "cpu":
@@ -214,6 +222,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         """How pairs become tokens, and what of the student's forward is read."""
         self.base_weights = BaseWeights.of(student)
         speed_up_student(student, args.device)
+        if prompt is not None:
+            check_prompt(prompt, tokenizer)
         self.prompt = prompt or PairPrompt.from_preset(
             tokenizer, args.prompt, max_length=args.max_length, instruction=args.instruction
         )
@@ -302,10 +312,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         if not wanted:
             return None
         assert self.signal is not None and self.teacher is not None
-        texts = list(unlabelled_texts)
-        if isinstance(self.train_dataset, datasets.Dataset):
-            texts += [*self.train_dataset["text_a"], *self.train_dataset["text_b"]]
-        distinct, rank = len(set(texts)), self.encoder.modules[0].rank
+        pairs = self.train_dataset if isinstance(self.train_dataset, datasets.Dataset) else None
+        distinct, rank = len(distinct_keys(unlabelled_texts, pairs)), self.encoder.modules[0].rank
         if self.args.encoder_start == "auto" and distinct < rank:
             logger.warning("A starts at random: a rank of %d wants as many texts, there are %d", rank, distinct)
             check_without_steps(self.args, started=False)
@@ -316,7 +324,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
                 self.encoder,
                 self.prompt,
                 self.teacher,
-                texts,
+                unlabelled_texts,
+                pairs,
                 pad_id=padding_id(self.processing_class),
                 cache_dir=self.signal.cache_dir,
                 teacher_batch_size=self.args.teacher_batch_size,

@@ -84,6 +84,16 @@ def test_other_arrow_strings_are_texts(kind, tmp_path):
     assert kept["text_a"][:] == ["x", "y"]
 
 
+def test_converting_writes_nothing_beside_the_users_files(tmp_path):
+    """They may lie where nobody may write."""
+    table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})
+    table = table.set_column(0, "text_a", table.column(0).cast(pa.large_string()))
+    Dataset(table).save_to_disk(tmp_path / "set")
+    before = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert rows_of(validate_pairs(Dataset.load_from_disk(tmp_path / "set"))) == ROWS
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == before
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
 def test_bytes_are_no_texts_and_the_reason_says_so(kind):
     table = pa.table({column: [row[column] for row in ROWS] for column in PAIR_FEATURES})

@@ -82,7 +82,8 @@ def test_a_killed_run_is_gone_on_from_with_its_own_settings_alone(run: Any, kill
         with pytest.raises(ValueError, match=r"holds the checkpoints of a run with other settings.*--output_dir"):
             run(**changes)
     assert not (tmp_path / "run" / "run.json").exists()
-    assert run().facts["steps"] == 2
+    # What changes nothing that is learned: after memory was short, say.
+    assert run(eval_accumulation_steps=1, ddp_timeout=7200).facts["steps"] == 2
     with pytest.raises(ValueError, match=r"holds a finished run with other settings"):
         run(learning_rate=0.5)
 

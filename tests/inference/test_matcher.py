@@ -17,6 +17,7 @@ from torch import nn
 
 from flipped_kd import FlippedMatcher
 from flipped_kd.evaluation.match_score import MatchScore
+from flipped_kd.inference.search_index import best_hits
 from flipped_kd.publishing.merge import merge_adapter
 from flipped_kd.students.loading import load_tokenizer
 from flipped_kd.utils.choices import SCORE_KINDS, ScoreKind
@@ -343,6 +344,43 @@ def test_rerank_is_a_sort_of_the_head_by_predict(matcher: FlippedMatcher, corpus
 def test_an_index_of_known_vectors_is_the_same(given: Any, matcher: FlippedMatcher, corpus: list[str]) -> None:
     index = matcher.index(corpus, vectors=given(matcher.encode(corpus)))
     assert matcher.search("cash", index, 3) == matcher.search("cash", corpus, 3)
+
+
+def test_vectors_may_be_turned_round(matcher: FlippedMatcher, corpus: list[str]) -> None:
+    """Views that torch does not take; and what becomes of the user's array is nothing to the index."""
+    vectors = matcher.encode(corpus)
+    index = matcher.index(corpus[::-1], vectors=vectors[::-1])
+    expected = matcher.search("cash", index, 3)
+    torch.testing.assert_close(
+        matcher.similarity(vectors[::-1], vectors.astype(">f4")),
+        torch.from_numpy(vectors[::-1] @ vectors.T).clamp(-1, 1),
+        atol=1e-5,
+        rtol=0,
+    )
+    own = vectors.copy()
+    index = matcher.index(corpus, vectors=own)
+    own *= 0
+    assert [hit["score"] for hit in matcher.search("cash", index, 3)[0]] == [hit["score"] for hit in expected[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_torch_has_no_say(dtype: torch.dtype, matcher: FlippedMatcher, corpus: list[str]) -> None:
+    pairs = [(text, corpus[0]) for text in corpus[:3]]
+    expected = matcher.encode(corpus), matcher.predict(pairs), matcher.search("cash", corpus, 2, rerank=3)
+    try:
+        torch.set_default_dtype(dtype)
+        found = matcher.encode(corpus), matcher.predict(pairs), matcher.search("cash", corpus, 2, rerank=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    close(found[0], expected[0])
+    close(found[1], expected[1])
+    assert [hit["corpus_id"] for hit in found[2][0]] == [hit["corpus_id"] for hit in expected[2][0]]
+
+
+def test_the_surest_keep_their_order() -> None:
+    """Their probabilities round to 1."""
+    hits = best_hits(np.array([37.5, 40.0, 1.0, 45.0]), [7, 8, 9, 10], 3)
+    assert [hit["corpus_id"] for hit in hits] == [10, 8, 7] and hits[0]["score"] == 1.0
 
 
 def test_vectors_that_are_not_of_the_corpus_are_refused(matcher: FlippedMatcher, corpus: list[str]) -> None:

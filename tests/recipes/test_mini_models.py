@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
 Row = dict[str, str | int]
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TEACHER = MiniTeacherSettings(vocab_size=300, hidden_size=16, heads=2, max_steps=3, batch_size=8)

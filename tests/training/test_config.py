@@ -79,6 +79,7 @@ INDEPENDENT = {"representation": "independent"}
         ({"precision": "int8"}, r"precision='int8': choose one of \['auto', 'bf16', 'fp16', 'fp32'\]"),
         ({"precision": "fp32", "bf16": True}, r"precision='fp32': it contradicts bf16=True.*copy.*bf16=False too"),
         ({"include_num_input_tokens_seen": "non_padding"}, "include_num_input_tokens_seen='non_padding': .*leave"),
+        ({"auto_find_batch_size": True, "mini_batch_size": 2}, "auto_find_batch_size=True: .*smaller mini_batch_size"),
         ({"include_num_input_tokens_seen": True, "mini_batch_size": 2}, "include_num_input_tokens_seen='all': "),
         ({"include_for_metrics": ["inputs"]}, r"include_for_metrics=\['inputs'\]: .*leave 'inputs' out"),
         ({"deepspeed": {"optimizer": {"type": "AdamW"}}}, "before the student is loaded.*give learning_rate"),

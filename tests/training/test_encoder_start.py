@@ -270,6 +270,16 @@ def test_a_sample_is_the_same_for_every_order(monkeypatch: pytest.MonkeyPatch) -
     assert sample_texts(texts, 10)[0] == first[:3]
 
 
+def test_texts_of_pairs_are_sampled_as_if_they_were_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_start, "MAX_TEXTS", 7)
+    texts_a, texts_b = ([f"{name} {number % 9}" for number in range(20)] for name in ("text", "other"))
+    pairs = datasets.Dataset.from_dict({"text_a": texts_a, "text_b": texts_b, "label": [0, 1] * 10})
+    more = ["text 3", "one more"]
+    assert sample_texts(more, 10, pairs) == sample_texts([*more, *texts_a, *texts_b], 10)
+    assert sample_texts([], 10, pairs) == sample_texts([*texts_a, *texts_b], 10)
+    assert len(encoder_start.distinct_keys(more, pairs)) == 19
+
+
 def test_modules_that_share_an_input_are_read_once(student: Any) -> None:
     model = with_lora(student)
     encoder = LoraEncoder.from_model(model, layers="0")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from flipped_kd.evaluation.match_score import MatchScore
@@ -139,6 +140,29 @@ def test_the_best_is_loaded_from_a_run_that_has_moved(build: Any, tmp_path: Path
     again.train(resume_from_checkpoint=True)
     assert again.state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-1")
     assert_equal(trainable(again.model), trainable(trainer.model))
+
+
+def test_a_checkpoint_of_an_earlier_run_is_not_the_best(build: Any, tmp_path: Path) -> None:
+    """The best step was evaluated and not saved, and a folder of its name was there."""
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "max_steps": 4}
+    build(**every, save_steps=3).train()
+    trainer = build(**every, save_steps=2, **BEST)
+    worse_and_worse(trainer, best=3)
+    trainer.train()
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+
+
+def test_other_lora_settings_are_refused_when_it_goes_on(build: Any) -> None:
+    """PEFT would load the weights and keep the new settings: another function."""
+    every = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    config = {"r": 4, "target_modules": "all-linear"}
+    build(**every, peft_config=LoraConfig(lora_alpha=8, **config)).train()
+    for other in ({"lora_alpha": 64}, {"lora_alpha": 8, "use_rslora": True}):
+        name = list(other)[-1]
+        with pytest.raises(ValueError, match=f"trained with other LoRA settings \\({name}="):
+            build(**every, peft_config=LoraConfig(**other, **config)).train(resume_from_checkpoint=True)
+    build(**every, peft_config=LoraConfig(lora_alpha=8, **config)).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("limit", [1, 2, None])

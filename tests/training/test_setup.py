@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, RobertaConfig, RobertaForCausalLM
 
 from flipped_kd.inference.loading import resolved_dtype
 from flipped_kd.inference.matcher import FlippedMatcher
+from flipped_kd.prompts.pair_prompt import PairPrompt
 from flipped_kd.students.loading import load_student, load_tokenizer
 from flipped_kd.students.probing import position_limit
 from flipped_kd.training import run_checks
@@ -23,6 +24,7 @@ from flipped_kd.training.trainer import FlippedDistillationTrainer
 from flipped_kd.utils.devices import has_bfloat16, weights_dtype
 from tests.invariants.decoders import DECODERS, POSITIONS
 from tests.invariants.training import assert_equal, lora, settings, trainable
+from tests.prompt_kinds import make_tokenizer
 
 GPU = torch.device("cuda")
 
@@ -77,7 +79,8 @@ def native(request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
 def test_a_gpu_that_emulates_bfloat16_loads_float32(native: bool) -> None:
     expected = torch.bfloat16 if native else torch.float32
     assert has_bfloat16() is native
-    assert weights_dtype(GPU) == weights_dtype(GPU, "fp16") == resolved_dtype("auto", GPU) == expected
+    assert weights_dtype(GPU) == resolved_dtype("auto", GPU) == expected
+    assert weights_dtype(GPU, "fp16") == torch.float16  # bfloat16 would round what fp16 keeps
 
 
 def test_float32_is_what_a_cpu_and_fp32_get(native: bool) -> None:
@@ -167,6 +170,41 @@ def test_the_positions_of_other_students() -> None:
     assert position_limit(roberta) == 64  # it numbers them from 2
     rotary = next(decoder for decoder in DECODERS if decoder.family == "Qwen2").build()
     assert position_limit(rotary) is None
+
+
+# ---- What does not go together ----
+
+
+def test_a_prompt_of_another_tokenizer_is_refused(build: Any) -> None:
+    """Its ids would be other words of the student's: trained on, and then refused when the adapter is loaded."""
+    prompt = PairPrompt.from_preset(make_tokenizer("bytes"), max_length=64)
+    with pytest.raises(ValueError, match="prompt: it was made with another tokenizer, whose .*_ids"):
+        build(prompt=prompt)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_length", 80), ("prompt", "zh"), ("instruction", "Same.")])
+def test_settings_of_a_prompt_that_is_given_are_refused(
+    name: str, value: Any, build: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    prompt = PairPrompt.from_preset(tokenizer, max_length=64)
+    with pytest.raises(ValueError, match=f"{name}={value!r} would be ignored.*max_length=64"):
+        run_checks.check_prompt_settings(settings(tmp_path, **{"max_length": 64, name: value}), prompt)
+    assert build(prompt=prompt, max_length=64).prompt is prompt
+
+
+def test_batches_of_one_pair_are_refused_where_nothing_would_be_compared(build: Any) -> None:
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    with pytest.raises(ValueError, match="per_device_train_batch_size=1: .*compare the pairs.*mini_batch_size=1"):
+        build(**one)
+    build(**one, dist_weight=0, mcl_weight=0)
+    build(**one, dist_loss="mse", mcl_weight=0)
+
+
+def test_texts_without_labels_are_checked_before_anything_is_loaded(build: Any) -> None:
+    for bad in (" ", None):
+        with pytest.raises(ValueError, match=r"unlabelled_texts\[1\]: .*Leave it out"):
+            build(unlabelled_texts=["fine", bad], model="no such model")
+    assert build(unlabelled_texts=(f"text {number}" for number in range(3))).encoder_start is not None
 
 
 def test_an_optimizer_of_other_weights_is_refused(build: Any, student: Any) -> None:

@@ -18,7 +18,7 @@ def evaluate(options: Namespace) -> None:
     """Judge a model on labelled pairs."""
     if options.output is not None:
         check_report_file(options.output, options.pairs, overwrite=options.overwrite)
-    pairs = labelled_pairs(options, options.pairs)
+    pairs = labelled_pairs(options, options.pairs, both_classes=False)
     matcher, _ = load_matcher(options)
     kind = None if options.score is None else checked_kind(matcher, options.score)
     scorer = matcher.match_score or ANSWER_ONLY

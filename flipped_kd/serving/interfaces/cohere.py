@@ -21,7 +21,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         found = await service.engine.log_odds([(body.query, text) for text in documents], one_query=True)
         results: list[dict[str, Any]] = [
             {"index": place, "relevance_score": float(found.probability[place])}
-            for place in best_first(found.probability, body.top_n)
+            for place in best_first(found.log_odds, body.top_n)
         ]
         if body.return_documents:
             results = [result | {"document": {"text": documents[result["index"]]}} for result in results]

@@ -85,7 +85,7 @@ async def _ranked(engine: Engine, body: Search, rows: list[dict[str, Any]], kind
     for place, row in enumerate(rows):
         row["score"] = row["probability"] = float(found.probability[place])
         row["match"], row["answer_log_odds"] = said[place], _known(found.answer[place])
-    return [rows[place] for place in best_first(found.probability, body.top_k)]
+    return [rows[place] for place in best_first(found.log_odds, body.top_k)]
 
 
 def _known(value: float) -> float | None:

@@ -28,7 +28,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         found = await engine.log_odds(pairs, None, body.truncate is not False, one_query=True)
         scores = found.log_odds if body.raw_scores else found.probability
         ranked: list[dict[str, Any]] = [
-            {"index": place, "score": float(scores[place])} for place in best_first(found.probability)
+            {"index": place, "score": float(scores[place])} for place in best_first(found.log_odds)
         ]
         if body.return_text:
             ranked = [rank | {"text": body.texts[rank["index"]]} for rank in ranked]

@@ -36,3 +36,16 @@ def test_evaluate_is_the_metrics_of_the_matchers_scores(
     assert "both, default" in table and str(folder) not in report.read_text()
     assert run("evaluate", folder / "adapter", folder / "pairs.jsonl", "--score", "answer", "-o", "-", "--quiet") == 0
     assert list(json.loads(capsys.readouterr().out)["scores"]) == ["answer"]
+
+
+def test_pairs_of_one_class_are_judged_by_what_they_tell(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a sample of production without a match: how many false alarms?"""
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    others = [line for line in lines if json.loads(line)["label"] == 0]
+    (tmp_path / "others.jsonl").write_text("\n".join(others) + "\n")
+    assert run("evaluate", folder / "adapter", tmp_path / "others.jsonl", "-o", "-", "--quiet") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["positive_share"] == 0 and found["scores"]["both"]["roc_auc"] is None
+    assert 0 <= found["scores"]["both"]["accuracy_tuned"] <= 1
