@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,6 +70,14 @@ def make_pairs(count: int, seed: int = 0) -> datasets.Dataset:
             {"text_a": first.format(subject), "text_b": second.format(subject if label else other), "label": label}
         )
     return datasets.Dataset.from_list(rows)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws does not hang on those that ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

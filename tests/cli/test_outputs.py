@@ -227,10 +227,14 @@ def test_a_model_is_calibrated_anew_without_being_asked_twice(
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(models["adapter"], adapter)
-    before = MatchScore.from_pretrained(adapter)
+    before = MatchScore.from_pretrained(adapter).to_dict()
     own = command("calibrate")
     own[1] = str(adapter)
-    assert main(own) == 0 and MatchScore.from_pretrained(adapter) != before
+    assert main(own) == 0
+    after = MatchScore.from_pretrained(adapter).to_dict()
+    # The fixture's numbers were never fitted; which score is the default stays.
+    assert after["log_odds"]["both"]["bias"] != before["log_odds"]["both"]["bias"]
+    assert after["default"] == before["default"]
     assert main([*own, "-o", str(adapter / "match_score.json")]) == 2
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from safetensors.torch import save_file
 
 from tests.distributed.leaving import leave_together
@@ -77,8 +78,16 @@ def train_on_a_stream(folder: Path) -> None:
     trainer.train()
     rank = trainer.args.process_index
     save_file(trainable(trainer.model), folder / f"streamed_end_{rank}.safetensors")
-    sizes = [len(batch["labels"]) for batch in trainer.batches]
-    (folder / f"streamed_facts_{rank}.json").write_text(json.dumps({"sizes": sizes}), encoding="utf-8")
+    facts = {
+        "sizes": [len(batch["labels"]) for batch in trainer.batches],
+        "pairs": [pair for batch in trainer.batches for pair in _pairs_of(batch)],
+    }
+    (folder / f"streamed_facts_{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _pairs_of(batch: dict[str, Any]) -> list[list[int]]:
+    """Keys of the two texts of each pair."""
+    return torch.stack([batch["keys_a"], batch["keys_b"]], 1).tolist()
 
 
 def train_twice(folder: Path) -> None:

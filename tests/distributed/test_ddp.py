@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft import set_peft_model_state_dict
 
+from flipped_kd.data.keys import text_keys
 from tests.distributed.ddp_run import RUNS, STEPS, make
 from tests.distributed.launching import launch_by_torchrun
 from tests.distributed.left import facts, tensors
-from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of
+from tests.invariants.training import Gradients, assert_close, assert_equal, gradients_of, uneven_stream
 
 pytestmark = pytest.mark.distributed
 
@@ -96,11 +97,29 @@ def test_shards_of_unlike_length_keep_the_ranks_together(folder: Path) -> None:
     """A rank's pass over a stream ends where the other's does not: neither may wait for the other there."""
     first, second = tensors(folder, "streamed_end")
     assert_equal(first, second)
-    for rank in facts(folder, "streamed_facts"):
+    shards = shards_of(uneven_stream(datasets.load_from_disk(str(folder / "pairs"))))
+    seen = []
+    for rank, shard in zip(facts(folder, "streamed_facts"), shards, strict=True):
         assert rank["sizes"] == [4] * 12
+        seen.append({tuple(pair) for pair in rank["pairs"]})
+        # Its own shard and nothing of the other's; all of it but what has filled no batch in any pass.
+        assert seen[-1] <= shard and len(seen[-1]) >= len(shard) // 4 * 4
+    assert not shards[0] & shards[1] and seen[0] != seen[1]
+
+
+def shards_of(stream: datasets.IterableDataset) -> list[set[tuple[int, int]]]:
+    """Keys of the texts of each shard's pairs."""
+    found = []
+    for number in range(stream.num_shards):
+        rows = list(stream.shard(stream.num_shards, number))
+        keys = (text_keys([row[name] for row in rows]).tolist() for name in ("text_a", "text_b"))
+        found.append(set(zip(*keys, strict=True)))
+    return found
 
 
 def test_a_model_that_was_trained_before_is_trained_and_scored_again(folder: Path) -> None:
-    for rank in facts(folder, "twice_facts"):
+    one, other = facts(folder, "twice_facts")
+    np.testing.assert_allclose(one["answers"], other["answers"], rtol=0, atol=1e-5)
+    for rank in (one, other):
         first, second = rank["answers"]
         assert len(first) == 23 and first != second and np.isfinite([first, second]).all()

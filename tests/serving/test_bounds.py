@@ -64,14 +64,14 @@ def metric(server: Running, name: str) -> float:
 
 
 def test_a_late_request_is_told_so_and_not_computed(load: Any) -> None:
-    with gated(load, limits=Limits(seconds=0.3)) as (server, gate), ThreadPoolExecutor() as pool:
+    with gated(load, limits=Limits(seconds=2)) as (server, gate), ThreadPoolExecutor() as pool:
         gate.open.clear()
         first = pool.submit(server.post, "/embed", {"inputs": ["busy"]})
         wait_for(lambda: gate.contents)
         start = time.monotonic()
         late = server.post("/embed", BODY)
-        assert late.status_code == 503 and 0.2 < time.monotonic() - start < 5
-        assert "not there after 0.3 s" in late.json()["error"] and late.headers["retry-after"] == "1"
+        assert late.status_code == 503 and 1.9 < time.monotonic() - start < 10
+        assert "not there after 2 s" in late.json()["error"] and late.headers["retry-after"] == "1"
         assert first.result().status_code == 503
         gate.open.set()
         assert server.post("/embed", BODY).status_code == 200

@@ -225,11 +225,12 @@ def test_a_second_signal_leaves_what_is_computed(adapter_dir: Path) -> None:
     texts = [f"where is my card {number} " * 8 for number in range(2000)]
     with process(adapter_dir, "--batch-tokens", 200_000, "--max-tokens", 200_000) as (child, client, lines):
         wait_for(lambda: is_ready(client), 60)
+        answered: list[httpx.Response] = []
         failed: list[Exception] = []
 
         def ask() -> None:
             try:
-                httpx.post(f"{client.base_url}/embed", json={"inputs": texts}, timeout=60)
+                answered.append(httpx.post(f"{client.base_url}/embed", json={"inputs": texts}, timeout=60))
             except httpx.HTTPError as error:
                 failed.append(error)
 
@@ -242,6 +243,7 @@ def test_a_second_signal_leaves_what_is_computed(adapter_dir: Path) -> None:
         start = time.monotonic()
         assert child.wait(60) == 0 and time.monotonic() - start < 20
         asking.join(60)
+        assert len(failed) == 1 and not answered
     assert lines[-1] == "flipped-kd: ended" and "Traceback" not in "\n".join(lines)
 
 
@@ -320,12 +322,13 @@ def test_a_model_that_fails_for_good_ends_the_process_as_failed(
     monkeypatch.setattr(Service, "is_working", reads)
     monkeypatch.setattr(Engine, "_compute", panics)
     answers: list[httpx.Response] = []
+    ended = threading.Event()
 
     def ask(port: int, stop: Any) -> None:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_for(lambda: is_ready(client), 60)
             answers.append(client.post("/embed", json={"inputs": ["cash"]}))
-        time.sleep(10)
+        ended.wait(10)
         with contextlib.suppress(RuntimeError):  # it has ended long ago, as it should
             stop()
 
@@ -334,7 +337,9 @@ def test_a_model_that_fails_for_good_ends_the_process_as_failed(
 
     monkeypatch.setattr(command, "_tell", listening)
     assert main(["serve", str(adapter_dir), "--port", "0"]) == 1
+    ended.set()
     assert codes == [1] * reads
+    wait_for(lambda: answers)  # the server may have ended before its client has read the answer
     (answer,) = answers
     assert answer.status_code == 503 and "the model has failed, and the server ends" in answer.json()["error"]
     said = capsys.readouterr().err

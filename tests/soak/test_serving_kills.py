@@ -32,7 +32,7 @@ def test_killed_servers_find_whole_indexes_again(tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     assert len(found["kills"]) == KILLS and found["last"] == [] and run.returncode == 0
     assert not any(kill["faults"] for kill in found["kills"])
-    assert {kill["hit"] for kill in found["kills"]} <= {"saving", "starting or serving"}
+    assert any(kill["hit"] == "saving" for kill in found["kills"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from flipped_kd.training.checkpoint_files import complete_checkpoints, missing_from, rotate, write_manifest
+from flipped_kd.training import checkpoint_files
+from flipped_kd.training.checkpoint_files import (
+    MANIFEST_FILE,
+    complete_checkpoints,
+    missing_from,
+    rotate,
+    write_manifest,
+)
 
 RESUMED_FROM = ("trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -28,6 +35,21 @@ def test_the_newest_and_the_best_are_kept_up_to_the_limit(limit: int, best: int 
         if is_there and best not in expected:
             expected = {best, *sorted(expected)[-max(1, limit - 1) :]}
         assert kept(tmp_path) == sorted(expected)
+
+
+def test_the_manifest_is_written_once_its_files_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is then put there itself: after a power cut it would else vouch for files that are not."""
+    synced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(
+        checkpoint_files,
+        "sync_tree",
+        lambda folder: synced.append((folder, sorted(path.name for path in folder.iterdir()))),
+    )
+    (tmp_path / "optimizer.pt").write_bytes(b"as saved")
+    write_manifest(tmp_path, processes=1)
+    assert synced == [(tmp_path, ["optimizer.pt"]), (tmp_path, [MANIFEST_FILE, "optimizer.pt"])]
 
 
 def test_a_card_or_a_score_that_was_written_anew_breaks_nothing(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_the_paper_s_defaults_and_the_guards_are_on(make: Any) -> None:
     assert (config.learning_rate, config.warmup_steps, config.weight_decay) == (None, 0.05, 0.1)
     assert (config.margin, config.positive_threshold, config.negative_threshold) == (0.06, 0.5, 0.5)
     assert (config.positive_margin, config.negative_margin) == ("teacher", "teacher")
+    assert (config.dist_loss, config.contrast) == ("pearson", "pairwise")
+    assert (config.temperature, config.contrast_filter) == (0.05, "assumed")
     assert (config.sup_weight, config.dist_weight, config.mcl_weight) == (1, 1, 1)
     assert config.remove_unused_columns is False and config.ddp_find_unused_parameters is False
     assert config.label_names == ["labels"]

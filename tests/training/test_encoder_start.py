@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from flipped_kd import FlippedMatcher
@@ -19,7 +21,7 @@ from flipped_kd.students.encoder_inputs import EncoderInputs
 from flipped_kd.students.lora import default_lora
 from flipped_kd.students.lora_encoder import LoraEncoder
 from flipped_kd.training import encoder_start
-from flipped_kd.training.encoder_start import sample_texts
+from flipped_kd.training.encoder_start import run_on, sample_texts
 from flipped_kd.training.trainer import FlippedDistillationTrainer
 from tests.adapters import with_lora
 from tests.invariants.training import PLAIN
@@ -101,6 +103,27 @@ def test_a_second_start_is_read_from_disk(build: Any, monkeypatch: pytest.Monkey
     norms = [torch.stack([weight.norm() for weight in found.values()]).norm() for found in (first, second)]
     for name, weight in first.items():  # the seed decides the norm alone
         torch.testing.assert_close(second[name] / norms[1], weight / norms[0])
+
+
+@pytest.mark.parametrize("other", ["teacher", "base weights", "prompt", "texts", "pooling"])
+def test_a_start_of_something_else_is_not_taken(
+    other: str, build: Any, student: Any, teacher_dir: Path, tmp_path: Path
+) -> None:
+    cached: dict[str, Any] = {**TEACHER, "teacher_cache_dir": str(tmp_path / "cache")}
+    build(**cached)
+    changes: dict[str, Any] = {"instruction": "Same?"}
+    if other == "teacher":
+        changes = {"teacher": SentenceTransformer(str(teacher_dir), device="cpu")}
+        next(changes["teacher"].parameters()).data.mul_(1.5)
+    elif other == "base weights":
+        changes = {"model": copy.deepcopy(student)}
+        changes["model"].model.layers[-1].mlp.up_proj.weight.data.mul_(1.5)
+    elif other == "texts":
+        changes = {"unlabelled_texts": ["one more text"]}
+    elif other == "pooling":
+        changes = {"encoder_pooling": "concat"}
+    build(**cached, **changes)
+    assert len(list((tmp_path / "cache" / "encoder_start").iterdir())) == 2
 
 
 def test_a_broken_start_on_disk_is_made_anew(build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -255,6 +278,36 @@ def test_a_rank_above_the_teachers_numbers_is_refused(build: Any) -> None:
     with pytest.raises(ValueError, match="vectors of 16 numbers cannot start an A of rank 20"):
         build(peft_config=config, **TEACHER)
     assert build(peft_config=config).encoder_start is None
+
+
+def test_modules_too_wide_for_the_memory_are_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_start, "MAX_BYTES", 40)
+    with pytest.raises(ValueError, match="14 modules are too wide to keep 4 texts of: choose fewer encoder_layers"):
+        build(**TEACHER)
+    assert build().encoder_start is None
+
+
+# ---- Where the texts are read ----
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_model_that_waits_in_main_memory_comes_home_again(
+    fits: bool, student: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from halfway, where the device has no room for all of it; then it is read where it is."""
+    model, moves, threads = with_lora(student), [], []
+    home, device = torch.device("cpu"), torch.device("cuda:0")
+
+    def move(to: torch.device) -> None:
+        moves.append(to)
+        if to == device and not fits:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(model, "to", move)
+    monkeypatch.setattr(encoder_start, "use_cpu_threads", lambda: threads.append(1))
+    with run_on(model, device):
+        assert moves == ([device] if fits else [device, home])
+    assert moves == [device, home] and threads == [1] * (not fits)
 
 
 # ---- Texts and their inputs ----

@@ -15,8 +15,10 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import StateDictType
 
+from flipped_kd.training.clipping import resolve_clipping
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.processes import check_distributed, end_together, ready_to_evaluate
+from flipped_kd.training.run_checks import check_cached
 from tests.invariants.training import assert_equal, logged, settings, trainable
 
 WANTED = {"FSDP": "ACCELERATE_USE_FSDP", "DEEPSPEED": "ACCELERATE_USE_DEEPSPEED"}
@@ -77,6 +79,31 @@ def test_stages_of_deepspeed(stage: int, args: FlippedDistillationConfig) -> Non
     else:
         with pytest.raises(ValueError, match="zero_stage=3 .* use stage 2"):
             check_distributed(args, launched)
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_gradients_are_clipped_by_norm_alone(kind: DistributedType, tmp_path: Path) -> None:
+    assert resolve_clipping(settings(tmp_path), accelerator(kind)) == 0.0
+    assert resolve_clipping(settings(tmp_path, max_grad_norm=0.3), accelerator(kind)) == 0.0
+    assert resolve_clipping(settings(tmp_path, max_grad_value=0.0), accelerator(kind)) == 0.0
+    with pytest.raises(ValueError, match=rf"max_grad_value=0\.5 .* sharded by {kind.value}: .*use max_grad_norm"):
+        resolve_clipping(settings(tmp_path, max_grad_value=0.5), accelerator(kind))
+
+
+def test_whole_gradients_are_clipped_by_value(tmp_path: Path) -> None:
+    launched = accelerator(DistributedType.MULTI_GPU)
+    assert resolve_clipping(settings(tmp_path), launched) == 1.0
+    assert resolve_clipping(settings(tmp_path, max_grad_value=0.5), launched) == 0.5
+    assert resolve_clipping(settings(tmp_path, max_grad_value=0.0, max_grad_norm=0.3), launched) == 0.0
+
+
+def test_the_gradient_cache_needs_several_backwards_a_step(tmp_path: Path) -> None:
+    cached = settings(tmp_path, mini_batch_size=4)
+    with pytest.raises(ValueError, match="mini_batch_size=4 .* DeepSpeed .*FSDP2"):
+        check_cached(cached, accelerator(DistributedType.DEEPSPEED))
+    for kind in (DistributedType.FSDP, DistributedType.MULTI_GPU, DistributedType.NO):
+        check_cached(cached, accelerator(kind))
+    check_cached(settings(tmp_path), accelerator(DistributedType.DEEPSPEED))
 
 
 @pytest.mark.parametrize("kept", [False, True])

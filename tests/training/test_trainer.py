@@ -14,9 +14,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from flipped_kd.data.validation import PairColumns
+from flipped_kd.teachers.calibration import agreement_report
 from flipped_kd.training import teacher_targets
 from tests.invariants.training import PLAIN, logged, lora, settings, trainable
 
@@ -139,14 +141,18 @@ def test_missing_or_wrong_teachers_are_refused(build: Any, student_dir: Path) ->
 
 
 def test_a_strong_teacher_teaches_the_answer_too(
-    build: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    build: Any, held_out: datasets.Dataset, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its AUC on held-out pairs, unless a share is given; without such pairs, and plainly, it does not."""
     with caplog.at_level(logging.INFO, logger="flipped_kd.training.teacher_targets"):
         weak = build()  # its teacher is random
     assert weak.args.answer_teacher_weight is None and weak.loss.sup.teacher_weight == 0
     assert "answer_teacher_weight=0.0: the teacher's AUC on held-out pairs is 0." in caplog.text
-    monkeypatch.setattr(teacher_targets, "STRONG_TEACHER", 0.0)
+    assert teacher_targets.STRONG_TEACHER == 0.85
+    auc = roc_auc_score(held_out["label"], weak.teacher_similarity(held_out))
+    monkeypatch.setattr(teacher_targets, "STRONG_TEACHER", auc + 1e-6)
+    assert build().loss.sup.teacher_weight == 0
+    monkeypatch.setattr(teacher_targets, "STRONG_TEACHER", auc - 1e-6)
     strong = build()
     assert strong.loss.sup.teacher_weight == strong.teacher_report["answer_teacher_weight"] == 0.5
     assert build(answer_teacher_weight=0.25).loss.sup.teacher_weight == 0.25
@@ -157,10 +163,20 @@ def test_a_strong_teacher_teaches_the_answer_too(
     assert plain.loss.sup.teacher_weight == 0 and not plain.args.distils
 
 
-def test_many_dropped_pairs_are_a_warning(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_dropped_pairs_are_a_warning(
+    build: Any, pairs: datasets.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="flipped_kd.training.teacher_targets"):
         trainer = build()
-    share = trainer.teacher_report["dropped_negative_share"]
+    wanted = agreement_report(
+        trainer.teacher_similarity(pairs),
+        np.asarray(pairs["label"]),
+        trainer.calibration,
+        tau_pos=0.5,
+        tau_neg=0.5,
+    )
+    assert {name: trainer.teacher_report[name] for name in wanted} == pytest.approx(wanted)
+    share = wanted["dropped_negative_share"]
     assert share > 0.3  # the random teacher knows nothing
     assert f"drop {100 * share:.0f} % of the negative pairs" in caplog.text
     caplog.clear()
@@ -171,6 +187,15 @@ def test_many_dropped_pairs_are_a_warning(build: Any, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, logger="flipped_kd.training.teacher_targets"):
         build(dist_weight=0.0, contrast_filter="all")
     assert "of the negative pairs from L_MCL" in caplog.text
+
+
+@pytest.mark.parametrize("score", ["answer", "similarity"])
+def test_predictions_are_made_by_the_score_that_was_asked_for(
+    score: str, build: Any, held_out: datasets.Dataset
+) -> None:
+    trainer = build(score=score)
+    fitted = trainer.fit_match_score(held_out)
+    assert fitted.default == fitted.to_dict()["default"] == score
 
 
 def test_calibration_is_fitted_on_held_out_pairs_where_there_are_any(build: Any) -> None:

@@ -55,6 +55,7 @@ def test_the_screen_does_not_decide_how_a_training_ends(
     files = [part for name in ("train", "validation", "test") for part in (f"--{name}_file", folder / "pairs.jsonl")]
     options = ["--student", student_dir, "--teacher", teacher_dir, "--output_dir", out, "--use_cpu", "True"]
     budget = ["--max_steps", 2, "--logging_steps", 1, "--per_device_train_batch_size", 8, "--save_strategy", "no"]
+    budget += ["--baseline", "False"]
     assert run("train", *files, *options, *budget) == 0
     assert json.loads((out / "report.json").read_text())["systems"]
     assert "| LLM, flipped: both |" in (out / "README.md").read_text(encoding="utf-8")
