@@ -41,7 +41,7 @@ def test_a_system_that_some_seed_lacks_is_left_out(asked: int) -> None:
 def test_differences_are_the_first_less_the_second_seed_by_seed() -> None:
     first, second = {"f1": [0.75, 0.5, 0.875], "auc": [0.9, 0.8, 0.7]}, {"f1": [0.5, 0.625, 0.25], "auc": [0.6] * 3}
     others = dict.fromkeys(COMPARED_METRICS, 0.5)
-    seeds = [
+    seeds: list[dict[str, dict[str, float]]] = [
         {
             name: others | {metric: of_seeds[number] for metric, of_seeds in values.items()}
             for name, values in (("llm_sft", second), ("llm_flipped", first))

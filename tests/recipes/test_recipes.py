@@ -21,7 +21,7 @@ from flipped_kd.evaluation.comparison import SYSTEMS
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.faq_ranking import answer_retrieval
 from flipped_kd.experiments.parsing import parse_settings
-from flipped_kd.experiments.splits import load_split
+from flipped_kd.experiments.splits import SPLITS, load_split, load_splits
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.teachers.suitability import warnings_of
 from flipped_kd.training.config import FlippedDistillationConfig
@@ -34,14 +34,17 @@ DATA = ROOT / "recipes" / "data"
 
 def test_medicine(student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--student", str(student_dir), "--teacher", str(teacher_dir), "--output_dir", str(tmp_path)]
-    train_med.main([*flags, *QUICK, "--max_train_pairs", "40", "--max_test_pairs", "48"])
+    limits = {"max_train_pairs": 40, "max_validation_pairs": 60, "max_test_pairs": 48}
+    train_med.main([*flags, *QUICK, *(f"--{name}={count}" for name, count in limits.items())])
     report = report_of(tmp_path)
     assert report["data"]["test"] == 48 and "retrieval" not in report
     screen, loud = capsys.readouterr()
     # The check comes before the first run is trained, which ends with a line of its run time.
     assert screen.index("The teacher on the validation pairs") < screen.index("train_runtime")
     check = report["teacher_check"]
-    labels = [json.loads(line)["label"] for line in (DATA / "med_mini" / "validation.jsonl").open(encoding="utf-8")]
+    files: Any = {f"{split}_file": str(DATA / "med_mini" / f"{split}.jsonl") for split in SPLITS}
+    labels = load_splits(DataArguments(**files, **limits), seed=42).validation["label"]
+    assert len(labels) == 60
     with np.load(tmp_path / "runs" / "seed-42" / "llm_sft" / "scores.npz") as scores:
         assert check["student"]["roc_auc"] == pytest.approx(roc_auc_score(labels, scores["before_validation"]))
     said = [line.removeprefix("WARNING: ") for line in loud.splitlines() if line.startswith("WARNING: ")]
@@ -55,11 +58,11 @@ def test_faq_ranks_all_questions(student_dir: Path, teacher_dir: Path, tmp_path:
     flags = ["--student", str(student_dir), "--teacher", str(teacher_dir), "--output_dir", str(tmp_path / "out")]
     for name in ("train", "validation", "questions"):
         flags += [f"--{name}_file", str(DATA / "faq_mini" / f"{name}.jsonl")]
-    limits = ["--max_train_pairs", "40", "--max_eval_queries", "8"]
+    limits = ["--max_train_pairs", "40", "--max_eval_queries", "4"]
     train_faq.main([*flags, "--test_file", str(test_file), *QUICK, *limits])
     report = report_of(tmp_path / "out")
     assert report["data"] == {
-        **{"train": 40, "validation": 40, "test": 40},
+        **{"train": 40, "validation": 20, "test": 20},
         "positive_share": pytest.approx({"train": 0.2, "validation": 0.2, "test": 0.2}, abs=0.15),
     }
     assert list(report["retrieval"]) == [
@@ -109,10 +112,10 @@ def test_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--student", str(student), "--teacher", str(teacher), "--output_dir", str(tmp_path / "out")]
     for split in ("validation", "test"):
         lines = Path(f"recipes/data/zh_mini/{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        (tmp_path / f"{split}.jsonl").write_text("".join(lines[:100]), encoding="utf-8")
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines[:40]), encoding="utf-8")
         flags += [f"--{split}_file", str(tmp_path / f"{split}.jsonl")]
     train_fin.main([*config, *flags, *QUICK, "--max_train_pairs", "40"])
-    assert report_of(tmp_path / "out")["teacher_check"]["agreement"]["n"] == 100
+    assert report_of(tmp_path / "out")["teacher_check"]["agreement"]["n"] == 40
     assert settings.prompt == "zh"
     contract = json.loads((tmp_path / "out" / "pair_prompt.json").read_text(encoding="utf-8"))
     assert "否" in json.dumps(contract, ensure_ascii=False)

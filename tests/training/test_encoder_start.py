@@ -295,8 +295,9 @@ def test_a_model_that_waits_in_main_memory_comes_home_again(
     fits: bool, student: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from halfway, where the device has no room for all of it; then it is read where it is."""
-    model, moves, threads = with_lora(student), [], []
-    home, device = torch.device("cpu"), torch.device("cuda:0")
+    model, home, device = with_lora(student), torch.device("cpu"), torch.device("cuda:0")
+    moves: list[torch.device] = []
+    threads: list[int] = []
 
     def move(to: torch.device) -> None:
         moves.append(to)
