@@ -104,7 +104,7 @@ def test_shards_of_unlike_length_keep_the_ranks_together(folder: Path) -> None:
         seen.append({tuple(pair) for pair in rank["pairs"]})
         # Its own shard and nothing of the other's; all of it but what has filled no batch in any pass.
         assert seen[-1] <= shard and len(seen[-1]) >= len(shard) // 4 * 4
-    assert not shards[0] & shards[1] and seen[0] != seen[1]
+    assert not seen[0] <= shards[1] and not seen[1] <= shards[0]  # some pairs are in both
 
 
 def shards_of(stream: datasets.IterableDataset) -> list[set[tuple[int, int]]]:

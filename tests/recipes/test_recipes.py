@@ -21,7 +21,7 @@ from flipped_kd.evaluation.comparison import SYSTEMS
 from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.faq_ranking import answer_retrieval
 from flipped_kd.experiments.parsing import parse_settings
-from flipped_kd.experiments.splits import SPLITS, load_split, load_splits
+from flipped_kd.experiments.splits import SPLITS, load_split
 from flipped_kd.inference.matcher import FlippedMatcher
 from flipped_kd.teachers.suitability import warnings_of
 from flipped_kd.training.config import FlippedDistillationConfig
@@ -43,7 +43,7 @@ def test_medicine(student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: 
     assert screen.index("The teacher on the validation pairs") < screen.index("train_runtime")
     check = report["teacher_check"]
     files: Any = {f"{split}_file": str(DATA / "med_mini" / f"{split}.jsonl") for split in SPLITS}
-    labels = load_splits(DataArguments(**files, **limits), seed=42).validation["label"]
+    labels = load_split(DataArguments(**files, **limits), "validation")["label"]
     assert len(labels) == 60
     with np.load(tmp_path / "runs" / "seed-42" / "llm_sft" / "scores.npz") as scores:
         assert check["student"]["roc_auc"] == pytest.approx(roc_auc_score(labels, scores["before_validation"]))
