@@ -224,7 +224,7 @@ class SearchIndex:
 
 def checked_vectors(vectors: Any, count: int, dimension: int) -> np.ndarray:
     """Vectors as float32, also those that were read from JSON; ValueError unless they are (count, dimension)."""
-    vectors = vectors.detach().cpu() if isinstance(vectors, Tensor) else vectors
+    vectors = vectors.detach().float().cpu().numpy() if isinstance(vectors, Tensor) else vectors
     found = np.array(vectors, dtype=np.float32, order="C")  # a copy: what becomes of theirs must not change the index
     if found.shape != (count, dimension):
         raise ValueError(f"vectors of shape {found.shape}: {(count, dimension)} are needed, one for each text.")

@@ -346,7 +346,13 @@ class PairPrompt:
         return prompt
 
     def difference(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Which of its ids another tokenizer would give otherwise, such as "prefix_ids"; None if it gives them all.
+        """Which of this prompt's ids a tokenizer would give otherwise.
+
+        Args:
+            tokenizer: a tokenizer backed by the tokenizers library.
+
+        Returns:
+            Their name, such as "prefix_ids"; None if it gives them all.
 
         Raises:
             ValueError: the prompt cannot be made with that tokenizer.

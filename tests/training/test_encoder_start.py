@@ -249,8 +249,8 @@ def test_a_stream_has_no_texts_before_training(
 def test_too_few_texts_are_refused(build: Any, pairs: datasets.Dataset) -> None:
     few = datasets.Dataset.from_list([pairs[0] | {"label": 0}, pairs[0] | {"label": 1}])
     with pytest.raises(ValueError, match="at least as many distinct texts as the rank 4, there are 2"):
-        build(train_dataset=few, per_device_train_batch_size=1, **TEACHER)
-    assert build(train_dataset=few, per_device_train_batch_size=1).encoder_start is None
+        build(train_dataset=few, per_device_train_batch_size=2, **TEACHER)
+    assert build(train_dataset=few, per_device_train_batch_size=2).encoder_start is None
 
 
 def test_unequal_ranks_cannot_be_summed(build: Any) -> None:
