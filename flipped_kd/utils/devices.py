@@ -31,13 +31,9 @@ def weights_dtype(device: torch.device, precision: str = "bf16") -> torch.dtype:
 
     Args:
         device: where they will be.
-        precision: what is computed in; "fp32" and "fp16" want the weights so, too.
+        precision: what is computed in; "fp32" wants the weights so, too.
     """
-    if device.type != "cuda" or precision == "fp32":
-        return torch.float32
-    if precision == "fp16":
-        return torch.float16
-    return torch.bfloat16 if has_bfloat16() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and precision != "fp32" and has_bfloat16() else torch.float32
 
 
 def cpu_cores() -> int:

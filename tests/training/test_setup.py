@@ -79,8 +79,7 @@ def native(request: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
 def test_a_gpu_that_emulates_bfloat16_loads_float32(native: bool) -> None:
     expected = torch.bfloat16 if native else torch.float32
     assert has_bfloat16() is native
-    assert weights_dtype(GPU) == resolved_dtype("auto", GPU) == expected
-    assert weights_dtype(GPU, "fp16") == torch.float16  # bfloat16 would round what fp16 keeps
+    assert weights_dtype(GPU) == weights_dtype(GPU, "fp16") == resolved_dtype("auto", GPU) == expected
 
 
 def test_float32_is_what_a_cpu_and_fp32_get(native: bool) -> None:
