@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -64,11 +63,9 @@ def check_args(
 
 def check_prompt_settings(args: FlippedDistillationConfig, prompt: PairPrompt) -> None:
     """Refuse settings of the prompt beside a prompt that is made already, and has its own."""
-    others = {"prompt": args.prompt, "instruction": args.instruction, "max_length": args.max_length}
-    defaults = {field.name: field.default for field in dataclasses.fields(args)} | {"max_length": prompt.max_length}
-    own = FlippedDistillationConfig.max_length
-    for name, value in others.items():
-        if value != defaults[name] and not (name == "max_length" and value == own):
+    for name in ("prompt", "instruction", "max_length"):
+        value, default = getattr(args, name), getattr(FlippedDistillationConfig, name)
+        if value not in (default, getattr(prompt, name, default)):
             raise ValueError(
                 f"{name}={value!r} would be ignored: the prompt that is given has its own (max_length="
                 f"{prompt.max_length}). Give it to PairPrompt.from_preset, or no prompt."

@@ -122,11 +122,12 @@ class PublishingTrainer(CheckpointingTrainer):
             return
         saved = read_json_object(checkpoint / ADAPTER_CONFIG)
         config: Any = self.model.peft_config["default"]  # type: ignore[union-attr, index]
-        own = json.loads(json.dumps(config.to_dict(), default=sorted))
+        own = {name: getattr(config, name, None) for name in OF_THE_FUNCTION}
+        own = json.loads(json.dumps(own, default=sorted))  # as the file has them
         different = {
             name: (saved[name], own[name])
             for name in OF_THE_FUNCTION
-            if name in saved and name in own and (saved[name] or None) != (own[name] or None)
+            if name in saved and (saved[name] or None) != (own[name] or None)
         }
         if different:
             shown = ", ".join(f"{name}={was!r}, now {now!r}" for name, (was, now) in different.items())
