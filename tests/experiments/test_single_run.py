@@ -94,7 +94,8 @@ def test_the_time_before_an_interruption_counts(run: Any, killed: Any, tmp_path:
     assert json.loads(kept.read_text())["seconds"] > 0
     kept.write_text('{"seconds": 5000}')
     facts = run().facts
-    assert facts["steps"] == 2 and 5000 < facts["training_seconds"] < facts["seconds"]
+    # Kept to a tenth of a second, and a step of this model may take less.
+    assert facts["steps"] == 2 and 5000 <= facts["training_seconds"] <= facts["seconds"]
 
 
 def test_a_finished_run_of_other_processes_is_told_of(
