@@ -21,7 +21,7 @@ REPORT_VERSION = 1
 # What a report of a finished comparison holds at least.
 REPORT_KEYS = ("student", "teacher", "seeds", "data", "systems", "differences", "runs", "settings")
 # What was done before it was a setting, for reports that lack it.
-BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0}
+BEFORE_THE_CHOICE = {"contrast_filter": "all", "answer_teacher_weight": 0.0, "answer_vocabulary_weight": 1.0}
 METRIC_HEADS = {"f1": "F1", "accuracy": "accuracy", "auc": "AUC", "average_precision": "average precision"}
 COMPARED_METRICS = tuple(METRIC_HEADS)
 SYSTEMS = {

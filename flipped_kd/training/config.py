@@ -35,7 +35,7 @@ PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_
 # Settings that are real numbers, beside TrainingArguments' own, and those that may be None.
 NUMBERS = (
     *("sup_weight", "dist_weight", "mcl_weight", "margin", "temperature"),
-    *("positive_threshold", "negative_threshold"),
+    *("positive_threshold", "negative_threshold", "answer_vocabulary_weight"),
 )
 MAYBE_NUMBERS = ("answer_teacher_weight", "max_grad_value")
 
@@ -90,6 +90,9 @@ class FlippedDistillationConfig(TrainingArguments):
             is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
             None: .5 where the teacher takes part by dist_weight or mcl_weight and has an AUC of at least .85 on
             held-out pairs, else 0; the log says which.
+        answer_vocabulary_weight: v in [0, 1]: 0 teaches yes against no, which is what is scored; 1 is the paper's
+            cross-entropy over the whole vocabulary, which teaches to say one of the two as well. In between it counts
+            so much (`AnswerLoss`, docs/choices.md).
         dist_weight: weight of L_dist, the alignment of similarities with the teacher.
         mcl_weight: weight of L_MCL, the margin-aware contrast. With this, dist_weight and
             answer_teacher_weight 0 it is plain LoRA fine-tuning.
@@ -207,6 +210,9 @@ class FlippedDistillationConfig(TrainingArguments):
     answer_teacher_weight: float | None = field(
         default=None,
         metadata={"help": "The teacher's share in teaching the answer, in [0, 1]; by default .5 of a strong one."},
+    )
+    answer_vocabulary_weight: float = field(
+        default=0.0, metadata={"help": "In [0, 1]: 0 teaches yes against no, 1 against the whole vocabulary (paper)."}
     )
     dist_weight: float = field(default=1.0, metadata={"help": "Weight of L_dist."})
     mcl_weight: float = field(default=1.0, metadata={"help": "Weight of L_MCL."})
@@ -335,6 +341,10 @@ class FlippedDistillationConfig(TrainingArguments):
         rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
         value = self.answer_teacher_weight
         require(value is None or 0 <= value <= 1, "answer_teacher_weight", value, rule)
+        value = self.answer_vocabulary_weight
+        rule = "0 teaches yes against no, 1 against the whole vocabulary: give a share, in [0, 1]."
+        require(0 <= value <= 1, "answer_vocabulary_weight", value, rule)
+        value = self.answer_teacher_weight
         rule = "with sup_weight=0 no answer is taught: raise that, or set this to 0."
         require(not value or self.sup_weight > 0, "answer_teacher_weight", value, rule)
         rule = "an angular margin lies in [0, pi] radians (paper: 0.06)."

@@ -105,7 +105,7 @@ def test_weights_1_0_0_are_plain_fine_tuning_on_the_answer_token(
         "train_sampling_strategy": "random",  # ours groups by characters, the other would by tokens
     }
     ours = new_trainer(
-        settings(tmp_path / "ours", max_grad_value=0.0, **shared, **PLAIN),
+        settings(tmp_path / "ours", max_grad_value=0.0, answer_vocabulary_weight=1.0, **shared, **PLAIN),
         copy.deepcopy(_student),
         None,
         pairs,

@@ -75,10 +75,12 @@ def reference_dist(loss: SimilarityDistillationLoss, student: Tensor, teacher: T
     return loss.scale * loss.temperature**2 * sum(divergences) / max(len(divergences), 1)
 
 
-def reference_answer(logits: Tensor, targets: Sequence[float], answer_ids: tuple[int, int]) -> float:
-    """`targets`: how much of each answer is to be yes."""
-    no_id, yes_id = answer_ids
-    rows = [reference_softmax(row.tolist()) for row in logits]
+def reference_answer(
+    logits: Tensor, targets: Sequence[float], answer_ids: tuple[int, int], vocabulary: bool = False
+) -> float:
+    """`targets`: how much of each answer is to be yes. Over the two answers, or the whole vocabulary."""
+    no_id, yes_id = answer_ids if vocabulary else (0, 1)
+    rows = [reference_softmax((row if vocabulary else row[list(answer_ids)]).tolist()) for row in logits]
     pairs = zip(rows, targets, strict=True)
     return -sum(yes * math.log(row[yes_id]) + (1 - yes) * math.log(row[no_id]) for row, yes in pairs) / len(rows)
 

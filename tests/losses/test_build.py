@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "dist_weight": 0.25,
     "mcl_weight": 0.35,
     "answer_teacher_weight": 0.6,
+    "answer_vocabulary_weight": 0.7,
 }
 
 
@@ -42,7 +43,7 @@ def test_every_setting_reaches_its_part() -> None:
         threshold=DualThreshold(positive=0.3, negative=0.65),
         weights=(0.1, 0.25, 0.35),
         contrast_filter="all",
-        sup=AnswerLoss(teacher_weight=0.6),
+        sup=AnswerLoss(teacher_weight=0.6, vocabulary_weight=0.7),
     )
     assert built.get_config_dict() == by_hand.get_config_dict()
     assert [type(part) for part in built.children()] == [type(part) for part in by_hand.children()]

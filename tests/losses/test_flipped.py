@@ -151,7 +151,7 @@ def test_configs_are_json_and_rebuild_the_same_loss() -> None:
         DualThreshold(0.3, 0.6),
         weights=(0.1, 0.2, 0.3),
         contrast_filter="assumed",
-        sup=AnswerLoss(0.6),
+        sup=AnswerLoss(0.6, 0.7),
     )
     config = json.loads(json.dumps(original.get_config_dict()))
     rebuilt = FlippedDistillationLoss(

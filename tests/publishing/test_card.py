@@ -106,6 +106,24 @@ def test_losses_are_those_of_the_settings(card_folder: Path) -> None:
     assert "**L_MCL**" not in card and loss.dist.citation in card
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.0, "cross-entropy of the answer, yes against no."),
+        (0.25, "cross-entropy of the answer, yes against no, and 0.25 of what the rest of the vocabulary adds."),
+        (1.0, "cross-entropy of the answer, over the whole vocabulary."),
+        (None, "cross-entropy of the answer, over the whole vocabulary."),  # of a report older than the choice
+    ],
+)
+def test_over_what_the_answer_is_taught_is_said(share: float | None, said: str, card_folder: Path) -> None:
+    report = report_of(card_folder)
+    training = report["settings"]["training"]
+    training["answer_vocabulary_weight"] = share
+    if share is None:
+        del training["answer_vocabulary_weight"]
+    assert said in render_card(card_data(card_folder, report=report))
+
+
 def test_an_answer_taught_by_the_teacher_too_is_said(card_folder: Path) -> None:
     said = "whose target is 40.0% the teacher's calibrated probability and else the gold label"
     report = report_of(card_folder)

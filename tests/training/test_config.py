@@ -57,6 +57,8 @@ INDEPENDENT = {"representation": "independent"}
         ({"temperature": "0.1"}, "temperature='0.1': give one number"),
         ({"positive_threshold": None}, "positive_threshold=None: give one number"),
         ({"answer_teacher_weight": [0.5]}, "answer_teacher_weight=.*give one number"),
+        ({"answer_vocabulary_weight": 1.1}, r"answer_vocabulary_weight=1.1: .*in \[0, 1\]"),
+        ({"answer_vocabulary_weight": None}, "answer_vocabulary_weight=None: give one number"),
         ({"max_grad_value": True}, "max_grad_value=True: give one number"),
         ({"max_length": True}, "max_length=True: give an integer"),
         ({"max_length": 15}, "max_length=15: give an integer of at least 16"),
@@ -101,7 +103,7 @@ def test_impossible_settings_are_refused_with_value_and_remedy(
         {"contrast": "infonce", "dist_loss": "kl", **INDEPENDENT},
         {"representation": "joint", "contrast": "pairwise", "dist_loss": "mse"},
         {"sup_weight": 1, "dist_weight": 0, "mcl_weight": 0},
-        {"max_length": 16, "teacher_batch_size": 1, "max_grad_value": 0},
+        {"max_length": 16, "teacher_batch_size": 1, "max_grad_value": 0, "answer_vocabulary_weight": 1},
         {"include_num_input_tokens_seen": "all"},
     ],
 )
@@ -118,6 +120,7 @@ def test_the_paper_s_defaults_and_the_guards_are_on(make: Any) -> None:
     assert (config.dist_loss, config.contrast) == ("pearson", "pairwise")
     assert (config.temperature, config.contrast_filter) == (0.05, "assumed")
     assert (config.sup_weight, config.dist_weight, config.mcl_weight) == (1, 1, 1)
+    assert (config.answer_teacher_weight, config.answer_vocabulary_weight) == (None, 0)
     assert config.remove_unused_columns is False and config.ddp_find_unused_parameters is False
     assert config.label_names == ["labels"]
     assert config.activation_checkpointing_kwargs == {"use_reentrant": False}

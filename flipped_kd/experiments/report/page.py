@@ -23,6 +23,7 @@ METHOD = (
     *("positive_margin", "negative_margin", "positive_threshold", "negative_threshold"),
     *(
         "answer_teacher_weight",
+        "answer_vocabulary_weight",
         "contrast_filter",
         "encoder_layers",
         "encoder_modules",
