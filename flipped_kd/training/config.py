@@ -52,8 +52,9 @@ class FlippedDistillationConfig(TrainingArguments):
     Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them, and marked so; what it
     leaves open is our reading, chosen by measuring (docs/choices.md). Those that differ from TrainingArguments prevent
     known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look for unused parameters,
-    activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like length share a batch
-    (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
+    activation checkpointing is non-reentrant, gradients are clipped by value. Batches are drawn at random, as there:
+    of pairs of like length (`train_sampling_strategy="group_by_length"`, which saves padding where batches are large)
+    a real student learned less (docs/choices.md).
 
     Args:
         max_length: tokens of a whole pair prompt, at least 16, and no more than a student with a table of positions
@@ -162,9 +163,9 @@ class FlippedDistillationConfig(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     train_sampling_strategy: str = field(
-        default="group_by_length",
+        default="random",
         metadata={
-            "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
+            "help": "Which pairs share a batch: any, or those of like length; a stream comes in its own order.",
             "choices": list(SAMPLING),
         },
     )
