@@ -43,8 +43,8 @@ def build_loss(settings: Mapping[str, Any]) -> FlippedDistillationLoss:
     Args:
         settings: by the names of `FlippedDistillationConfig`'s fields: dist_loss, temperature, contrast, margin,
             positive_margin, negative_margin, positive_threshold, negative_threshold, contrast_filter, sup_weight,
-            dist_weight, mcl_weight, answer_teacher_weight (None, which a trainer has yet to choose, is 0),
-            answer_vocabulary_weight. Other names are left alone.
+            dist_weight, mcl_weight, answer_teacher_weight, answer_vocabulary_weight. Other names are left
+            alone.
 
     Raises:
         KeyError: a setting is missing.
@@ -62,5 +62,5 @@ def build_loss(settings: Mapping[str, Any]) -> FlippedDistillationLoss:
         DualThreshold(settings["positive_threshold"], settings["negative_threshold"]),
         (settings["sup_weight"], settings["dist_weight"], settings["mcl_weight"]),
         settings["contrast_filter"],
-        AnswerLoss(settings["answer_teacher_weight"] or 0.0, settings["answer_vocabulary_weight"]),
+        AnswerLoss(settings["answer_teacher_weight"], settings["answer_vocabulary_weight"]),
     )

@@ -35,9 +35,10 @@ PLAIN: dict[str, Any] = {"answer_teacher_weight": 0.0, "dist_weight": 0.0, "mcl_
 # Settings that are real numbers, beside TrainingArguments' own, and those that may be None.
 NUMBERS = (
     *("sup_weight", "dist_weight", "mcl_weight", "margin", "temperature"),
-    *("positive_threshold", "negative_threshold", "answer_vocabulary_weight"),
+    *("positive_threshold", "negative_threshold"),
+    *("answer_teacher_weight", "answer_vocabulary_weight"),
 )
-MAYBE_NUMBERS = ("answer_teacher_weight", "max_grad_value")
+MAYBE_NUMBERS = ("max_grad_value",)
 
 
 def _mapping(value: Any) -> Any:
@@ -88,9 +89,8 @@ class FlippedDistillationConfig(TrainingArguments):
             the LoraConfig, A is left alone.
         sup_weight: weight of L_sup, the answer's cross-entropy, finite and >= 0, as the two others.
         answer_teacher_weight: w in [0, 1]: the answer is taught (1 - w) by the gold label and w by the teacher's P. 0
-            is the paper's; .5 makes a better answer of a strong teacher, a worse one of a weak one (docs/choices.md).
-            None: .5 where the teacher takes part by dist_weight or mcl_weight and has an AUC of at least .85 on
-            held-out pairs, else 0; the log says which.
+            is the paper's. The label alone leaves answer and vectors two opinions, so that both scores together are
+            worth more (docs/choices.md).
         answer_vocabulary_weight: v in [0, 1]: 0 teaches yes against no, which is what is scored; 1 is the paper's
             cross-entropy over the whole vocabulary, which teaches to say one of the two as well. In between it counts
             so much (`AnswerLoss`, docs/choices.md).
@@ -208,9 +208,8 @@ class FlippedDistillationConfig(TrainingArguments):
     )
     encoder_start: str = field(default="auto", metadata={"help": "Where A starts: auto, teacher or random."})
     sup_weight: float = field(default=1.0, metadata={"help": "Weight of L_sup."})
-    answer_teacher_weight: float | None = field(
-        default=None,
-        metadata={"help": "The teacher's share in teaching the answer, in [0, 1]; by default .5 of a strong one."},
+    answer_teacher_weight: float = field(
+        default=0.0, metadata={"help": "The teacher's share in teaching the answer, in [0, 1]."}
     )
     answer_vocabulary_weight: float = field(
         default=0.0, metadata={"help": "In [0, 1]: 0 teaches yes against no, 1 against the whole vocabulary (paper)."}
@@ -341,7 +340,7 @@ class FlippedDistillationConfig(TrainingArguments):
             )
         rule = "the answer is taught by label and teacher: give the teacher's share, in [0, 1]."
         value = self.answer_teacher_weight
-        require(value is None or 0 <= value <= 1, "answer_teacher_weight", value, rule)
+        require(0 <= value <= 1, "answer_teacher_weight", value, rule)
         value = self.answer_vocabulary_weight
         rule = "0 teaches yes against no, 1 against the whole vocabulary: give a share, in [0, 1]."
         require(0 <= value <= 1, "answer_vocabulary_weight", value, rule)

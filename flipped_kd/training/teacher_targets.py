@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ..data.keys import KnownMatches, dataset_keys
@@ -22,9 +21,6 @@ from ..utils.angles import cosine_matrix, paired_cosines
 from .config import FlippedDistillationConfig
 
 logger = logging.getLogger(__name__)
-# AUC on held-out pairs from which a teacher teaches the answer too, and its share then. Measured: it helps with
-# teachers of .89 to .91 and harms with one of .77 (docs/choices.md); where between them it turns is not known.
-STRONG_TEACHER, TAUGHT_SHARE = 0.85, 0.5
 
 
 @dataclass
@@ -99,13 +95,12 @@ class TeacherSignal:
         assert self.scores is not None, "every data set is scored before it is used"
         return self.scores.similarity(*dataset_keys(dataset))
 
-    def calibrate(self, held_out: datasets.Dataset, checked: datasets.Dataset, seen: bool = False) -> None:
+    def calibrate(self, held_out: datasets.Dataset, checked: datasets.Dataset) -> None:
         """Fit P on `held_out`, and see on `checked` (the training pairs) how often teacher and labels disagree.
 
         Args:
             held_out: pairs of both classes.
             checked: pairs.
-            seen: the pairs of `held_out` are not held out: the teacher may have been trained on them.
         """
         scores, labels = self.similarity(held_out), np.asarray(held_out["label"])
         self.calibration = PlattCalibration.fit(scores, labels)
@@ -116,7 +111,6 @@ class TeacherSignal:
             tau_pos=self.args.positive_threshold,
             tau_neg=self.args.negative_threshold,
         )
-        self.report["answer_teacher_weight"] = self._answer_weight(scores, labels, seen)
         filtered = self.args.mcl_weight if self.args.contrast_filter == "all" else 0.0
         dropping = [name for name, weight in (("L_dist", self.args.dist_weight), ("L_MCL", filtered)) if weight]
         for label in ("positive", "negative") if dropping else ():
@@ -129,21 +123,6 @@ class TeacherSignal:
                     label,
                     " and ".join(dropping),
                 )
-
-    def _answer_weight(self, scores: np.ndarray, labels: np.ndarray, seen: bool) -> float:
-        """How much of the answer the teacher teaches: as asked for, or by how good it is on held-out pairs."""
-        if self.args.answer_teacher_weight is not None:
-            return self.args.answer_teacher_weight
-        if seen or not self.args.sup_weight:
-            return 0.0
-        auc = float(roc_auc_score(labels, scores))
-        weight = TAUGHT_SHARE if auc >= STRONG_TEACHER else 0.0
-        logger.info(
-            "answer_teacher_weight=%.1f: the teacher's AUC on held-out pairs is %.3f, and from %.2f on it teaches the "
-            "answer too",
-            *(weight, auc, STRONG_TEACHER),
-        )
-        return weight
 
     # ---- A streamed training set ----
 

@@ -267,8 +267,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             return
         self._score_with_teacher(whole)
         # The teacher may have been trained on the training pairs: P is fitted on held-out ones if there are any.
-        self.signal.calibrate((self._eval_parts() or whole)[0], whole[0], seen=not self._eval_parts())
-        self.loss.sup.teacher_weight = self.signal.report["answer_teacher_weight"]
+        self.signal.calibrate((self._eval_parts() or whole)[0], whole[0])
 
     def _checked(self, dataset: Any, name: str, numbered: bool = False, both: bool = True) -> Any:
         if not numbered and isinstance(dataset, Mapping):

@@ -60,7 +60,3 @@ def test_the_loss_says_of_every_setting_that_it_is_another(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_takes_the_temperature(name: str) -> None:
     assert build_loss(SETTINGS | {"dist_loss": name}).dist.temperature == 0.4
-
-
-def test_a_share_that_the_trainer_has_yet_to_choose_is_none() -> None:
-    assert build_loss(SETTINGS | {"answer_teacher_weight": None}).sup.teacher_weight == 0.0

@@ -120,7 +120,7 @@ def test_the_paper_s_defaults_and_the_guards_are_on(make: Any) -> None:
     assert (config.dist_loss, config.contrast) == ("pearson", "pairwise")
     assert (config.temperature, config.contrast_filter) == (0.05, "assumed")
     assert (config.sup_weight, config.dist_weight, config.mcl_weight) == (1, 1, 1)
-    assert (config.answer_teacher_weight, config.answer_vocabulary_weight) == (None, 0)
+    assert (config.answer_teacher_weight, config.answer_vocabulary_weight) == (0, 0)
     assert config.remove_unused_columns is False and config.ddp_find_unused_parameters is False
     assert config.label_names == ["labels"]
     assert config.activation_checkpointing_kwargs == {"use_reentrant": False}

@@ -241,9 +241,6 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     if result.start is not None:
         metrics["start"] = judge(result.start, *labels)
     facts = {name: result.facts[name] for name in ("training_seconds", "steps")} | {"dropped_share": dropped}
-    chosen = result.facts.get("teacher_agreement") or {}
-    if "answer_teacher_weight" in chosen:  # by the teacher, where the settings leave it open
-        facts["answer_teacher_weight"] = chosen["answer_teacher_weight"]
     # Of a run that was interrupted, or made before its row was written, the time that it took in all.
     return metrics | {"run": facts, "scores": packed_splits(kept), "seconds": result.facts.get("seconds")}
 
