@@ -166,6 +166,6 @@ def test_a_loss_that_is_not_finite_stops_the_cached_step(build: Any) -> None:
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         trainer.train()
     plain = build(mini_batch_size=2, teacher=None, **PLAIN)
-    plain.model.get_base_model().lm_head.weight.data[0, 0] = float("nan")
+    plain.model.get_base_model().lm_head.weight.data[:, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"on rows \[\d+, \d+\] of"):  # those of the mini-batch
         plain.train()
