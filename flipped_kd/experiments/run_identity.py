@@ -24,7 +24,7 @@ from .arguments import DataArguments, StudentArguments
 from .splits import SPLITS, Splits
 
 FINGERPRINT_FILE = "fingerprint.txt"
-# What decides a run and is told though it is a default, since it is asked for first.
+# What decides a run and is told though it is a default: transformers has another one, or it is asked for first.
 ALWAYS_TOLD = ("learning_rate", "seed", "train_sampling_strategy")
 # When it is looked decides what is learned where the best checkpoint or the learning rate goes by what is seen.
 WHEN_LOOKED = {"save_strategy", "save_steps", "eval_strategy", "eval_steps", "do_eval"}

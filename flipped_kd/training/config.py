@@ -53,9 +53,8 @@ class FlippedDistillationConfig(TrainingArguments):
     Defaults of the method are the paper's (arXiv 2507.05617, section 4) where it gives them, and marked so; what it
     leaves open is our reading, chosen by measuring (docs/choices.md). Those that differ from TrainingArguments prevent
     known accidents: raw text columns stay (`remove_unused_columns=False`), DDP does not look for unused parameters,
-    activation checkpointing is non-reentrant, gradients are clipped by value. Batches are drawn at random, as there:
-    of pairs of like length (`train_sampling_strategy="group_by_length"`, which saves padding where batches are large)
-    a real student learned less (docs/choices.md).
+    activation checkpointing is non-reentrant, gradients are clipped by value. Pairs of like length share a batch
+    (`train_sampling_strategy`), which saves padding and shows the contrast no length to go by.
 
     Args:
         max_length: tokens of a whole pair prompt, at least 16, and no more than a student with a table of positions
@@ -70,7 +69,7 @@ class FlippedDistillationConfig(TrainingArguments):
             needs: on banking77 the answer's AUC was .53 to .58 with "independent", .75 with "joint" and .64 to .76
             with "both" (three seeds; .60 with the mean in place of the sum), the similarity's .78 to .87, .82 and .85
             (plain fine-tuning: .53). See docs/choices.md.
-        learning_rate: None takes one by the student's size (`students.size`): 1e-3 below 50 million weights, 5e-4
+        learning_rate: None takes one by the student's size (`students.size`): 1e-3 below 200 million weights, 5e-4
             below a billion, else 2e-4; the log says which. The paper's 3e-5 is for full fine-tuning of a large part.
         max_steps: as in TrainingArguments, but 0 is no step at all: A starts from the teacher, and that is what is
             saved, scored and reported. Vectors for search in a minute.
@@ -163,9 +162,9 @@ class FlippedDistillationConfig(TrainingArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     train_sampling_strategy: str = field(
-        default="random",
+        default="group_by_length",
         metadata={
-            "help": "Which pairs share a batch: any, or those of like length; a stream comes in its own order.",
+            "help": "Which pairs share a batch: those of like length; a stream comes in its own order.",
             "choices": list(SAMPLING),
         },
     )

@@ -179,7 +179,8 @@ def test_a_report_of_an_earlier_release_is_enough(card_folder: Path) -> None:
     card = render_card(card_data(card_folder, report=report))
     assert "## How it was trained" in card and "The command" not in card
     assert "takes no part in L_dist and L_MCL (it stays in L_sup)" in card
-    assert "takes no part in L_dist (it stays in L_sup and L_MCL)" in render_card(card_data(card_folder))
+    of_today = render_card(card_data(card_folder))
+    assert "takes no part in L_dist (it stays in L_sup and L_MCL)" in of_today and "group_by_length" in of_today
 
 
 def test_a_teacher_ahead_is_said_and_one_behind_is_not(card_folder: Path) -> None:
