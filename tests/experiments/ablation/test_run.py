@@ -175,7 +175,9 @@ def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: P
     plan = plan_of(content, tmp_path)
     job = plan.jobs[1]
     made = job.resolved | {"contrast_filter": "all"}
-    assert job.resolved["contrast_filter"] == "assumed" and job.resolved["train_sampling_strategy"] == "group_by_length"
+    assert (
+        job.resolved["contrast_filter"] == "assumed" and job.resolved["train_sampling_strategy"] == "group_by_length"
+    )
     with pytest.raises(ValueError, match="contrast_filter='all', which is now 'assumed'"):
         pending(plan, [{"set": job.set, "name": job.name, "seed": job.seed, "resolved": made}])
 
