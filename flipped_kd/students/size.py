@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from .gguf import gguf_path, is_gguf, load_gguf_config
 
 # Number of weights below which a rate holds, and the rate of LoRA. Measured: 1e-3 on students of 1, 22 and 135 million
-# weights, 5e-4 on one of 268 million (docs/choices.md). The last is what TRL's documentation takes for LoRA, not measured here.
+# weights, 5e-4 on one of 268 million (docs/choices.md). The last is what TRL's documentation takes for LoRA, not
+# measured here.
 RATES = ((200e6, 1e-3), (1e9, 5e-4), (float("inf"), 2e-4))
 
 
