@@ -18,7 +18,7 @@ class AnswerLoss(nn.Module):
     -log P(answer | "no" or "yes") + v (-log (P("no") + P("yes"))). What is scored is logit("yes") - logit("no"), which
     the first part teaches alone. The second teaches to say one of the two at all. With v = 1 the sum is the
     cross-entropy over the whole vocabulary, which arXiv 2507.05617 writes down. Our default is 0: on a real LLM the
-    second part was steep in the first steps and cost the answer .03 to .04 in AUC (docs/choices.md).
+    second part was steep in the first steps, and cost the answer some .03 in AUC (docs/choices.md).
 
     With `teacher_weight` w > 0 gold label y and teacher P are taught together: the target is "yes" by (1 - w) y + w P
     and "no" by the rest, the soft targets of Hinton et al. (arXiv 1503.02531) over the two answers (our reading; arXiv
