@@ -152,13 +152,10 @@ def _spread(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def completed(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with the settings that it lacks: those newer than it, and what the run chose by its teacher."""
+    """The report with the settings that are newer than it."""
     settings = report["settings"]
     # What the report says, in its order, and what it lacks behind it.
     training = settings["training"] | BEFORE_THE_CHOICE | settings["training"]
-    if training["answer_teacher_weight"] is None:
-        agreement = report["runs"][0].get("llm_flipped", {}).get("teacher_agreement") or {}
-        training |= {"answer_teacher_weight": agreement.get("answer_teacher_weight", 0.0)}
     return {**report, "settings": {**settings, "training": training}}
 
 
