@@ -16,16 +16,18 @@ CORPUS = 200
 NEAREST = 5
 
 
-def show_page_and_answers(folder: Path, test_file: Path) -> None:
+def show_page_and_answers(folder: Path, test_file: Path, *, answers: bool = True) -> None:
     """Write the page of an experiment, say where it is, and answer three questions.
 
     Args:
         folder: of the experiment; its adapter is there too.
         test_file: JSON Lines of test pairs.
+        answers: whether to answer questions.
     """
     page = write_page(folder)
     print(f"Page with plots and mistakes: {page}")
-    _show_answers(folder, test_file)
+    if answers:
+        _show_answers(folder, test_file)
 
 
 def _show_answers(adapter: Path, test_file: Path) -> None:

@@ -29,6 +29,8 @@ MINI = "mini"
 PACKAGE = Path(__file__).parents[1]
 # Where fetched models are kept, for all runs.
 MODELS_FOLDER = Path("outputs/models")
+# Behind the name of the folder of a demo that had to do without them.
+WITHOUT_MODELS = "_without_models"
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ class DemoModels:
         config: YAML of the embedded setting with these models.
         fetch: (folder, say) -> student and encoder, or None where they cannot be had.
         train_teacher: (encoder, training pairs, folder, seed=) -> folder of the encoder fine-tuned on the pairs.
-        show: told the output folder at the end, in the main process.
+        show: (output folder, answers=) called at the end, in the main process; whether to answer questions, which a
+            student that knows no language cannot.
     """
 
     config: Path
     fetch: Callable[[Path, Callable[[str], None]], tuple[str, str] | None]
     train_teacher: Callable[..., Path]
-    show: Callable[[Path], None]
+    show: Callable[..., None]
 
 
 @contextmanager
@@ -91,7 +94,8 @@ def run_recipe(
     found = None
     defaults = {**TRAIN_DEFAULTS, "output_dir": output_dir}
     student, data, config = parse_settings(classes, argv, defaults)
-    if not any((data.train_file, data.validation_file, data.test_file, data.dataset_name)):
+    embedded = not any((data.train_file, data.validation_file, data.test_file, data.dataset_name))
+    if embedded:
         if not any(flag.startswith("--config") for flag in argv):
             if demo is not None and student.student is None and data.teacher is None:
                 found = _demo_models(demo, config)
@@ -105,6 +109,9 @@ def run_recipe(
                 build_teacher = partial(demo.train_teacher, found[1])
             elif student.student in (None, MINI):
                 given = ["--config", str(mini_config)]
+                if demo is not None and student.student is None and data.teacher is None:
+                    # The demo's own folder stays free: the next try, with the real models, would find other settings.
+                    argv = [*argv, "--output_dir", f"{config.output_dir}{WITHOUT_MODELS}"]
             elif demo is not None:  # a student of one's own, with its own folder and learning rate
                 left_out = ("output_dir", "learning_rate")
                 defaults |= {name: value for name, value in read_yaml(demo.config).items() if name not in left_out}
@@ -114,12 +121,13 @@ def run_recipe(
             files["questions_file"] = str(mini_data / "questions.jsonl")
         data = dataclasses.replace(data, **files, teacher=data.teacher or MINI)
         student = dataclasses.replace(student, student=student.student or MINI)
+    knows_language = student.student != MINI
     if config.device.type == "cpu":
         use_cpu_threads(config.cpu_threads)  # the mini models and the teacher run before the trainer
     student, data = _with_mini_models(student, data, config, build_teacher, build_student)
     report = run_comparison(student, data, config)
-    if demo is not None and found is not None and config.should_save:
-        demo.show(Path(config.output_dir or "outputs"))
+    if demo is not None and embedded and config.should_save:
+        demo.show(Path(config.output_dir or "outputs"), answers=knows_language)
     end_together()
     return report
 
@@ -131,7 +139,8 @@ def _demo_models(demo: DemoModels, config: FlippedDistillationConfig) -> tuple[s
         warn(
             config,
             "the language model of this setting cannot be had here. What follows is shown on a student of "
-            "one million random weights, which knows no language: its figures say nothing about the method.",
+            "one million random weights, which knows no language: its figures say nothing about the method. "
+            f"They are written to {config.output_dir}{WITHOUT_MODELS}.",
         )
     return found
 

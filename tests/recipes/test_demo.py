@@ -202,7 +202,7 @@ def ran(tmp_path: Path, found: tuple[str, str] | None, flags: list[str], **build
         output_dir="outputs/unused",
         mini_config=ROOT / "recipes" / "configs" / "fin_mini.yaml",
         mini_data=DATA,
-        demo=DemoModels(config, fetched, teacher, lambda folder: calls.append(("show", folder))),
+        demo=DemoModels(config, fetched, teacher, lambda folder, answers: calls.append(("show", folder, answers))),
         **{"build_teacher": lambda *_, **__: pytest.fail("built"), "build_student": None, **builders},
     )
     return calls
@@ -217,7 +217,7 @@ def demo(student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPath
 
 def test_the_recipe_takes_fetched_models(demo: tuple[Path, list[Any]], teacher_dir: Path) -> None:
     folder, calls = demo
-    assert calls == ["fetch", ("teacher", str(teacher_dir), 2400), ("show", folder / "out")]
+    assert calls == ["fetch", ("teacher", str(teacher_dir), 2400), ("show", folder / "out", True)]
     report = report_of(folder / "out")
     assert [report["data"][split] for split in ("train", "validation", "test")] == [24, 20, 30]
 
@@ -226,12 +226,24 @@ def test_without_them_it_takes_tiny_ones_and_says_so_loudly(
     student_dir: Path, teacher_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     builders = {"build_teacher": lambda *_, **__: teacher_dir, "build_student": lambda *_, **__: student_dir}
-    assert ran(tmp_path, None, FEW, **builders) == ["fetch"]
-    assert "WARNING: the language model of this setting cannot be had here" in capsys.readouterr().err
+    assert ran(tmp_path, None, FEW, **builders) == ["fetch", ("show", tmp_path / "out_without_models", False)]
+    warning = capsys.readouterr().err
+    assert "WARNING: the language model of this setting cannot be had here" in warning
+    assert "out_without_models" in warning and report_of(tmp_path / "out_without_models")
+
+
+def test_once_the_models_can_be_had_the_same_command_trains_them(
+    student_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> None:
+    builders = {"build_teacher": lambda *_, **__: teacher_dir, "build_student": lambda *_, **__: student_dir}
+    ran(tmp_path, None, FEW, **builders)
+    ran(tmp_path, (str(student_dir), str(teacher_dir)), [])
+    assert report_of(tmp_path / "out")["data"]["train"] == 24  # by the YAML of the demo
 
 
 def test_named_models_are_not_fetched(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
-    assert ran(tmp_path, None, ["--student", str(student_dir), "--teacher", str(teacher_dir), *FEW]) == []
+    named = ["--student", str(student_dir), "--teacher", str(teacher_dir), *FEW]
+    assert ran(tmp_path, None, named) == [("show", tmp_path / "out", True)]
 
 
 def test_models_of_ones_own_have_the_settings_of_a_real_one(
@@ -239,7 +251,7 @@ def test_models_of_ones_own_have_the_settings_of_a_real_one(
 ) -> None:
     """Not those of the stand-ins that are built in the run, which suit no other student."""
     named = ["--student", str(student_dir), "--teacher", str(teacher_dir)]
-    assert ran(tmp_path, None, named) == []
+    ran(tmp_path, None, named)
     report = report_of(tmp_path / "out")
     assert report["data"]["train"] == 24  # by the YAML of the demo
     assert report["settings"]["training"].get("instruction") != ""
