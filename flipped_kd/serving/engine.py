@@ -91,6 +91,7 @@ class Engine:
         self.kind: ScoreKind = score or self.scorer.default
         self._reader, self._limits, self._batch_size = reader, limits, batch_size
         self._tokeniser = ThreadPoolExecutor(1, "tokeniser")
+        self._tokenising = 0
         budget = token_budget(matcher.device)
         suits = ROUND_BATCHES * budget if budget < sys.maxsize else ROUND_TOKENS
         batcher.round_tokens = round_tokens or suits
@@ -205,13 +206,25 @@ class Engine:
             if sum(len(text) for column in texts for text in column) <= FEW_CHARACTERS:
                 tokens = encode(*texts)
             else:
-                tokens = await asyncio.get_running_loop().run_in_executor(self._tokeniser, encode, *texts)
+                tokens = await self._tokenised_aside(encode, *texts)
         except ValueError as error:  # a text that comes to nothing
             raise Refused(422, str(error)) from None
         if not may_cut and any(row.truncated for row in tokens):
             limit = self.matcher.prompt.max_length
             raise Refused(413, f"a text is too long for {limit} tokens with its prompt: shorten it, or let it be cut.")
         return tokens
+
+    async def _tokenised_aside(
+        self, encode: Callable[..., list[PairTokens]], *texts: Sequence[str]
+    ) -> list[PairTokens]:
+        """In a thread, in turn: as many requests may wait for it as for the model, since each holds its texts."""
+        if self._tokenising >= self._limits.waiting_requests:
+            raise Refused(429, f"{self._tokenising} requests wait for the tokenizer already: try again later.", 1.0)
+        self._tokenising += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokeniser, encode, *texts)
+        finally:
+            self._tokenising -= 1
 
     def _item(self, key: tuple[str, ...], tokens: PairTokens) -> Item:
         return Item(key, tokens, len(tokens.input_ids) - len(self.matcher.prompt.prefix_ids))

@@ -138,6 +138,22 @@ def test_requests_that_come_while_the_model_is_busy_are_read_together_and_equal_
         assert all(vectors[0] == found[0][0] for vectors in found) and found[0][1] == found[5][1] != found[1][1]
 
 
+def test_long_texts_that_wait_for_the_tokenizer_are_as_bounded_as_what_waits_for_the_model(load: Any) -> None:
+    long = {"inputs": ["where is my card " * 700], "truncate": True}
+    with running(load, limits=Limits(waiting_requests=2)) as server, ThreadPoolExecutor(8) as pool:
+        engine, goes_on = server.service.engine, threading.Event()
+        engine._tokeniser.submit(goes_on.wait, 30)
+        waiting = [pool.submit(server.post, "/embed", long) for _ in range(2)]
+        wait_for(lambda: engine._tokenising == 2)
+        refused = server.post("/embed", long)
+        assert refused.status_code == 429 and "wait for the tokenizer" in refused.json()["error"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.post("/embed", BODY).status_code == 200  # short ones are tokenised where they are
+        goes_on.set()
+        assert [asked.result().status_code for asked in waiting] == [200, 200]
+        assert server.post("/embed", long).status_code == 200 and engine._tokenising == 0
+
+
 def test_a_full_queue_is_429_with_the_time_to_come_again(load: Any) -> None:
     with gated(load, limits=Limits(waiting_requests=2)) as (server, gate), ThreadPoolExecutor(8) as pool:
         asked = busy(server, gate, pool)
