@@ -374,6 +374,7 @@ def _check_teacher(verbs: Any) -> None:
     parser.add_argument(
         "--validation", metavar="PAIRS", help="other pairs to calibrate on (default: the same, which flatters)"
     )
+    parser.add_argument("--validation-split", metavar="SPLIT", help="split of --validation, if it is a data set")
     for name, tau in (("positive", "tau_pos"), ("negative", "tau_neg")):
         parser.add_argument(
             f"--{name}-threshold",

@@ -79,6 +79,7 @@ class MatchScore:
         kinds: log-odds by kind.
         default: the kind that predictions use unless told otherwise.
         min_precision: the precision that the thresholds were chosen for; None: they have the best F1.
+        fitted_on: how many pairs it was fitted on, and the share of matches among them; None where that is not known.
 
     Raises:
         ValueError: the default is not among the kinds.
@@ -93,13 +94,18 @@ class MatchScore:
     """
 
     def __init__(
-        self, kinds: dict[ScoreKind, LogOdds], default: ScoreKind = "both", min_precision: float | None = None
+        self,
+        kinds: dict[ScoreKind, LogOdds],
+        default: ScoreKind = "both",
+        min_precision: float | None = None,
+        fitted_on: tuple[int, float] | None = None,
     ) -> None:
         if default not in kinds:
             raise ValueError(f"score={default!r} is not one of {list(kinds)}.")
         self.kinds = kinds
         self.default = default
         self.min_precision = min_precision
+        self.fitted_on = fitted_on
 
     @classmethod
     def fit(
@@ -146,7 +152,7 @@ class MatchScore:
                     logger.warning("score %r: %s; only what is above all validation pairs matches by it", kind, error)
                     threshold = float(np.nextafter(scores.max(), np.inf))
             kinds[kind] = LogOdds(*parameters[kind], threshold=float(threshold))
-        return cls(kinds, default, min_precision)
+        return cls(kinds, default, min_precision, (len(labels), float(np.mean(labels))))
 
     def log_odds(self, answer: np.ndarray, similarity: np.ndarray, kind: ScoreKind | None = None) -> np.ndarray:
         """Log-odds of a match.
@@ -201,11 +207,13 @@ class MatchScore:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole definition as plain JSON values."""
+        fitted = self.fitted_on
         return {
             "format_version": FORMAT_VERSION,
             "default": self.default,
             "min_precision": self.min_precision,
             "log_odds": {kind: asdict(odds) for kind, odds in self.kinds.items()},
+            **({} if fitted is None else {"fitted_on": {"pairs": fitted[0], "positive_share": fitted[1]}}),
         }
 
     def to_json(self) -> str:
@@ -238,7 +246,9 @@ class MatchScore:
         saved = read_versioned(path, FORMAT_VERSION, AGAIN)
         try:
             kinds = {kind: LogOdds(**odds) for kind, odds in saved["log_odds"].items()}
-            return cls(kinds, saved["default"], saved.get("min_precision"))
+            fitted = saved.get("fitted_on")
+            fitted_on = None if fitted is None else (int(fitted["pairs"]), float(fitted["positive_share"]))
+            return cls(kinds, saved["default"], saved.get("min_precision"), fitted_on)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no saved MatchScore ({error!r}): {AGAIN}.") from error
 

@@ -59,7 +59,7 @@ def _bad_input_in_a_line() -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if PACKAGE not in raised_in.parents:
             raise

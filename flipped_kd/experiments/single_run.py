@@ -209,17 +209,21 @@ def _alone(trainer: FlippedDistillationTrainer, splits: Splits, kind: Literal["a
         return _both_splits(trainer, splits)[kind == "similarity"]
     scorer = PairScorer(trainer.model, trainer.processing_class, trainer.prompt, trainer.encoder)
     found, bar = [], not trainer.args.disable_tqdm
-    with trainer.compute_loss_context_manager():  # in the precision of the run
+    with trainer.in_precision():
         for part in (splits.validation, splits.test):
             scores = scorer.scores(part, kind=kind, show_progress_bar=bar)
             found.append(scores[kind == "similarity"])
     return SplitScores(*found)
 
 
-def named_teacher(student: StudentArguments, data: DataArguments) -> Teacher:
-    """The teacher that the settings name."""
-    trusted = student.trust_remote_code
-    return load_teacher(data.teacher or "", revision=data.teacher_revision, trust_remote_code=trusted)
+def named_teacher(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> Teacher:
+    """The teacher that the settings name, where training will be: on the CPU if that was asked for."""
+    return load_teacher(
+        data.teacher or "",
+        revision=data.teacher_revision,
+        trust_remote_code=student.trust_remote_code,
+        device=config.device,
+    )
 
 
 def teacher_split_scores(teacher: Teacher, splits: Splits, config: FlippedDistillationConfig) -> SplitScores:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..utils.angles import wide
+from ..utils.angles import distance_matrix, wide
 from ..utils.checks import check_range
 from . import citations
 from .base import Compared, SimilarityObjective
@@ -153,7 +153,7 @@ class Sinkhorn(AlternativeObjective):
         student, teacher = student[usable], teacher[usable]
         if len(student) < 2:
             return 0 * wide(compared.student).sum()
-        cost = torch.cdist(teacher, student, p=1)
+        cost = distance_matrix(teacher, student, p=1)
         plan = -cost / self.regularisation
         for _ in range(self.iterations):
             plan = plan - plan.logsumexp(1, keepdim=True)

@@ -24,6 +24,8 @@ from ..utils.provenance import CACHED_SNAPSHOT, is_hub_id, shown_name, without_p
 from .files import ADAPTER_FOLDER, MERGE_FILE
 
 SMALL_STUDENT = 100_000_000
+# Of matches, by which two draws of validation pairs may differ.
+SAME_SHARE = 0.05
 SYSTEM_OF_SCORE = {"answer": "llm_flipped", "similarity": "llm_flipped_similarity", "both": "llm_flipped_both"}
 
 
@@ -105,6 +107,17 @@ class CardData:
     plots: tuple[str, ...] = ()
     kept_metadata: Mapping[str, Any] = field(default_factory=dict)
     kept_tags: tuple[str, ...] = ()
+
+    @property
+    def fitted_again(self) -> bool:
+        """Whether the match score is of other pairs than the report's (`flipped-kd calibrate`)."""
+        fitted = (self.score or {}).get("fitted_on")
+        if fitted is None or self.report is None:
+            return False
+        pairs = self.report["data"]
+        # Seeds draw other validation pairs, with about as many matches.
+        same_share = abs(fitted["positive_share"] - pairs["positive_share"]["validation"]) < SAME_SHARE
+        return bool(fitted["pairs"] != pairs["validation"] or not same_share)
 
 
 def card_data(

@@ -57,8 +57,8 @@ def _eval_results(card: CardData) -> list[EvalResult]:
         return []
     report = card.report
     source = report["settings"]["data"]
-    name = source["dataset_name"] or source["test_file"] or "test pairs"
-    on_hub = name in card.datasets
+    name = source["test_file"] or source["dataset_name"] or "test pairs"  # a file goes before the data set's own part
+    on_hub = not source["test_file"] and is_hub_id(name)
     size = {"n": report["data"]["test"], "positive_share": round(report["data"]["positive_share"]["test"], 4)}
     return [
         EvalResult(

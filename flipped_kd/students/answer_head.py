@@ -16,6 +16,8 @@ from ..utils.angles import wide
 from .probing import input_device, is_sharded, probe_rows, same_logits, unwrapped
 
 logger = logging.getLogger(__name__)
+# Numbers of the output layer that are copied to full precision at a time: 128 MB.
+COPIED_NUMBERS = 1 << 25
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
@@ -82,8 +84,8 @@ def keep_head_precision(model: nn.Module) -> None:
     """Let the output layer compute in float32 (or wider) under autocast and with half-precision weights.
 
     bfloat16 logits of size 10 are multiples of 1/16, so that whole ranges of pairs would get one and the same
-    log-odds. A head in half precision is computed a second time in a copy, of which only the rows that are read cost
-    anything. The layers inside a head that PEFT has wrapped are treated the same.
+    log-odds. A head in half precision is computed a second time in full precision, at the positions that are read.
+    The layers inside a head that PEFT has wrapped are treated the same.
     """
     for part in unwrapped(model).get_output_embeddings().modules():
         plain = type(part) is nn.Linear or isinstance(part, TrainableTokensWrapper)
@@ -114,7 +116,32 @@ def _precise_output(part: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Te
         return None
     bias = getattr(part, "bias", None)
     with torch.autocast(output.device.type, enabled=False):
-        return nn.functional.linear(wide(inputs[0]), wide(part.weight), None if bias is None else wide(bias))
+        # Frozen weights are copied in parts; a gradient of their own wants them whole.
+        product = nn.functional.linear if part.weight.requires_grad else _WideProduct.apply
+        logits = product(wide(inputs[0]), wide(part.weight) if part.weight.requires_grad else part.weight)
+        return logits if bias is None else logits + wide(bias)
+
+
+class _WideProduct(torch.autograd.Function):
+    """`linear(x, wide(weight))` of a frozen weight (V, H), of which only a part is ever there in full precision: a
+    vocabulary's copy takes gigabytes, and autograd would keep it until backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.cat([nn.functional.linear(x, wide(part)) for part in _parts(weight)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        (of_logits,) = gradients
+        rows = [len(part) for part in _parts(weight)]
+        products = zip(of_logits.split(rows, dim=-1), _parts(weight), strict=True)
+        return sum((part @ wide(of_part) for part, of_part in products), of_logits.new_zeros(())), None
+
+
+def _parts(weight: Tensor) -> Sequence[Tensor]:
+    return weight.split(max(1, COPIED_NUMBERS // weight.shape[1]))
 
 
 @contextmanager

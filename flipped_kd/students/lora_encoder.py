@@ -276,7 +276,7 @@ class LoraEncoder:
         Raises:
             RuntimeError: an A matrix did not run, or ran without gradient where one is needed.
         """
-        if rows is not None:
+        if rows is not None and self.modules[0].name in captured:  # else it is told below
             shape = len(spans), len(captured[self.modules[0].name]), spans.shape[1]
             of_rows = torch.zeros(shape, dtype=torch.float32, device=spans.device)
             of_rows[torch.arange(len(spans), device=spans.device), rows] = spans.float()

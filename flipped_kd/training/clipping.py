@@ -26,7 +26,7 @@ def resolve_clipping(args: FlippedDistillationConfig, accelerator: Accelerator) 
         )
     if sharded and args.max_grad_value is None:
         logger.warning("gradients are sharded: clipping by max_grad_norm=%s, not by value", args.max_grad_norm)
-    if not sharded and args.max_grad_value is None and args.max_grad_norm != TRAINER_NORM:
+    if not sharded and args.max_grad_value != 0 and args.max_grad_norm != TRAINER_NORM:
         raise ValueError(
             f"max_grad_norm={args.max_grad_norm} has no effect beside clipping by value, the default: set "
             "max_grad_value=0 to clip by norm alone, or leave max_grad_norm out."

@@ -397,6 +397,8 @@ class FlippedDistillationConfig(TrainingArguments):
         value = self.include_num_input_tokens_seen
         right = value == "no" or (value == "all" and self.mini_batch_size is None)
         require(right, "include_num_input_tokens_seen", value, rule)
+        rule = "lengths are counted here, of text_a and text_b together; leave it 'length'."
+        require(self.length_column_name == "length", "length_column_name", self.length_column_name, rule)
         rule = "batches share rows, so that a row of the inputs need not be a pair; leave 'inputs' out."
         require("inputs" not in self.include_for_metrics, "include_for_metrics", self.include_for_metrics, rule)
         rule = f"choose one of {list(SAMPLING)}; batches of unequal numbers of pairs would weigh pairs unequally."

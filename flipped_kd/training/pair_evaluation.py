@@ -56,13 +56,22 @@ class PairScoringTrainer(PublishingTrainer):
             return dataset  # checked at construction
         wanted = set(dataclasses.astuple(PairColumns.of(self.columns)))
         # A part of a set that this trainer has checked before bears the library's own column names.
-        renamed = not wanted <= set(dataset.column_names) and set(PAIR_FEATURES) <= set(dataset.column_names)
+        named = set(dataset.column_names or ()) if isinstance(dataset, datasets.Dataset) else set()
+        renamed = not wanted <= named and set(PAIR_FEATURES) <= named
         return validate_pairs(
             dataset, columns=None if renamed else self.columns, require_both_classes=False, name=name
         )
 
     def _fast_products(self) -> AbstractContextManager[Any]:
         return fast_bfloat16(self.args.product_dtype, self.args.device)
+
+    @contextmanager
+    def in_precision(self) -> Iterator[None]:
+        """Inside, a model that accelerate has not prepared computes as the prepared one does: autocast is round that
+        one's forward."""
+        dtype = self.args.product_dtype
+        with torch.autocast(self.args.device.type, dtype, enabled=dtype != torch.float32), self._fast_products():
+            yield
 
     # ---- Evaluation ----
 

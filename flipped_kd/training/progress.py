@@ -54,10 +54,12 @@ class PairProgress(ProgressCallback):
         logs = logs or {}
         if "loss" in logs:
             line = loss_line(state.global_step, state.max_steps, logs)
-        elif {"train_runtime", "train_samples_per_second"} <= set(logs):
-            pairs = logs["train_samples_per_second"]
+        elif "train_runtime" in logs:
             steps = state.global_step - self._first_step
-            line = f"{steps} steps in {logs['train_runtime']:.0f} s, {pairs:.2f} pairs a second"
+            # Trainer counts the whole set an epoch, also what fills no batch.
+            pairs = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            speed = pairs / max(logs["train_runtime"], 1e-9)
+            line = f"{steps} steps in {logs['train_runtime']:.0f} s, {speed:.2f} pairs a second"
         else:
             super().on_log(args, state, control, logs=logs, **kwargs)
             return

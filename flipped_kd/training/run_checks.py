@@ -18,6 +18,8 @@ from .config import FlippedDistillationConfig
 from .processes import check_loading
 
 logger = logging.getLogger(__name__)
+# Share of the training pairs that may be left out of an epoch without a word.
+MUCH_LEFT_OUT = 0.1
 
 
 def check_args(
@@ -82,24 +84,36 @@ def check_prompt(prompt: PairPrompt, tokenizer: PreTrainedTokenizerBase) -> None
         )
 
 
-def check_contrast(args: FlippedDistillationConfig) -> None:
-    """Refuse batches of one pair: nothing is set against it, so the teacher would teach nothing."""
-    contrast = args.per_device_train_batch_size * (args.world_size if args.gather_across_devices else 1)
+def check_contrast(args: FlippedDistillationConfig, batch_size: int | None = None) -> None:
+    """Refuse batches of one pair: nothing is set against it, so the teacher would teach nothing.
+
+    Args:
+        args: settings.
+        batch_size: pairs a process, if not those of the settings: auto_find_batch_size takes fewer.
+    """
+    found = args.per_device_train_batch_size if batch_size is None else batch_size
+    contrast = found * (args.world_size if args.gather_across_devices else 1)
     if contrast < 2 and (args.mcl_weight or (args.dist_weight and args.dist_loss != "mse")):
         raise ValueError(
-            f"per_device_train_batch_size={args.per_device_train_batch_size}: L_MCL and L_dist compare the pairs of "
+            f"per_device_train_batch_size={found}: L_MCL and L_dist compare the pairs of "
             "one batch, and gradient accumulation does not enlarge it. Give 8 or more; if memory is short, add "
             "mini_batch_size=1, which reads them one by one."
         )
 
 
 def check_batches(pairs: int, args: FlippedDistillationConfig) -> None:
-    """Refuse a training set smaller than one global batch: no step would be made."""
+    """Refuse a training set smaller than one global batch: no step would be made. Warn if much of it is left out."""
     size = args.train_batch_size * args.world_size
     if pairs < size and args.max_steps != 0:
         raise ValueError(
             f"the training set has {pairs} pairs, fewer than one global batch of {size} ({args.train_batch_size} a "
             f"process x {args.world_size}): give more pairs or a smaller per_device_train_batch_size."
+        )
+    if size and pairs % size > MUCH_LEFT_OUT * pairs and args.max_steps != 0:
+        logger.warning(
+            "%d of %d training pairs are left out of each epoch, for they fill no global batch of %d (%d a process x "
+            "%d): a smaller per_device_train_batch_size leaves fewer",
+            *(pairs % size, pairs, size, args.train_batch_size, args.world_size),
         )
 
 

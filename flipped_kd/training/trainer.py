@@ -60,6 +60,7 @@ from .run_checks import (
     check_args,
     check_batches,
     check_cached,
+    check_contrast,
     check_optimizer,
     check_prompt,
     check_without_steps,
@@ -182,6 +183,10 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         texts_known = isinstance(train_dataset, datasets.Dataset) or len(unlabelled_texts) > 0
         continued = isinstance(model, PeftModel)
         starts = starts_from_teacher(args, student, self.encoder, self.teacher, continued, peft_config, texts_known)
+        if len(unlabelled_texts) and not starts:
+            logger.warning(
+                "%d unlabelled_texts are not read: A does not start from the teacher", len(unlabelled_texts)
+            )
         check_without_steps(args, starts or continued)
         if isinstance(train_dataset, datasets.IterableDataset):
             check_streamed(args, bool(eval_dataset) and self.teacher is not None)
@@ -522,6 +527,7 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         size = self.args.mini_batch_size
         size = size if size is not None and size < self.args.per_device_train_batch_size else None
         collator = replace(self.data_collator, encode_alone=alone, mini_batch_size=size)
+        check_contrast(self.args, self._train_batch_size)  # auto_find_batch_size makes it smaller
         if isinstance(self.train_dataset, datasets.IterableDataset):
             collator = replace(collator, teacher_scores=None, hand_on_texts=self.signal is not None)
         with self._loading(collator, self.args.train_sampling_strategy, drop_last=True):
@@ -538,6 +544,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
                 # Trainer keeps loaders of persistent workers, and would take that of its own set for another one's.
                 return self._checked_loader(self._to_score(eval_dataset, "Evaluation"))
             eval_dataset = None
+        elif eval_dataset is not None and not isinstance(eval_dataset, str):
+            return self._checked_loader(self._to_score(eval_dataset, "Evaluation"))  # which says what it is
         own: Any = self.eval_dataset
         with self._scoring(own if eval_dataset is None else own[eval_dataset]):
             return super().get_eval_dataloader(eval_dataset)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Numbers of a tensor of differences, at most: 256 MB in float32.
+DIFFERENCES = 1 << 26
+
 
 def wide(tensor: Tensor) -> Tensor:
     """`tensor` in float32 unless it is wider already (float64 references stay float64)."""
@@ -17,17 +20,26 @@ def cosine_matrix(a: Tensor, b: Tensor) -> Tensor:
         return wide(a) @ wide(b).T
 
 
+def distance_matrix(a: Tensor, b: Tensor, p: float = 2.0) -> Tensor:
+    """Distances |a_i - b_j| in the p-norm between rows of `a` (N, D) and `b` (M, D): (N, M).
+
+    No tensor of all differences is made, nor backward, where CUDA's `cdist` allocates one for the rows it is given.
+    """
+    rows = max(1, DIFFERENCES // max(1, len(b) * b.shape[1]))
+    mode = "donot_use_mm_for_euclid_dist"  # its matrix-product short cut loses small distances
+    return torch.cat([torch.cdist(part, b, p=p, compute_mode=mode) for part in a.split(rows)])
+
+
 def angle_matrix(a: Tensor, b: Tensor) -> Tensor:
     """Angles theta_ij in [0, pi] (radians) between unit vectors `a` (N, D) and `b` (M, D): (N, M).
 
     theta = 2 atan2(|a - b|, |a + b|). `acos` of a float32 cosine has an infinite or dead gradient near 0 and pi, and
-    broadcasting the difference takes gigabytes at a few hundred texts; `cdist` needs neither, if kept from its
-    matrix-product short cut. Where a = b or a = -b the gradient of that distance is 0.
+    broadcasting the difference takes gigabytes at a few hundred texts. Where a = b or a = -b the gradient of that
+    distance is 0.
     """
-    mode = "donot_use_mm_for_euclid_dist"
     with torch.autocast(a.device.type, enabled=False):
         a, b = wide(a), wide(b)
-        return 2 * torch.atan2(torch.cdist(a, b, compute_mode=mode), torch.cdist(a, -b, compute_mode=mode))
+        return 2 * torch.atan2(distance_matrix(a, b), distance_matrix(a, -b))
 
 
 def paired_cosines(a: Tensor, b: Tensor) -> Tensor:

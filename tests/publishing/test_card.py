@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, metadata_load
 from transformers import AutoModelForCausalLM
 
 from flipped_kd.evaluation.comparison import markdown_table
+from flipped_kd.evaluation.match_score import MatchScore
 from flipped_kd.evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
 from flipped_kd.losses.build import OBJECTIVES, build_loss, build_objective
 from flipped_kd.publishing.card import render_card, write_card
@@ -204,6 +205,25 @@ def test_names_of_the_hub_are_linked_with_their_revision(card_folder: Path) -> N
         assert "(https://huggingface.co/org/teacher) at revision `feed5`" in card
         assert 'from_pretrained("me/matcher")' in card
     assert ModelCard(card).data.library_name == "sentence-transformers"
+
+
+def test_a_score_that_was_fitted_again_says_so(card_folder: Path) -> None:
+    report = report_of(card_folder)
+    known = card_data(card_folder, report=report)
+    assert known.score is not None and known.score["fitted_on"]["pairs"] == report["data"]["validation"]
+    own = f"fitted on {report['data']['validation']} validation pairs of which"
+    assert own in render_card(known) and not known.fitted_again
+    MatchScore.fit(*np.random.default_rng(0).normal(size=(2, 40)), np.arange(40) % 4 == 0).save_pretrained(card_folder)
+    card = render_card(card_data(card_folder, report=report))
+    assert "fitted on 40 other pairs, after the results above, of which 25.0% match" in card and own not in card
+
+
+def test_results_are_of_the_file_that_was_tested_on_and_not_of_the_data_set_beside_it(card_folder: Path) -> None:
+    report = report_of(card_folder)
+    report["settings"]["data"] |= {"dataset_name": "org/pairs", "train_file": None, "test_file": "mine.csv"}
+    data = ModelCard(render_card(card_data(card_folder, report=report))).data
+    assert data.datasets == ["org/pairs"]
+    assert {(result.dataset_type, result.dataset_name) for result in data.eval_results} == {("local", "mine.csv")}
 
 
 @pytest.mark.parametrize(

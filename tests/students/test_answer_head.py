@@ -15,7 +15,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from flipped_kd.students.answer_head import accepts_logits_to_keep, position_logits
+from flipped_kd.students import answer_head
+from flipped_kd.students.answer_head import accepts_logits_to_keep, keep_head_precision, position_logits
 from flipped_kd.students.lora import add_adapter, default_lora
 from tests.students.small_models import QWEN, SIZES, bert
 
@@ -55,6 +56,31 @@ def test_kept_positions_survive_the_adapter(student: Qwen2ForCausalLM) -> None:
     positions = torch.tensor([5, 2])
     kept, full = (position_logits(model, inputs, positions, keep=keep) for keep in (True, False))
     torch.testing.assert_close(kept, full, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_in_half_precision_computes_in_full_without_a_whole_copy(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).bfloat16().requires_grad_(False)
+    if bias:
+        model.lm_head = torch.nn.Linear(model.config.hidden_size, 120, dtype=torch.bfloat16).requires_grad_(False)
+    keep_head_precision(model)
+    vocabulary, width = model.lm_head.weight.shape
+    monkeypatch.setattr(answer_head, "COPIED_NUMBERS", 50 * width)
+    copied: list[int] = []
+    wide = answer_head.wide
+    monkeypatch.setattr(answer_head, "wide", lambda tensor: copied.append(len(tensor)) or wide(tensor))
+    hidden = torch.randn(4, width, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.randn(4, vocabulary)
+    logits = model.lm_head(hidden)
+    (found,) = torch.autograd.grad((logits * weights).sum(), hidden)
+    expected = hidden.float() @ model.lm_head.weight.float().T + (model.lm_head.bias.float() if bias else 0)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    assert logits.dtype == torch.float32 and vocabulary > 100
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
+    assert max(size for size in copied if size != vocabulary or not bias) <= 50
 
 
 class OneListForAllRows(LlamaForCausalLM):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flipped_kd.utils.angles import angle_matrix, cosine_matrix, extended_cosine, paired_angles, paired_cosines
+from flipped_kd.utils import angles
+from flipped_kd.utils.angles import (
+    angle_matrix,
+    cosine_matrix,
+    distance_matrix,
+    extended_cosine,
+    paired_angles,
+    paired_cosines,
+)
 
 
 def unit(count: int, size: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -127,6 +136,27 @@ class LargestOutput(TorchDispatchMode):
                 self.largest = max(self.largest, tensor.numel())
         self.operations.add(str(func))
         return result
+
+
+def test_distances_in_parts_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward allocates differences for the rows of a part on CUDA: parts bound them."""
+    a, b = unit(7, 5, 0).requires_grad_(), unit(6, 5, 1).requires_grad_()
+    calls: list[int] = []
+    cdist = torch.cdist
+
+    def counted(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        calls.append(len(x))
+        return cdist(x, *rest, **named)
+
+    for p in (1.0, 2.0):
+        whole = torch.autograd.grad(distance_matrix(a, b, p).square().sum(), (a, b))
+        with monkeypatch.context() as patch:
+            patch.setattr(angles, "DIFFERENCES", 2 * 6 * 5)
+            patch.setattr(torch, "cdist", counted)
+            parts = torch.autograd.grad(distance_matrix(a, b, p).square().sum(), (a, b))
+        assert calls == [2, 2, 2, 1]
+        calls.clear()
+        torch.testing.assert_close(parts, whole)
 
 
 def test_no_tensor_of_all_differences_is_ever_made() -> None:

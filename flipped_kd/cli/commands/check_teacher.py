@@ -29,10 +29,19 @@ def check_teacher(options: Namespace) -> None:
     """Judge a teacher on labelled pairs."""
     if options.output is not None:
         check_report_file(options.output, options.pairs, options.validation, overwrite=options.overwrite)
+    if (options.validation, options.validation_split) == (options.pairs, options.split):
+        raise ValueError(
+            f"--validation {options.validation} names the very pairs that are judged: name others, give their part by "
+            "--validation-split, or leave it out."
+        )
+    if options.validation_split is not None and options.validation is None:
+        raise ValueError(f"--validation-split {options.validation_split} wants --validation.")
     check_models(options.teacher, options.student)
     resolved_device(options.device)  # refused before the pairs are read
     pairs = labelled_pairs(options, options.pairs)
-    held_out = None if options.validation is None else labelled_pairs(options, options.validation)
+    held_out = None
+    if options.validation is not None:
+        held_out = labelled_pairs(options, options.validation, split=options.validation_split, own_split=True)
     teacher = load_teacher(
         options.teacher,
         revision=options.revision,

@@ -13,6 +13,7 @@ from ...training.config import FlippedDistillationConfig
 from ...utils.checks import require_integer
 from ..arguments import DataArguments, StudentArguments
 from ..parsing import field_types, parse_settings
+from ..run_identity import NOT_LEARNED
 from ..yaml_settings import plain, read_yaml, typed, written
 
 CLASSES = (StudentArguments, DataArguments, FlippedDistillationConfig)
@@ -23,6 +24,8 @@ GROUP_KEYS = {"title", "sets", "seeds", "reference", "runs", "sweeps"}
 PATHS = ("train_file", "validation_file", "test_file", "questions_file", "unlabelled_file", "teacher", "student")
 # Settings that an ablation decides itself.
 OWN = ("output_dir", "seed", "seeds", "teacher_cache_dir")
+# Settings of transformers that make no other run: what is written when, and where it computes (rows tell the device).
+NOT_DECIDING = NOT_LEARNED | {"use_cpu"}
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,16 @@ def _defaults() -> dict[str, Any]:
                 factory = entry.default_factory
                 found[entry.name] = entry.default if factory is dataclasses.MISSING else factory()
     return found
+
+
+def inherited_defaults() -> dict[str, Any]:
+    """What decides a run among transformers' own settings, where nobody gives it: a row tells these only if given."""
+    own = _defaults()
+    return {
+        entry.name: entry.default
+        for entry in dataclasses.fields(FlippedDistillationConfig)
+        if entry.name not in own and entry.name not in NOT_DECIDING and entry.default is not dataclasses.MISSING
+    }
 
 
 def _job(

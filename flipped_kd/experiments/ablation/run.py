@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 import time
@@ -23,13 +25,15 @@ from ...utils.locking import sole_writer
 from ...utils.provenance import commit_of, device_name
 from ...utils.screen import unfailing_screen
 from ...utils.weight_files import check_models
+from ..run_identity import NOT_LEARNED, WHEN_LOOKED
 from .pair_scores import packed_splits
-from .plan import Job, Plan, settings_of
+from .plan import Job, Plan, inherited_defaults, settings_of
 from .rows import append_row, read_rows
 
 logger = logging.getLogger(__name__)
 ROW_VERSION = 1
 ROWS_FILE = "rows.jsonl"
+NEVER_LEARNED = NOT_LEARNED - WHEN_LOOKED
 # (job, run folder, cache of teacher scores) -> metrics by system.
 Peer = Callable[[Job, Path, Path], dict[str, Any]]
 
@@ -41,14 +45,21 @@ def pending(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Job]:
         ValueError: a row of a job was made with other settings.
     """
     done = {(row["set"], row["name"], row["seed"]): row["resolved"] for row in rows}
+    inherited = inherited_defaults()
     for job in plan.jobs:
-        wanted, found = job.resolved, done.get(job.key, {})
-        # A setting that came into being after the row is none that it was made with otherwise.
-        for name in sorted(wanted.keys() & found.keys()):
+        if job.key not in done:
+            continue
+        wanted, found = job.resolved, done[job.key]
+        # A setting of ours that came into being after the row is none that it was made with otherwise. Those of
+        # transformers were there.
+        shared, told = wanted.keys() & found.keys(), wanted.keys() | found.keys()
+        wanted, found = {**inherited, **wanted}, {**inherited, **found}
+        for name in sorted((shared - NEVER_LEARNED) | (told & inherited.keys())):
             if wanted[name] != found[name]:
                 raise ValueError(
                     f"the row of run {job.name!r} of {job.set}, seed {job.seed} was made with {name}={found[name]!r}, "
-                    f"which is now {wanted[name]!r}: give the rows another file, or remove that line to run it anew."
+                    f"which is now {wanted[name]!r}: give another file of rows and another output_dir; or, to run it "
+                    f"anew, remove that line and the folder {run_folder(job, plan.output_dir)}."
                 )
     return [job for job in plan.jobs if job.key not in done]
 
@@ -183,6 +194,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def run_folder(job: Job, out: Path) -> Path:
+    """Where a run writes, in the folder of its ablation."""
+    return out / "runs" / _folder_name(job.set) / _folder_name(job.name) / f"seed-{job.seed}"
+
+
+def _folder_name(name: str) -> str:
+    """The name, or where some system takes no such folder one like it, with what tells it from others like it."""
+    possible = re.sub(r'[<>:"/\\|?*\x00-\x1f]|[. ]+$', "_", name)
+    return name if possible == name else f"{possible}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
 @unfailing_screen()
 def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
     """Make one run and return its row.
@@ -192,7 +214,7 @@ def run_job(job: Job, out: Path, peer: Peer | None = None) -> dict[str, Any]:
         out: folder of the ablation.
         peer: makes it instead of our trainer.
     """
-    folder = out / "runs" / job.set / job.name.replace("/", "_") / f"seed-{job.seed}"
+    folder = run_folder(job, out)
     started = time.monotonic()
     metrics = (peer or _own_run)(job, folder, out / "_teacher_cache")
     scores, seconds = metrics.pop("scores", None), metrics.pop("seconds", None)
@@ -223,7 +245,7 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     config.disable_tqdm = True
     splits = load_splits(data, job.seed)
     shared_pairs(splits, config)
-    teacher = named_teacher(student, data)
+    teacher = named_teacher(student, data, config)
     result = train_once(student, data, config, splits, teacher, looks_before=job.looks_before)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
     of_teacher = teacher_split_scores(teacher, splits, config)

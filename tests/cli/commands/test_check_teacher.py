@@ -56,6 +56,19 @@ def test_check_teacher_is_the_agreement_report(
     assert str(folder) not in report.read_text() and str(teacher_dir) not in report.read_text()
 
 
+def test_calibrating_on_the_judged_pairs_is_not_called_held_out(
+    folder: Path, teacher_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = folder / "pairs.jsonl"
+    command = ("check-teacher", teacher_dir, pairs, "--quiet")
+    assert run(*command, "--validation", pairs) == 2
+    assert "names the very pairs that are judged" in capsys.readouterr().err
+    assert run(*command, "--validation-split", "train") == 2
+    # The split of the judged pairs is not that of the others.
+    split = ("--split", "train", "--validation-split", "train")
+    assert run(*command, *split, "--validation", folder / "validation.jsonl") == 0
+
+
 def test_a_broken_student_is_named_before_the_teacher_scores(
     folder: Path, teacher_dir: Path, student_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ from flipped_kd.experiments.ablation import run as ablation
 from flipped_kd.experiments.ablation.pair_scores import unpacked_splits
 from flipped_kd.experiments.ablation.plan import Group, Plan, read_plan, settings_of
 from flipped_kd.experiments.ablation.rows import append_row, read_rows
-from flipped_kd.experiments.ablation.run import judge_run, pending, run_plan
+from flipped_kd.experiments.ablation.run import judge_run, pending, run_folder, run_plan
 from flipped_kd.experiments.ablation.tables import (
     Difference,
     compare,
@@ -168,6 +168,30 @@ def test_rows_made_elsewhere_count_and_other_settings_do_not(content: dict[str, 
     content["base"]["margin"] = 0.1
     with pytest.raises(ValueError, match="run 'plain' of tiny, seed 5 was made with margin=0.06, which is now 0.1"):
         pending(plan_of(content, tmp_path), rows)
+
+
+@pytest.mark.parametrize("setting", [{"max_steps": 7}, {"num_train_epochs": 10}, {"gradient_accumulation_steps": 4}])
+def test_rows_of_another_budget_are_refused_though_one_side_does_not_name_it(
+    content: dict[str, Any], tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    """transformers' own settings are in a row only where they were given."""
+    short = {**content, "base": content["base"] | setting}
+    for row_of, asked in ((short, content), (content, short)):
+        job = plan_of(row_of, tmp_path).jobs[0]
+        rows = [{"set": job.set, "name": job.name, "seed": job.seed, "resolved": job.resolved}]
+        with pytest.raises(ValueError, match=f"made with {next(iter(setting))}=.* remove that line and the folder "):
+            pending(plan_of(asked, tmp_path), rows)
+    logs = plan_of({**content, "base": content["base"] | {"logging_steps": 7}}, tmp_path)
+    rows[0]["resolved"] = plan_of(content, tmp_path).jobs[0].resolved
+    assert len(pending(logs, rows)) == len(logs.jobs) - 1
+
+
+def test_every_run_has_a_folder_that_every_system_takes(content: dict[str, Any], tmp_path: Path) -> None:
+    job = plan_of(content, tmp_path).jobs[0]
+    names = ["full", "plain, 250 pairs", "a/b", "a_b", "encoder_layers=last:2", "first:50%?", "ends."]
+    folders = [run_folder(replace(job, name=name), tmp_path).parent.name for name in names]
+    assert folders[:2] == names[:2] and len(set(folders)) == len(names)
+    assert not set('<>:"/\\|?*') & set("".join(folders)) and not any(folder.endswith(".") for folder in folders)
 
 
 def test_rows_of_other_defaults_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
