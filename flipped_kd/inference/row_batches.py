@@ -42,7 +42,7 @@ def padded_batch(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, cached: CachedPrefix | None = None, skip: int = 0
 ) -> RowBatch:
     """Rows of token ids padded on the right, which go on from `cached` if that is given."""
-    ids, mask = (part.to(device, non_blocking=True) for part in pad_batch(rows, pad_id))
+    ids, mask = (part.to(device) for part in pad_batch(rows, pad_id))
     inputs = {"input_ids": ids, "attention_mask": mask} if cached is None else cached.inputs(ids, mask)
     spans = mask.clone()
     spans[:, :skip] = 0

@@ -145,7 +145,7 @@ class PairPrompt:
         self._text_tokenizer = TextTokenizer(whole)
         self._end_of_a, self._end_of_b = (self._end_ids(wrap[1]) for wrap in (self.wrap_a, self.wrap_b))
         fixed = len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
-        self.room = max_length - fixed
+        self.room = self.max_length - fixed
         if self.room < MIN_ROOM:
             raise ValueError(
                 f"max_length={max_length} leaves {self.room} tokens for the two texts: the fixed parts of the prompt "

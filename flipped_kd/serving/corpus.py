@@ -94,7 +94,11 @@ class CorpusSource:
             id_column = None if self.id_column is None else ("--id-column", self.id_column)
             texts, ids = read_texts(self.path, ("--text-column", self.text_column), id_column, self.skip_bad_rows)
             if self.index_folder is not None and (self.index_folder / INDEX_FILE).is_file():
-                kept = SearchIndex.load(self.index_folder)
+                try:
+                    kept = SearchIndex.load(self.index_folder)
+                except ValueError:  # the texts are here: it is made again, and replaced
+                    logger.warning("the index of --save-index cannot be read: all texts are encoded anew")
+                    logger.debug("traceback", exc_info=True)
         if not texts:
             raise ValueError(f"{Path(self.path).name!r} holds no texts: give a corpus with at least one")
         return texts, ids, kept

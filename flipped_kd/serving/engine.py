@@ -209,6 +209,10 @@ class Engine:
                 tokens = await self._tokenised_aside(encode, *texts)
         except ValueError as error:  # a text that comes to nothing
             raise Refused(422, str(error)) from None
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer; its message may quote a text
+            raise RuntimeError(type(error).__name__) from None
         if not may_cut and any(row.truncated for row in tokens):
             limit = self.matcher.prompt.max_length
             raise Refused(413, f"a text is too long for {limit} tokens with its prompt: shorten it, or let it be cut.")

@@ -95,6 +95,7 @@ async def _serve(
     def end() -> None:
         server.force_exit = server.should_exit
         server.should_exit = True
+        service.end()
 
     with _signals(loop, end, changed.set):
         if listening is not None:

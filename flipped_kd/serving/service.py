@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..inference.joint_reading import JointReader
 from ..inference.matcher import FlippedMatcher
@@ -19,6 +20,7 @@ from .metrics import Metrics
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Service:
@@ -50,6 +52,8 @@ class Service:
         self._load, self._score = load, score
         self._engine: Engine | None = None
         self._ready = False
+        self._is_ending = False
+        self._readings: set[asyncio.Task[Any]] = set()
 
     @property
     def is_ready(self) -> bool:
@@ -106,7 +110,7 @@ class Service:
         if self.corpus is None:
             raise Refused(404, "there is no corpus: start the server with --corpus FILE.")
         try:
-            found = await self.corpus.load(engine.matcher, self.batcher, wait=wait)
+            found = await self._read(self.corpus.load(engine.matcher, self.batcher, wait=wait))
         except Refused:
             raise
         except (ValueError, OSError) as error:
@@ -120,6 +124,25 @@ class Service:
             raise
         self.metrics.reloaded(True)
         return found
+
+    async def _read(self, reading: Coroutine[Any, Any, T]) -> T:
+        """What a reading of the corpus gives; the server's end does not wait for it."""
+        task = asyncio.create_task(reading)
+        self._readings.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._is_ending:
+                raise closing() from None
+            raise
+        finally:
+            self._readings.discard(task)
+
+    def end(self) -> None:
+        """The server is being closed: the corpus is not read any more."""
+        self._is_ending = True
+        for task in self._readings:
+            task.cancel()
 
     @property
     def is_working(self) -> bool:

@@ -181,9 +181,11 @@ def load_tokenizer(
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the tokenizer of {str(name)!r} cannot be loaded: {error} Give a folder or Hub name that holds one."
-        ) from error
+        raise _no_tokenizer(name, error) from error
+    except Exception as error:  # tokenizers raises no narrower one for a file that a newer release has written
+        if type(error) is not Exception:
+            raise
+        raise _no_tokenizer(name, error, " It may have been written by a newer release of tokenizers.") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -191,6 +193,12 @@ def load_tokenizer(
             f"the tokenizer of {str(name)!r} has neither pad, eos nor unk token to pad with: set tokenizer.pad_token."
         )
     return tokenizer
+
+
+def _no_tokenizer(name: str | os.PathLike[str], error: Exception, why: str = "") -> ValueError:
+    return ValueError(
+        f"the tokenizer of {str(name)!r} cannot be loaded: {error}{why} Give a folder or Hub name that holds one."
+    )
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -29,11 +29,13 @@ class Running:
         service: what is behind its routes.
         url: its address.
         client: asks it.
+        stop: ends it as a signal does.
     """
 
     service: Service
     url: str
     client: httpx.Client
+    stop: Callable[[], None]
 
     def post(self, route: str, body: Any, **options: Any) -> httpx.Response:
         """A request with a JSON body."""
@@ -91,7 +93,7 @@ def running(
             wait_for(lambda: not thread.is_alive() or is_ready(client))
             assert thread.is_alive(), failed
         try:
-            yield Running(service, url, client)
+            yield Running(service, url, client, stop)
         finally:
             stop()
             thread.join(PATIENCE)

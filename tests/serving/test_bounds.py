@@ -154,6 +154,29 @@ def test_long_texts_that_wait_for_the_tokenizer_are_as_bounded_as_what_waits_for
         assert server.post("/embed", long).status_code == 200 and engine._tokenising == 0
 
 
+def test_a_panic_of_the_tokenizer_ends_its_request_alone(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Panic(BaseException):
+        """As pyo3's PanicException."""
+
+    with running(load) as server:
+        prompt = server.service.engine.matcher.prompt
+        encode = prompt.encode_texts
+
+        def panics(texts: Any, **options: Any) -> Any:
+            if any("secret" in text for text in texts):
+                raise Panic("secret")
+            return encode(texts, **options)
+
+        prompt.encode_texts = panics  # type: ignore[method-assign]
+        try:
+            failed = server.post("/embed", {"inputs": ["a secret"]})
+            assert failed.status_code == 500 and "it goes on" in failed.json()["error"]
+            assert server.post("/embed", BODY).status_code == 200
+        finally:
+            del prompt.encode_texts
+    assert "secret" not in caplog.text
+
+
 def test_a_full_queue_is_429_with_the_time_to_come_again(load: Any) -> None:
     with gated(load, limits=Limits(waiting_requests=2)) as (server, gate), ThreadPoolExecutor(8) as pool:
         asked = busy(server, gate, pool)

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,34 @@ def test_an_index_that_is_kept_saves_the_encoding(load: Any, path: Path, tmp_pat
     # The folder itself is a corpus, too.
     with running(load, CorpusSource(str(folder))) as server:
         assert served(server) == SECOND[1:]
+
+
+def test_a_kept_index_that_is_damaged_is_made_again(load: Any, path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    source = CorpusSource(str(path), index_folder=folder)
+    with running(load, source):
+        assert SearchIndex.load(folder).texts == FIRST
+    (folder / INDEX_FILE).write_text("{")
+    with running(load, source) as server:
+        assert served(server) == FIRST and SearchIndex.load(folder).texts == FIRST
+
+
+def test_the_end_does_not_wait_for_a_corpus_that_is_read(load: Any, path: Path) -> None:
+    with running(load, CorpusSource(str(path)), token=TOKEN) as server, ThreadPoolExecutor() as pool:
+        begun = threading.Event()
+
+        async def held(*_: Any, **__: Any) -> Any:
+            begun.set()
+            await asyncio.sleep(600)
+
+        server.service.corpus.load = held
+        asked = pool.submit(server.post, "/corpus/reload", {})
+        wait_for(begun.is_set)
+        start = time.monotonic()
+        server.stop()
+        refused = asked.result()
+        assert refused.status_code == 503 and "being closed" in refused.json()["error"]
+        assert time.monotonic() - start < 10
 
 
 def test_an_index_that_is_kept_has_the_names_of_the_file(load: Any, path: Path, tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def search(options: Namespace) -> None:
             id_column=named_column("--query-id-column", options.query_id_column),
             keep_rows=False,
         )
+    if corpus.not_saved is not None:
+        raise corpus.not_saved
 
 
 class _Corpus:
@@ -101,6 +103,7 @@ class _Corpus:
     def __init__(self, options: Namespace) -> None:
         self._options = options
         self._kept: SearchIndex | None = None
+        self.not_saved: OSError | ValueError | None = None
         place = Path(options.corpus)
         for folder in (place, Path(options.save_index or place)):
             recover(folder)  # a server that was killed while it wrote its index may have left it without its name
@@ -160,6 +163,10 @@ class _Corpus:
         )
         index.ids = self.ids
         if self._options.save_index is not None:
-            index.save(self._options.save_index)
-            logger.info("%s: vectors of %d texts", self._options.save_index, len(index))
+            try:
+                index.save(self._options.save_index)
+                logger.info("%s: vectors of %d texts", self._options.save_index, len(index))
+            except (OSError, ValueError) as error:  # what was encoded answers the queries first
+                self.not_saved = error
+                logger.warning("--save-index %s: the vectors are not kept: %s", self._options.save_index, error)
         return index

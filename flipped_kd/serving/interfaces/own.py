@@ -80,7 +80,14 @@ async def _ranked(engine: Engine, body: Search, rows: list[dict[str, Any]], kind
     """The best of the rows by their probability of a match."""
     cosines = np.array([row["cosine"] for row in rows])
     pairs = [(body.query, row["text"]) for row in rows]
-    found = await engine.log_odds(pairs, kind, every=body.all_scores, cosines=cosines, one_query=True)
+    try:
+        found = await engine.log_odds(pairs, kind, every=body.all_scores, cosines=cosines, one_query=True)
+    except Refused as refused:
+        if refused.status not in (413, 422):
+            raise
+        # One search cannot be sent as several.
+        reason = f"rerank={len(pairs)} is too much here ({refused.reason.split(':')[0]}): give a smaller one."
+        raise Refused(refused.status, reason) from None
     said = engine.decisions(found.log_odds, kind)
     for place, row in enumerate(rows):
         row["score"] = row["probability"] = float(found.probability[place])

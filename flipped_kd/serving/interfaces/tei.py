@@ -50,7 +50,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         may_cut = options is None or options.truncate is not False
         vectors, _ = await service.engine.vectors([inputs.source_sentence, *inputs.sentences], may_cut)
         wide = vectors.astype(np.float64)
-        return answer((wide[1:] @ wide[0]).tolist())
+        return answer(np.clip(wide[1:] @ wide[0], -1, 1).tolist())
 
     @app.get("/info", tags=TAGS, response_model=Info, responses=errors(TeiError))
     async def info() -> Response:

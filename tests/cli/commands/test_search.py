@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def test_search_is_the_matchers(
     other = write_rows(tmp_path / "other.jsonl", documents[1:])
     assert quietly("search", adapter, queries, other, *flags, "--save-index", index) == 2
     assert "another corpus" in capsys.readouterr().err
+
+
+def test_an_index_that_cannot_be_kept_costs_no_answer(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_rows(tmp_path / "corpus.jsonl", [{"text": "cash"}, {"text": "my card"}])
+    queries = write_rows(tmp_path / "queries.jsonl", [{"text": "the card"}])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SearchIndex, "save", full)
+    assert quietly("search", adapter, queries, corpus, "--save-index", tmp_path / "index") != 0
+    answered, told = capsys.readouterr()
+    assert len(read_rows(answered)) == 2 and "No space left" in told
 
 
 def test_search_goes_on_and_minds_its_corpus(
