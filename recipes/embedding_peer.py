@@ -40,7 +40,7 @@ def embedding_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     """Make a run of the ablation by an embedding loss of sentence-transformers."""
     student, data, config = settings_of(job, folder, cache)
     splits = load_splits(data, job.seed)
-    teacher = named_teacher(student, data)
+    teacher = named_teacher(student, data, config)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
     of_teacher = teacher_split_scores(teacher, splits, config)
     set_seed(job.seed)  # A's random start belongs to the seed

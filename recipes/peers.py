@@ -91,7 +91,7 @@ class CrossEncoderPeer:
     def __call__(self, job: Job, folder: Path, cache: Path) -> dict[str, Any]:
         student, data, config = settings_of(job, folder, cache)
         splits = load_splits(data, job.seed)
-        teacher = named_teacher(student, data)
+        teacher = named_teacher(student, data, config)
         if not teacher.has_vectors:
             raise ValueError("the peers ask the teacher about new pairs of texts: use a bi-encoder teacher.")
         labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])

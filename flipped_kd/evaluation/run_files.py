@@ -3,6 +3,7 @@
 # Of the folder: the comparison as data and as a table.
 REPORT_FILE = "report.json"
 REPORT_TABLE_FILE = "report.md"
+PAGE_FILE = "report.html"
 # Of the folder of each seed: teacher's scores, gold labels, texts to look at. The names are older than the module
 # that writes them, `experiments.artifacts`; they stay, so that reports of earlier runs can be made.
 ARTIFACTS_FILE = "evidence.npz"

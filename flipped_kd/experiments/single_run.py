@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..evaluation.comparison import SplitScores
-from ..evaluation.run_files import RUN_FILE, SCORES_FILE
+from ..evaluation.plots import LOSSES_PLOT, SYSTEMS_PLOT
+from ..evaluation.run_files import PAGE_FILE, REPORT_FILE, REPORT_TABLE_FILE, RUN_FILE, SCORES_FILE
 from ..inference.loading import ADAPTER_WEIGHTS
 from ..inference.scorer import PairScorer
 from ..students.loading import load_student, load_tokenizer
@@ -29,7 +30,7 @@ from ..training.resume import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
 from ..utils.atomic import replacing
 from ..utils.devices import weights_dtype
-from ..utils.json_files import write_json
+from ..utils.json_files import read_json_object, write_json
 from .arguments import DataArguments, StudentArguments
 from .artifacts import take_snapshot, write_artifacts
 from .faq_ranking import answer_retrieval, student_retrieval
@@ -125,6 +126,8 @@ def train_once(
     trainer.save_model(str(folder))
     write_artifacts(folder, first, take_snapshot(trainer, splits.test))
     if keep_in is not None:
+        if config.should_save:
+            _forget_results_of_others(keep_in, config.seed)
         trainer.save_model(str(keep_in))
     facts = _facts(trainer, watch.seconds)
     if data.questions_file is not None and config.should_save:
@@ -214,6 +217,14 @@ def _alone(trainer: FlippedDistillationTrainer, splits: Splits, kind: Literal["a
             scores = scorer.scores(part, kind=kind, show_progress_bar=bar)
             found.append(scores[kind == "similarity"])
     return SplitScores(*found)
+
+
+def _forget_results_of_others(folder: Path, seed: int) -> None:
+    """Remove the report of a finished comparison whose adapter, that of another first seed, is replaced now."""
+    path = folder / REPORT_FILE
+    if path.is_file() and read_json_object(path).get("seeds", [seed])[0] != seed:
+        for name in (REPORT_FILE, REPORT_TABLE_FILE, PAGE_FILE, SYSTEMS_PLOT, LOSSES_PLOT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def named_teacher(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> Teacher:

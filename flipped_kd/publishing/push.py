@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,6 +17,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
 from ..students.gguf import GgufBase
+from ..utils.json_files import read_json_object
+from ..utils.provenance import CACHED_SNAPSHOT, shown_name
 from ..utils.redaction import SENDABLE
 from .errors import PublishError, failure_of
 from .files import CARD_FILE, REPLACED, files_in, kind_of, matches_any, uploadable
@@ -74,7 +77,9 @@ def push_folder(
     check_card(folder)
     hub = _Hub(token)
     repo_id = hub.open_repository(repo_id, private)
-    additions = {str(path): folder / path for path in files}
+    additions: dict[str, Path | bytes] = {str(path): folder / path for path in files}
+    if kind == "adapter" and (config := published_config(folder)) is not None:
+        additions[ADAPTER_CONFIG] = config
     return hub.commit(additions, REPLACED[kind], repo_id, revision, commit_message or f"Upload {kind}")
 
 
@@ -95,10 +100,28 @@ def _check_base(folder: Path) -> None:
         return
     if base is None or not _is_hub_name(base) or Path(base).is_dir():
         logger.warning(
-            "%s names its base by a local folder: whoever loads the adapter must say base_model=...; train from a Hub "
-            "name, or push the merged model",
+            "%s names its base by a local folder, which is not told to others: whoever loads the adapter must say "
+            "base_model=...; train from a Hub name, or push the merged model",
             folder / ADAPTER_CONFIG,
         )
+
+
+def published_config(folder: Path) -> bytes | None:
+    """adapter_config.json as others may read it, without a path of this machine; None where it can go as it is.
+
+    A base that came from the Hub's cache is named as it is there. Another folder's name would be taken for a Hub name.
+    """
+    settings = read_json_object(folder / ADAPTER_CONFIG)
+    base = settings.get("base_model_name_or_path")
+    if not base or (_is_hub_name(base) and not Path(base).is_dir()):
+        return None
+    if cached := CACHED_SNAPSHOT.search(base):
+        settings |= {"base_model_name_or_path": f"{cached[1]}/{cached[2]}", "revision": cached[3]}
+    elif shown_name(base) != base:
+        settings["base_model_name_or_path"] = None
+    else:  # owner/name:FILE.gguf
+        return None
+    return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 
 def refuse_local_gguf(base: GgufBase | None) -> None:
@@ -192,9 +215,12 @@ class _Hub:
         return whole
 
     def commit(
-        self, files: dict[str, Path], replaced: Iterable[str], repo_id: str, revision: str | None, message: str
+        self, files: dict[str, Path | bytes], replaced: Iterable[str], repo_id: str, revision: str | None, message: str
     ) -> str:
-        operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations: list[Any] = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in files.items()
+        ]
 
         def committed() -> None:
             if revision is not None:

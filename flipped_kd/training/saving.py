@@ -22,7 +22,7 @@ from ..publishing.card import write_card
 from ..publishing.errors import failure_of
 from ..publishing.files import CARD_FILE, uploadable
 from ..publishing.publish import PublishReport, publish
-from ..publishing.push import open_repository, refuse_local_gguf
+from ..publishing.push import open_repository, published_config, refuse_local_gguf
 from ..students.base_weights import BASE_FILE, BaseWeights
 from ..students.gguf import GGUF_FILE
 from ..students.lora import without_advice
@@ -257,13 +257,21 @@ class PublishingTrainer(CheckpointingTrainer):
         gone = [SCORE_FILE] if SCORE_FILE not in names else []
         if place is not None:
             names += [path.name for path in folder.iterdir() if path.name.startswith(RESUME_FILES)]
+        to: dict[str, Any] = {
+            "repo_id": str(self.hub_model_id),
+            "commit_message": message,
+            "token": self.args.hub_token,
+            "revision": self.args.hub_revision,
+        }
+        if (config := published_config(folder)) is not None:  # uploads wait for each other: it goes first
+            names.remove(ADAPTER_CONFIG)
+            name = ADAPTER_CONFIG if place is None else f"{place}/{ADAPTER_CONFIG}"
+            first = hf_api().upload_file(path_or_fileobj=config, path_in_repo=name, run_as_future=True, **to)
+            first.add_done_callback(self._log_failure)
         job = hf_api().upload_folder(
-            repo_id=str(self.hub_model_id),
+            **to,
             folder_path=folder,
             path_in_repo=place,
-            commit_message=message,
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
             allow_patterns=names,
             delete_patterns=gone,
             run_as_future=True,

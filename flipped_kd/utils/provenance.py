@@ -89,13 +89,13 @@ def library_versions() -> dict[str, str]:
 
 def commit_of(folder: Path) -> str | None:
     """Commit of the git clone that holds `folder`, with "+" where tracked files differ from it; None outside one."""
+    git = ["git", "-C", str(folder)]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 30}
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        # An installed package may lie in a clone of something else, which ignores it.
+        if not subprocess.run([*git, "ls-files", "."], **options).stdout.strip():
+            return None
+        found = subprocess.run([*git, "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"], **options)
     except (OSError, subprocess.TimeoutExpired):  # no git here
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

@@ -19,6 +19,7 @@ from flipped_kd.experiments.splits import Splits
 from flipped_kd.teachers.loading import load_teacher
 from flipped_kd.training.config import FlippedDistillationConfig
 from flipped_kd.training.trainer import FlippedDistillationTrainer
+from flipped_kd.utils.json_files import write_json
 
 
 @pytest.fixture
@@ -142,8 +143,14 @@ def test_the_adapter_that_is_kept_is_that_of_the_run(run: Any, tmp_path: Path) -
     first = run(looks={"keep_in": kept})
     own = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     assert (kept / "adapter_model.safetensors").read_bytes() == own
+    # Results that stand beside the adapter go with it.
+    write_json(kept / "report.json", {"seeds": [0, 1]})
+    (kept / "report.md").write_text("results")
+    run(looks={"keep_in": kept})
+    assert (kept / "report.json").is_file() and (kept / "report.md").is_file()
     run(looks={"keep_in": kept}, output_dir=str(tmp_path / "other"), seed=7)
     assert (kept / "adapter_model.safetensors").read_bytes() != own
+    assert not (kept / "report.json").exists() and not (kept / "report.md").exists()
     again = run(looks={"keep_in": kept})
     assert (kept / "adapter_model.safetensors").read_bytes() == own
     np.testing.assert_array_equal(again.answer.test, first.answer.test)

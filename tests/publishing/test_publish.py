@@ -18,6 +18,7 @@ from flipped_kd.publishing.errors import PublishError, failure_of
 from flipped_kd.publishing.files import CROSS_ENCODER_FILES, uploadable
 from flipped_kd.publishing.publish import publish
 from flipped_kd.publishing.push import push_folder
+from flipped_kd.utils.json_files import read_json_object
 from flipped_kd.utils.redaction import redact
 from tests.adapters import LINEAR, MIXED_PAIRS, tied_adapter
 from tests.hub.server import LoopbackHub
@@ -63,8 +64,9 @@ def test_adapter_and_merged_model(adapter: Path, tmp_path: Path, hub: LoopbackHu
     names -= {"_adapter/adapter_config.json"}
     assert there(hub, f"{REPO}-merged") == names and names > set(CROSS_ENCODER_FILES)
     expected = FlippedMatcher.from_pretrained(adapter, device="cpu").scores(MIXED_PAIRS)
-    for repo_id in (REPO, f"{REPO}-merged"):
-        found = FlippedMatcher.from_pretrained(repo_id, device="cpu").scores(MIXED_PAIRS)
+    base = read_json_object(adapter / "adapter_config.json")["base_model_name_or_path"]  # a folder: told to nobody
+    for repo_id, named in ((REPO, base), (f"{REPO}-merged", None)):
+        found = FlippedMatcher.from_pretrained(repo_id, base_model=named, device="cpu").scores(MIXED_PAIRS)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -312,8 +314,14 @@ def test_a_broken_push_of_a_merged_model_goes_on_where_it_was(
 
 
 def test_a_local_base_is_warned_of(adapter: Path, online: HfApi, caplog: pytest.LogCaptureFixture) -> None:
+    local = read_json_object(adapter / "adapter_config.json")["base_model_name_or_path"]
     push_folder(adapter, REPO)
     assert "base_model=" in caplog.text
+    sent = online.hf_hub_download(REPO, "adapter_config.json", local_dir=adapter.parent / "read")
+    assert Path(local).is_dir() and local not in Path(sent).read_text()
+    assert read_json_object(Path(sent)) == read_json_object(adapter / "adapter_config.json") | {
+        "base_model_name_or_path": None
+    }
     caplog.clear()
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}))

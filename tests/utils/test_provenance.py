@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from flipped_kd.utils.provenance import is_hub_id, library_versions, shown_command, shown_name, without_paths
+from flipped_kd.utils.provenance import (
+    commit_of,
+    is_hub_id,
+    library_versions,
+    shown_command,
+    shown_name,
+    without_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +91,24 @@ def test_versions_are_those_of_the_libraries() -> None:
     versions = library_versions()
     assert versions["transformers"] == transformers.__version__
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_a_clone_of_something_else_tells_no_commit_of_what_is_installed_in_it(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=me", "-c", "user.email=me@here")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    installed, own = tmp_path / ".venv" / "package", tmp_path / "own"
+    for folder in (installed, own):
+        folder.mkdir(parents=True)
+        (folder / "code.py").write_text("")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git("init")
+    assert commit_of(own) is None
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert commit_of(installed) is None
+    commit = commit_of(own)
+    assert commit is not None and not commit.endswith("+")
+    (own / "code.py").write_text("changed")
+    assert commit_of(own) == f"{commit}+"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from ...experiments.report.page import PAGE_FILE, write_page
+from ...evaluation.run_files import PAGE_FILE
+from ...experiments.report.page import write_page
 from ..outputs import refuse_existing
 
 

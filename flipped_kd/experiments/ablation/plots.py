@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...evaluation.plots import BLACK, BLUE, GREY, GRID, ORANGE, RATES, new_figure
+from ...evaluation.plots import BLACK, BLUE, GREEN, GREY, GRID, ORANGE, RATES, new_figure
 from ..report.figures import Drawing, file_name, new_panel, plain
 from .plan import Group
 from .tables import compare, of_set, values
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # system, name in the legend, colour, marker, offset from the run's line
+# Of curves: those of Okabe and Ito, which colour-blind readers tell apart.
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 SHOWN_SCORES = (("both", "both scores", BLUE, "o", -0.14), ("answer", "answer", ORANGE, "s", 0.14))
 # Of a model of vectors alone.
 VECTORS_ALONE = ("similarity", "similarity alone", GREY, "D", 0.0)
@@ -106,8 +108,11 @@ def draw_learning_curves(rows: Sequence[Mapping[str, Any]], groups: Sequence[Gro
         )
         styles = itertools.product(points.items(), (("both", "o-"), ("answer", "s--")))
         for place, ((run, line), (system, style)) in enumerate(styles):
-            means = {pairs: np.mean(list(values(part, system, "auc").values())) for pairs, part in line.items()}
-            color = (BLUE, ORANGE)[place // 2 % 2]
+            scored = {pairs: list(values(part, system, "auc").values()) for pairs, part in line.items()}
+            means = {pairs: float(np.mean(found)) for pairs, found in scored.items() if found}
+            if not means:  # a peer without this score
+                continue
+            color = COLORS[place // 2 % len(COLORS)]
             panel.plot(sorted(means), [means[pairs] for pairs in sorted(means)], style, color=color, mec="w")
             panel.plot([], [], style, color=color, label=f"{run}: {system}")
         teacher = values(next(iter(next(iter(points.values())).values())), "teacher", "auc")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jinja2
 
+from ...evaluation.run_files import PAGE_FILE
 from ...utils.atomic import write_atomically
 from .data import ReportData, gather
 from .figures import Drawing, Picture, picture, write_png
 from .sections import all_sections
 
-PAGE_FILE = "report.html"
 PLOTS_FOLDER = "plots"
 PAGE_TEMPLATE = "page_template.html.jinja"
 # What is told of the settings: the method's own, and those of the optimizer.

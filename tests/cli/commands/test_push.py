@@ -23,8 +23,12 @@ def test_push(folder: Path, tmp_path: Path, hub: LoopbackHub, online: HfApi, cap
     assert run("push", merged, "tester/two", "--message", "again") == 0
     assert "model.safetensors" in hub.repositories["tester/two"].at("main").files
     assert capsys.readouterr().out == f"{hub.endpoint}/tester/two\n"
-    # What was pushed is used by its name.
-    assert run("evaluate", "tester/one", folder / "pairs.jsonl", "--score", "answer", "-o", "-", "--quiet") == 0
+    # What was pushed is used by its name; the base's folder was told to nobody.
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    named = ("--base-model", base)
+    assert (
+        run("evaluate", "tester/one", folder / "pairs.jsonl", *named, "--score", "answer", "-o", "-", "--quiet") == 0
+    )
     pushed = json.loads(capsys.readouterr().out)
     assert run("evaluate", adapter, folder / "pairs.jsonl", "--score", "answer", "-o", "-", "--quiet") == 0
     local = json.loads(capsys.readouterr().out)
