@@ -115,8 +115,8 @@ def test_the_readmes_table_says_what_the_committed_rows_say(today: dict[str, lis
     # Its differences are those of the table in docs/results.md.
     table = differences_table(today, "full")
     for name, said in (
-        ("plain", "**Both scores are above plain fine-tuning**: by {}, with a 95 % interval from {} to {}."),
-        ("its teacher", "**They are above the teacher too**, by {}, with an interval from {} to {}."),
+        ("plain", "**The score *both* is above plain fine-tuning**: by {}, with a 95 % interval from {} to {}."),
+        ("its teacher", "**It is above the teacher too**, by {}, with an interval from {} to {}."),
     ):
         (cell,) = re.findall(rf"^\| {name} \|.* \| ([^|]*) \|$", table, re.M)
         assert said.format(*(f"{float(number):.3f}" for number in re.findall(r"[+-]\d\.\d+", cell))) in README
