@@ -71,6 +71,9 @@ class FlippedDistillationConfig(TrainingArguments):
             (plain fine-tuning: .53). See docs/choices.md.
         learning_rate: None takes one by the student's size (`students.size`): 1e-3 below 200 million weights, 5e-4
             below a billion, else 2e-4; the log says which. The paper's 3e-5 is for full fine-tuning of a large part.
+        loraplus_lr_ratio: the rate of LoRA's B over `learning_rate`, which is A's, finite and above 0 (LoRA+, arXiv
+            2402.12354). A starts from the teacher and needs little; B starts at 0 and has the answer to learn. 1: one
+            rate for both (docs/choices.md).
         max_steps: as in TrainingArguments, but 0 is no step at all: A starts from the teacher, and that is what is
             saved, scored and reported. Vectors for search in a minute.
         encoder_layers: decoder layers whose A matrices form the encoder: "all", "last:2", "first:2", a share such as
@@ -147,6 +150,9 @@ class FlippedDistillationConfig(TrainingArguments):
 
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Initial learning rate; by default by the student's size, 1e-3 to 2e-4."}
+    )
+    loraplus_lr_ratio: float = field(
+        default=1.0, metadata={"help": "Learning rate of LoRA's B over that of A, which is learning_rate."}
     )
     warmup_steps: float = field(
         default=0.05, metadata={"help": "Warm-up: a share of all steps below 1, else a number of steps."}
@@ -388,6 +394,9 @@ class FlippedDistillationConfig(TrainingArguments):
             if self.max_grad_value and not self.max_grad_norm:
                 # Trainer skips its clipping step where this is 0, which says nothing about clipping by value.
                 self.max_grad_norm = TrainingArguments.max_grad_norm
+        ratio = self.loraplus_lr_ratio
+        rule = "give a finite factor above 0; 1 is one rate for A and B."
+        require(math.isfinite(ratio) and ratio > 0, "loraplus_lr_ratio", ratio, rule)
         for name in ("bf16_full_eval", "fp16_full_eval"):
             rule = "it would round the adapter that is being trained, in place: give precision instead."
             require(not getattr(self, name), name, getattr(self, name), rule)

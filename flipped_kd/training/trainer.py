@@ -50,6 +50,7 @@ from .collator import TeacherScoringCollator
 from .config import FlippedDistillationConfig
 from .encoder_start import EncoderStart, distinct_keys, run_on, start_encoder
 from .gradient_cache import Part, cached_backward
+from .learning_rates import set_rate_of_b
 from .loss_log import LossLog
 from .pair_evaluation import PairDatasets, PairScoringTrainer, pair_metrics
 from .pair_forward import PairForward, PairVectors
@@ -428,6 +429,14 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             targets.excluded,
             vectors.joint_b,
         )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in Trainer; B has a rate of its own (`loraplus_lr_ratio`). An optimizer that was given stays."""
+        is_own = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.args.loraplus_lr_ratio != 1 and not is_own:
+            set_rate_of_b(optimizer, self.model if model is None else model, self.args.loraplus_lr_ratio)
+        return optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in Trainer; a batch in mini-batches is read in parts by the gradient cache."""
