@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+import torch
 
 from ..utils.checks import is_whole
 from .cache import TeacherCache, fill_cache
@@ -61,6 +63,7 @@ class Teacher(ABC):
         self.id = id
         self.revision = revision
         self._scratch: TemporaryDirectory | None = None
+        self._works_on: torch.device | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of; it gets a temporary folder of its own."""
@@ -199,15 +202,42 @@ class Teacher(ABC):
         """The shards of the cache, once they hold the items."""
         if not is_whole(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number from 1.")
-        return fill_cache(
-            TeacherCache(self._cache_dir(cache_dir), self.identity),
-            items.keys,
-            items.lengths,
-            lambda positions: checked_scores(self, items.take(positions), batch_size),
-            block=batch_size * BATCHES_PER_BLOCK,
-            description=items.unit,
-            show_progress=show_progress,
-        )
+        with self._at_work():
+            return fill_cache(
+                TeacherCache(self._cache_dir(cache_dir), self.identity),
+                items.keys,
+                items.lengths,
+                lambda positions: checked_scores(self, items.take(positions), batch_size),
+                block=batch_size * BATCHES_PER_BLOCK,
+                description=items.unit,
+                show_progress=show_progress,
+            )
+
+    def rest(self) -> None:
+        """Leave an accelerator to the student: from now on `model` is there only while texts are scored.
+
+        For a teacher whose scores are cached. One of a stream, which scores at each step, should stay. Kinds without
+        an attribute `model` do nothing.
+        """
+        model: Any = getattr(self, "model", None)
+        device: torch.device | None = getattr(model, "device", None)
+        if device is not None and device.type != "cpu":
+            self._works_on = device
+            model.to("cpu")
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Inside, a teacher that rests is back on its device."""
+        device: torch.device | None = getattr(self, "_works_on", None)
+        model: Any = getattr(self, "model", None)
+        if device is None:
+            yield
+            return
+        model.to(device)
+        try:
+            yield
+        finally:
+            model.to("cpu")
 
     def _cache_dir(self, cache_dir: str | Path | None) -> Path:
         if cache_dir is not None:

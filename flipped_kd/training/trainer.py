@@ -215,6 +215,9 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
             check_batches(len(train_dataset), args)
         self._ask_teacher()
         self.encoder_start = self._start_encoder(starts, unlabelled_texts)
+        if isinstance(teacher, str | os.PathLike) and not isinstance(train_dataset, datasets.IterableDataset):
+            if self.teacher is not None:
+                self.teacher.rest()  # loaded here, and what it has to say is cached
 
     # ---- Construction ----
 

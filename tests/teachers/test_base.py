@@ -9,6 +9,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from flipped_kd import Teacher, load_teacher
 from flipped_kd.data.keys import text_keys
@@ -132,3 +134,40 @@ def test_long_fingerprints_may_begin_alike(tmp_path: Path) -> None:
         teacher = Careless([[0.5]], f"word-overlap-version-{version}")
         teacher.score(["a"], ["b"], cache_dir=tmp_path, show_progress=False)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+class OnItsDevice(nn.Module):
+    """Says where it is, and is moved by name alone: there is no accelerator here."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.moves = torch.device(device), []
+
+    def to(self, device: Any) -> Any:
+        self.device = torch.device(device)
+        self.moves.append(self.device.type)
+        return self
+
+
+@pytest.mark.parametrize(("device", "moves"), [("cuda", ["cpu", "cuda", "cpu"]), ("cpu", [])])
+def test_a_teacher_that_rests_is_on_its_device_while_it_scores(device: str, moves: list[str], tmp_path: Path) -> None:
+    class Halves(Teacher):
+        kind, has_vectors = "halves", False
+        fingerprint = "halves"
+
+        def __init__(self) -> None:
+            super().__init__(id="halves")
+            self.model = OnItsDevice(device)
+
+        def compute(self, items: list[Any], batch_size: int) -> np.ndarray:
+            assert self.model.device.type == device
+            return np.full((len(items), 1), 0.5, np.float32)
+
+    teacher = Halves()
+    teacher.score(["before"], ["it"], cache_dir=tmp_path, show_progress=False)
+    teacher.rest()
+    teacher.rest()
+    assert teacher.model.device.type == "cpu"
+    scores = teacher.score(["a text"], ["another"], cache_dir=tmp_path, show_progress=False)
+    assert teacher.model.moves == moves and teacher.model.device.type == "cpu"
+    assert scores.probability(*(text_keys([text]) for text in ("a text", "another"))).tolist() == [0.5]
