@@ -113,13 +113,16 @@ def published_config(folder: Path) -> bytes | None:
     """
     settings = read_json_object(folder / ADAPTER_CONFIG)
     base = settings.get("base_model_name_or_path")
+    gguf = GgufBase.from_pretrained(folder)
+    if gguf is not None and gguf.repo_id is not None:
+        return None  # owner/name:FILE.gguf
     if not base or (_is_hub_name(base) and not Path(base).is_dir()):
         return None
     if cached := CACHED_SNAPSHOT.search(base):
         settings |= {"base_model_name_or_path": f"{cached[1]}/{cached[2]}", "revision": cached[3]}
     elif shown_name(base) != base:
         settings["base_model_name_or_path"] = None
-    else:  # owner/name:FILE.gguf
+    else:
         return None
     return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
