@@ -41,22 +41,12 @@ def judged_scores(
     }
 
 
-def labelled_pairs(
-    options: Namespace, source: str, both_classes: bool = True, split: str | None = None, own_split: bool = False
-) -> datasets.Dataset:
-    """The pairs that the options of `add_labelled` describe.
-
-    Args:
-        options: the command's.
-        source: file or data set.
-        both_classes: refuse those of one class.
-        split: of the source, with `own_split`.
-        own_split: take `split` in the place of the option --split.
-    """
+def labelled_pairs(options: Namespace, source: str, both_classes: bool = True) -> datasets.Dataset:
+    """The pairs that the options of `add_labelled` describe; `both_classes`: those of one class are refused."""
     hide_bars(options)
     return load_pairs(
         source,
-        split=split if own_split else options.split,
+        split=options.split,
         columns=PairColumns(options.text_a_column, options.text_b_column, options.label_column),
         label_threshold=options.label_threshold,
         skip_bad_rows=options.skip_bad_rows,

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..inference.loading import ADAPTER_CONFIG, read_adapter_config
 from ..students.gguf import GgufBase
 from ..utils.json_files import read_json_object
-from ..utils.provenance import CACHED_SNAPSHOT, shown_name
+from ..utils.provenance import CACHED_SNAPSHOT
 from ..utils.redaction import SENDABLE
 from .errors import PublishError, failure_of
 from .files import CARD_FILE, REPLACED, files_in, kind_of, matches_any, uploadable
@@ -120,10 +120,8 @@ def published_config(folder: Path) -> bytes | None:
         return None
     if cached := CACHED_SNAPSHOT.search(base):
         settings |= {"base_model_name_or_path": f"{cached[1]}/{cached[2]}", "revision": cached[3]}
-    elif shown_name(base) != base:
-        settings["base_model_name_or_path"] = None
     else:
-        return None
+        settings["base_model_name_or_path"] = None
     return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 

@@ -41,7 +41,8 @@ def check_teacher(options: Namespace) -> None:
     pairs = labelled_pairs(options, options.pairs)
     held_out = None
     if options.validation is not None:
-        held_out = labelled_pairs(options, options.validation, split=options.validation_split, own_split=True)
+        own = Namespace(**{**vars(options), "split": options.validation_split})
+        held_out = labelled_pairs(own, options.validation)
     teacher = load_teacher(
         options.teacher,
         revision=options.revision,
