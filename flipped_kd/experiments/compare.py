@@ -109,7 +109,6 @@ def _compare(
 ) -> dict[str, Any]:
     started = time.time()
     teacher = named_teacher(student, data, config)
-    teacher.rest()
     name, rank = ("lora_r", student.lora_r) if config.encoder_rank is None else ("encoder_rank", config.encoder_rank)
     if config.encoder_start == "teacher" and not (teacher.has_vectors and teacher.dim >= rank):
         raise ValueError(

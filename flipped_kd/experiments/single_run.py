@@ -228,13 +228,15 @@ def _forget_results_of_others(folder: Path, seed: int) -> None:
 
 
 def named_teacher(student: StudentArguments, data: DataArguments, config: FlippedDistillationConfig) -> Teacher:
-    """The teacher that the settings name, where training will be: on the CPU if that was asked for."""
-    return load_teacher(
+    """The teacher that the settings name. It scores where training will be, and leaves the place to the student."""
+    teacher = load_teacher(
         data.teacher or "",
         revision=data.teacher_revision,
         trust_remote_code=student.trust_remote_code,
         device=config.device,
     )
+    teacher.rest()
+    return teacher
 
 
 def teacher_split_scores(teacher: Teacher, splits: Splits, config: FlippedDistillationConfig) -> SplitScores:

@@ -246,7 +246,6 @@ def _own_run(job: Job, folder: Path, cache: Path) -> dict[str, Any]:
     splits = load_splits(data, job.seed)
     shared_pairs(splits, config)
     teacher = named_teacher(student, data, config)
-    teacher.rest()
     result = train_once(student, data, config, splits, teacher, looks_before=job.looks_before)
     labels = np.asarray(splits.validation["label"]), np.asarray(splits.test["label"])
     of_teacher = teacher_split_scores(teacher, splits, config)
