@@ -27,14 +27,14 @@ NAMES = {
 }
 
 
-def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
-    """A random two-layer Llama whose rows are as long as a block of Q8_0."""
+def tiny_llama(vocab_size: int, layers: int = 2) -> LlamaForCausalLM:
+    """A random Llama whose rows are as long as a block of Q8_0."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=256,
@@ -45,13 +45,16 @@ def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
 
 
 def write_gguf(
-    path: Path, tokenizer: PreTrainedTokenizerFast, more: Callable[[gguf.GGUFWriter], object] = lambda writer: None
+    path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    more: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+    layers: int = 2,
 ) -> LlamaForCausalLM:
     """Write the model to `path`, its matrices in Q8_0, and return it as it was before.
 
     `more` writes what else the file is to say.
     """
-    model = tiny_llama(len(tokenizer))
+    model = tiny_llama(len(tokenizer), layers)
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")

@@ -60,8 +60,8 @@ def run_comparison(
     """Train flipped, and plainly with the same budget, for each seed; compare on test, and write the report.
 
     Finished runs in `config.output_dir` with the same settings are not repeated, unfinished ones go on from their last
-    checkpoint. The adapter of the first seed's flipped run, with its contracts, stands in the output directory itself;
-    with `config.push_to_hub` it is pushed at the end, card and results included.
+    checkpoint. The adapter of the first seed's flipped run, with its settings and card, stands in the output directory
+    itself; with `config.push_to_hub` it is pushed at the end, card and results included.
 
     Args:
         student: the LLM and its adapter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import logging
@@ -105,6 +106,13 @@ def load_gguf_config(path: Path) -> PretrainedConfig:
     Raises:
         ValueError: transformers does not read this architecture.
     """
+    stat = path.stat()
+    return copy.deepcopy(_read_config(path, stat.st_size, stat.st_mtime_ns))
+
+
+# A header takes seconds to read, most of them for the vocabulary, and every run of a comparison asks for it.
+@functools.lru_cache(maxsize=8)
+def _read_config(path: Path, size: int, modified: int) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, KeyError, OSError, TypeError) as error:

@@ -126,6 +126,7 @@ def _load_gguf(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
+            config=config,
             dtype=dtype,
             output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True),

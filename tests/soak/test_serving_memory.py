@@ -1,4 +1,4 @@
-"""The soak of the server's memory: briefly, and with a leak, which it sees. The hour is in docs/serving.md."""
+"""The soak of the server's memory: briefly, and with a leak, which it sees. The hour is in docs/results.md."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from flipped_kd.experiments.arguments import DataArguments, StudentArguments
 from flipped_kd.experiments.compare import run_comparison
 from flipped_kd.publishing.card import write_card
 from flipped_kd.publishing.publish import publish
-from flipped_kd.students.gguf import GGUF_FILE, GgufBase, gguf_path, is_gguf
+from flipped_kd.students.gguf import GGUF_FILE, GgufBase, gguf_path, is_gguf, load_gguf_config
 from flipped_kd.students.loading import load_student, load_tokenizer
 from tests.gguf_files import write_gguf
 from tests.hub.server import LoopbackHub
@@ -197,6 +198,31 @@ def test_a_comparison_on_a_file_of_the_hub_is_pushed_with_its_results(
 
 
 # ---- Bad input ----
+
+
+def test_a_header_is_read_once_and_a_changed_file_anew(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.Q8_0.gguf"
+    write_gguf(path, tokenizer)
+    load_student(path)
+    read: list[str] = []
+    reader = gguf.GGUFReader
+
+    def counting(name: Any, *args: Any) -> Any:
+        read.append(str(name))
+        return reader(name, *args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counting)
+    config = load_gguf_config(path)
+    config.hidden_size = 3  # a caller's change stays with the caller
+    assert load_gguf_config(path).hidden_size != 3 and read == []
+    first = load_student(path)
+    assert read == [str(path)]  # its weights
+    write_gguf(path, tokenizer, layers=3)
+    other = load_student(path)
+    assert other.config.num_hidden_layers == 3 != first.config.num_hidden_layers
+    assert load_gguf_config(path).num_hidden_layers == 3
 
 
 def test_broken_files_are_refused_by_name(file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ Train plainly and flipped with the same budget, compare teacher, LLM and both on
   {PROG} train --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl \\
       --teacher sentence-transformers/all-MiniLM-L6-v2 --student Qwen/Qwen2.5-0.5B --output_dir outputs/mine
 
-In the output folder you find the flipped adapter with its contracts and card, report.json and report.md.
+In the output folder you find the flipped adapter with its settings and card, report.json and report.md.
 A command that was interrupted goes on when it is given again. --config FILE.yaml reads settings from a file,
 options override it.
 On several GPUs: accelerate launch --multi_gpu -m flipped_kd train ...
