@@ -64,10 +64,11 @@ def _with_home(argument: str) -> str:
 
 
 def _main(arguments: list[str], results: TextIO | None) -> int:
-    debug = "--debug" in arguments
+    debug, resumes = "--debug" in arguments, False
     try:
         options = _parse(arguments)
         debug = options.debug
+        resumes = _resumes(options)
         # A result that cannot be shown is a failure; what else is shown is not.
         options.screen = sys.stdout
         options.stdout = sys.stderr if results is None else Legible(results)
@@ -76,7 +77,7 @@ def _main(arguments: list[str], results: TextIO | None) -> int:
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on with what is finished", "")
+        _complain("interrupted" + ("; the same command goes on with what is finished" if resumes else ""), "")
         return INTERRUPTED
     except BrokenPipeError as error:
         if error.filename:
@@ -88,6 +89,13 @@ def _main(arguments: list[str], results: TextIO | None) -> int:
         _complain(_in_words(error, debug), "error: ")
         return BAD_INPUT if isinstance(error, ValueError) and not _is_network_failure(error) else FAILED
     return DONE
+
+
+def _resumes(options: Namespace) -> bool:
+    """Whether a command that is interrupted leaves something that the same one goes on with."""
+    if options.verb in ("train", "push"):
+        return True
+    return options.verb in ("predict", "encode", "rank", "search") and options.output != "-"
 
 
 def _is_network_failure(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.table_jobs import Arrange, Compute, TableJob, clear_write_error
 from ..data.table_pipes import stream
 from ..data.table_writers import WRITABLE
-from ..data.tables import STANDARD, TableSource, format_of
+from ..data.tables import STANDARD, TableSource, format_of, standard_input
 from ..data.text_tables import TextTable, scan, tell_of_rows
 from ..utils.atomic import place_of
 from ..utils.devices import use_cpu_threads
@@ -176,7 +176,7 @@ def _spooled(source: str, to_screen: bool, output: str) -> Iterator[str]:
     try:
         private = partial(os.open, mode=0o600)  # it holds all texts
         with clear_write_error(path), open(path, "wb", opener=private) as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            shutil.copyfileobj(standard_input(), file)
         yield str(path)
     finally:
         with suppress(OSError):

@@ -22,6 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
 
+from .parquet_columns import columns_alone
 from .tables import csv_records, json_rows
 from .validation import PairColumns, check_columns, label_of, report_bad_rows, row_fault
 
@@ -101,7 +102,8 @@ class PairFiles:
             return self._load(split, **self._csv_options(columns))
         if self.kind == "json":
             return self._read_json(split, columns, label_threshold, skip_bad_rows)
-        return self._load(split)
+        found = itertools.chain.from_iterable(self.files.values())
+        return self._load(split, **columns_alone(found, dataclasses.astuple(columns)))
 
     def _load(self, split: str, **options: Any) -> Dataset:
         try:

@@ -3,8 +3,9 @@
 The rows are cut into parts of a fixed number of rows. What is computed for a part is one Arrow file in
 `<target>.partial/`, written whole and renamed; when all are there, the input is read once more, the parts are put
 beside its rows, and the result gets its name by one rename. A part is used again only if it was made by the same work
-(the manifest: digest of the input's texts, options, model), from the same texts (its own digest) and is undamaged (its
-name carries a digest of its bytes). Parts do not depend on each other, so any number of processes may share them out.
+(the manifest: release, options, digests of input and model), from the same texts (its own digest) and is undamaged
+(its name carries a digest of its bytes). Parts do not depend on each other, so any number of processes may share them
+out.
 
 One job at a time has a target: hold `utils.locking.sole_writer_of` from `start` to the end. Symbolic links to the
 target are followed; into a device or a pipe the result is written instead.
@@ -29,6 +30,7 @@ import pyarrow as pa
 
 from ..utils.atomic import explained, is_passage, pass_on, place_of, write_atomically
 from ..utils.json_files import write_json
+from ..utils.version import __version__
 from .table_writers import Layout, open_writer
 from .text_tables import Chunk, Scan, TextTable, scan
 
@@ -86,7 +88,7 @@ class TableJob:
             "part_rows": table.part_rows,
             "skip_bad_rows": table.skip_bad_rows,
         }
-        self._identity: dict[str, Any] = {"options": json.loads(json.dumps(every))}
+        self._identity: dict[str, Any] = {"release": __version__, "options": json.loads(json.dumps(every))}
         self._scan = Scan(Layout())
         self._run = ""
         self._parts: dict[int, list[Path]] = {}
@@ -179,7 +181,11 @@ class TableJob:
             return ["it has no manifest"]
         if found.get("format_version") != FORMAT_VERSION:
             return ["it was written by another release"]
-        words = {"input": "the input has changed", "model": "the model has changed"}
+        words = {
+            "release": "it was written by another release",
+            "input": "the input has changed",
+            "model": "the model has changed",
+        }
         different = [words[key] for key in words if key in self._identity and found.get(key) != self._identity[key]]
         old, new = found.get("options", {}), self._identity["options"]
         different += [

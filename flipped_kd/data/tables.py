@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,6 +68,8 @@ class TableSource:
         if self.is_standard:
             return
         if not self.path.is_file():
+            if self.path.is_fifo():
+                raise ValueError(f"{str(path)!r} is a pipe: give it on standard input, with - as the name.")
             what = "is a folder" if self.path.is_dir() else "does not exist"
             raise ValueError(f"{str(path)!r} {what}: give a file that ends in one of {sorted(READABLE)}.")
         if self.format == "csv":
@@ -91,7 +93,7 @@ class TableSource:
             yield from self._tables(size)
             return
         if self.is_standard:
-            rows = json_lines(sys.stdin.buffer, self.name)
+            rows = json_lines(standard_input(), self.name)
         else:
             rows = {"jsonl": json_rows, "csv": _csv_rows, "text": _text_rows}[self.format](self.path)
         while batch := list(itertools.islice(rows, size)):
@@ -124,6 +126,13 @@ class TableSource:
                 raise
         if pending:
             yield pa.Table.from_batches(pending)
+
+
+def standard_input() -> BinaryIO:
+    """The bytes of standard input; ValueError where it is closed."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: give the table as a file.")
+    return sys.stdin.buffer
 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -181,6 +190,7 @@ def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8
     ValueError: it is not in this encoding, or a record has more or fewer fields than the header.
     """
     csv.field_size_limit(2**31 - 1)  # the default refuses texts of more than 131,072 characters
+    records, used = None, encoding.upper().removesuffix("-SIG")
     try:
         with open(path, encoding=encoding, newline="") as file:
             # Strict: an open quote would take the lines that follow into its text.
@@ -195,8 +205,12 @@ def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8
                     )
                 if record:
                     yield record
-    except (csv.Error, ValueError) as error:
-        used = encoding.upper().removesuffix("-SIG")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: {_undecodable(path, error)}") from error
+    except csv.Error as error:
+        place = "" if records is None else f", line {records.line_num}"
+        raise ValueError(f"{path.name!r}{place} cannot be read as CSV in {used}: {error}") from error
+    except ValueError as error:
         raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: {error}") from error
 
 
@@ -214,7 +228,20 @@ def _text_rows(path: Path) -> Iterator[dict[str, Any]]:
             for line in file:
                 yield {"text": line.rstrip("\n")}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name!r} is not UTF-8: convert it ({error})") from error
+        raise ValueError(f"{path.name!r} is not UTF-8: convert it ({_undecodable(path, error)})") from error
+
+
+def _undecodable(path: Path, error: UnicodeDecodeError) -> str:
+    """What is wrong with a text file's bytes, and on which line: the error itself counts from some chunk's start."""
+    if error.encoding != "utf-8":
+        return str(error)
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as found:
+                return f"line {number} holds the byte 0x{line[found.start]:02x} ({found.reason})"
+    return str(error)
 
 
 def column_values(rows: Rows, column: str) -> list[Any]:

@@ -68,7 +68,7 @@ class TextTable:
         id_column: (option that sets it, name) of a column whose values name the rows; by default their numbers do.
 
     Raises:
-        ValueError: a column is missing, or part_rows is not positive.
+        ValueError: a column is missing or named twice, or part_rows is not positive.
     """
 
     def __init__(
@@ -81,6 +81,8 @@ class TextTable:
     ) -> None:
         if part_rows < 1:
             raise ValueError(f"part_rows={part_rows}: a part needs at least one row.")
+        if len(set(columns.values())) < len(columns):
+            raise ValueError(f"{' and '.join(columns)} name the same column: give each one of its own.")
         self.source = source
         self.columns = dict(columns)
         self.part_rows = part_rows
@@ -139,7 +141,7 @@ class TextTable:
         """What is wrong with a row's texts, or else with what names it."""
         faults = map(text_fault, values, self.columns.values())
         fault = next((fault for fault in faults if fault is not None), None)
-        if fault is None and self.id_column is not None and id is None:
+        if fault is None and self.id_column is not None and (id is None or not str(id).strip()):
             return f"column {self.id_column[1]!r} is empty: rows without an id could not be told apart"
         if fault is None and self.id_column is not None and SURROGATE.search(str(id)):
             # No answer and no result could hold it, which are UTF-8.

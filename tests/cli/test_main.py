@@ -100,6 +100,7 @@ def test_version_and_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
         (["search", "m", "q", "c", "--score", "answer"], "--rerank 10"),
         (["rank", "m", " ", "d.jsonl"], "QUERY is empty"),
         (["evaluate", "m", "p.jsonl", "-o", "absent/metrics.json"], "absent/metrics.json"),
+        (["calibrate", "m", "p.jsonl", "--min-precision", "0"], "--min-precision 0 asks for nothing"),
         (["merge", "a", "-o", "out", "--weights", "1"], "several adapters"),
         (["merge", "a", "-o", "out", "--method", "svd"], "several adapters"),
         (["merge", "a", "b", "-o", "out", "--adapter-only", "--overwrite"], "are of merged models"),
@@ -121,6 +122,15 @@ def test_wrong_usage_is_one_line_and_code_2(
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("flipped-kd: error: ") and err.count("\n") == 1
     assert message in err and not list(tmp_path.iterdir())
+
+
+def test_a_report_replaces_no_file_of_the_model(adapter: Path, tmp_path: Path, capsys) -> None:
+    pairs = write_rows(tmp_path / "pairs.jsonl", [row | {"label": n % 2} for n, row in enumerate(pair_rows(4))])
+    before = (adapter / "adapter_config.json").read_bytes()
+    for arguments in (("evaluate", adapter, pairs), ("calibrate", adapter, pairs), ("check-teacher", adapter, pairs)):
+        assert run(*arguments, "-o", adapter / "adapter_config.json", "--overwrite") == 2
+        assert "is a file of the input" in capsys.readouterr().err
+    assert (adapter / "adapter_config.json").read_bytes() == before
 
 
 def test_bad_rows_and_models_are_code_2(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +239,10 @@ def test_interrupted_is_code_130(
     assert run("predict", adapter, pairs, "-o", tmp_path / "out.jsonl", "--part-rows", 2) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("flipped-kd: interrupted; the same command goes on")
     assert len(list((tmp_path / "out.jsonl.partial").glob("part-*"))) == 1
+    # Of what is shown on the screen nothing is kept.
+    monkeypatch.setattr(flipped_kd.cli.main, "_run", lambda options: _thread.interrupt_main())
+    assert run("predict", adapter, pairs) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "flipped-kd: interrupted"
 
 
 # ---- Tokens ----

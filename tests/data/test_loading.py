@@ -6,6 +6,8 @@ from functools import partial
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import DatasetDict
 
@@ -104,6 +106,13 @@ def test_unreadable_sources_say_why(name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         load_pairs(tmp_path / name)
+
+
+def test_other_columns_of_parquet_are_not_read(tmp_path):
+    """They may be of a type that `datasets` lacks, or fill the disk with what nobody asked for."""
+    facts = pa.array([[("a", 1)]] * len(ROWS), pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("facts", facts), tmp_path / "pairs.parquet")
+    assert rows_of(load_pairs(tmp_path / "pairs.parquet")) == ROWS
 
 
 def test_a_missing_relative_file_is_not_looked_up_on_the_hub():
@@ -216,7 +225,7 @@ def test_slices_of_a_saved_dict_are_those_of_files(split, rows, tmp_path):
 def test_an_open_quote_takes_no_rows_with_it(content, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"'pairs\.csv' cannot be read as CSV"):
+    with pytest.raises(ValueError, match=r"'pairs\.csv', line \d cannot be read as CSV"):
         load_pairs(path)
     # A quote within a text is one.
     path.write_text('text_a,text_b,label\n5" pipe,"a ""b"" c",1\nd,"e\nf",0\n')

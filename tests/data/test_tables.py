@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 import tempfile
 from datetime import date
 from decimal import Decimal
@@ -168,6 +170,12 @@ ARROW_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa
         ("in.jsonl", '{"text_a": "a", "text_b": "b", "score": 1}\n', "column 'score'.*--column-prefix"),
         ("in.csv", "text_a,text_b\na\n", "line 2 has 1 fields"),
         ("in.csv", "text_a,text_a\na,b\n", "twice"),
+        (
+            "in.csv",
+            'text_a,text_b\na,b\n"say \\"hi\\"",b\n',
+            r"'in.csv', line 3 cannot be read as CSV in UTF-8: .*expected",
+        ),
+        ("in.csv", 'text_a,text_b\na,b\n"c,d\n', "'in.csv', line 3 cannot be read as CSV in UTF-8: unexpected end"),
         ("in.csv", "a,b\n", "no column 'text_a'"),
         ("in.csv", "", "'in.csv' is empty"),
         ("in.parquet", "PAR1", "cannot be read as Parquet"),
@@ -225,7 +233,7 @@ def test_a_bad_row_needs_no_name_either(tmp_path: Path) -> None:
 
 def test_a_name_that_no_file_can_hold_makes_a_bad_row(tmp_path: Path) -> None:
     """Texts with lone surrogates do, too; inside a list JSON escapes them."""
-    names: list[Any] = ["k", "\ud800" + 100 * "x", ["\ud800"], ""]
+    names: list[Any] = ["k", "\ud800" + 100 * "x", ["\ud800"], "7"]
     write_json(tmp_path / "in.jsonl", [{"text_a": "a", "text_b": "b", "key": name} for name in names])
     table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, 3, False, ("--id-column", "key"))
     with pytest.raises(
@@ -235,7 +243,7 @@ def test_a_name_that_no_file_can_hold_makes_a_bad_row(tmp_path: Path) -> None:
     table = TextTable(TableSource(tmp_path / "in.jsonl"), COLUMNS, 3, True, ("--id-column", "key"))
     assert [(chunk.ids, len(chunk.rows), chunk.bad) for chunk in table.chunks()] == [
         (["k", '["\\ud800"]'], 2, 1),
-        ([""], 1, 0),
+        (["7"], 1, 0),
     ]
 
 
@@ -280,9 +288,28 @@ def test_long_texts_and_foreign_bytes_in_csv(tmp_path: Path) -> None:
     write_csv(tmp_path / "in.csv", [["text_a", "text_b"], [long, 'b\r\n"'], ["\x00 null byte", "c"]])
     run(tmp_path / "in.csv", tmp_path / "out.csv")
     assert [row[:2] for row in read_csv(tmp_path / "out.csv")[1:]] == [[long, 'b\r\n"'], ["\x00 null byte", "c"]]
-    (tmp_path / "latin.csv").write_bytes("text_a,text_b\né,b\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="UTF-8"):
+    # Far enough down that the reader's own position, in a chunk, would mislead.
+    latin = "text_a,text_b\n" + "a,b\n" * 5000 + "é,b\n"
+    (tmp_path / "latin.csv").write_bytes(latin.encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8: line 5002 holds the byte 0xe9"):
         run(tmp_path / "latin.csv", tmp_path / "latin.jsonl", never)
+
+
+def test_two_options_do_not_name_one_column(tmp_path: Path) -> None:
+    """A typing error that scored a text against itself."""
+    write_json(tmp_path / "in.jsonl", [{"text_a": "a", "text_b": "b"}])
+    columns = {"--text-a-column": "text_a", "--text-b-column": "text_a"}
+    with pytest.raises(ValueError, match="--text-a-column and --text-b-column name the same column"):
+        TextTable(TableSource(tmp_path / "in.jsonl"), columns, 10)
+
+
+def test_a_pipe_is_told_from_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    with pytest.raises(ValueError, match="is a pipe: give it on standard input, with -"):
+        TableSource(tmp_path / "in.jsonl")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed"):
+        next(TableSource("-").batches(1))
 
 
 def test_a_row_without_an_id_is_bad(tmp_path: Path) -> None:
@@ -294,6 +321,9 @@ def test_a_row_without_an_id_is_bad(tmp_path: Path) -> None:
         list(TextTable(TableSource(path), {"--text-column": "text"}, **options).chunks())
     (chunk,) = TextTable(TableSource(path), {"--text-column": "text"}, skip_bad_rows=True, **options).chunks()
     assert chunk.ids == ["1", "x"] and chunk.bad == 2
+    write_csv(tmp_path / "in.csv", [["id", "text"], ["", "a"], ["7", "b"]])
+    with pytest.raises(ValueError, match="row 0 .*column 'id' is empty"):
+        list(TextTable(TableSource(tmp_path / "in.csv"), {"--text-column": "text"}, **options).chunks())
 
 
 def test_ids_of_parquet_have_no_quotes(tmp_path: Path) -> None:

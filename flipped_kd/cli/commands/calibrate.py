@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 def calibrate(options: Namespace) -> None:
     """Fit a model's match score and thresholds anew on labelled pairs."""
+    if options.min_precision == 0:
+        raise UsageError("--min-precision 0 asks for nothing: give a precision above 0, or leave it out")
     if options.output is None and not Path(options.model).is_dir():
         raise UsageError(
             f"{options.model} is no folder, and match_score.json is written into the model's: download it first, or "
@@ -32,7 +34,9 @@ def calibrate(options: Namespace) -> None:
         refuse_hub_cache(options.model, "name the file by --output")
     target = options.output or str(Path(options.model) / SCORE_FILE)
     # The model's own is what one calibrates anew.
-    check_report_file(target, options.pairs, overwrite=options.overwrite or options.output is None)
+    own = Path(options.model) / SCORE_FILE
+    inputs = [options.pairs] if Path(target).resolve() == own.resolve() else [options.pairs, options.model]
+    check_report_file(target, *inputs, overwrite=options.overwrite or options.output is None)
     pairs = labelled_pairs(options, options.pairs)
     matcher, _ = load_matcher(options)
     answer, similarity = matcher.scores(pairs, **reading(options))

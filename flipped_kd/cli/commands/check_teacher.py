@@ -28,7 +28,8 @@ from ..runtime import reading, shows_progress
 def check_teacher(options: Namespace) -> None:
     """Judge a teacher on labelled pairs."""
     if options.output is not None:
-        check_report_file(options.output, options.pairs, options.validation, overwrite=options.overwrite)
+        inputs = (options.pairs, options.validation, options.teacher, options.student)
+        check_report_file(options.output, *inputs, overwrite=options.overwrite)
     if (options.validation, options.validation_split) == (options.pairs, options.split):
         raise ValueError(
             f"--validation {options.validation} names the very pairs that are judged: name others, give their part by "

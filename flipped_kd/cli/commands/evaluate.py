@@ -17,7 +17,7 @@ from ..runtime import reading
 def evaluate(options: Namespace) -> None:
     """Judge a model on labelled pairs."""
     if options.output is not None:
-        check_report_file(options.output, options.pairs, overwrite=options.overwrite)
+        check_report_file(options.output, options.pairs, options.model, overwrite=options.overwrite)
     pairs = labelled_pairs(options, options.pairs, both_classes=False)
     matcher, _ = load_matcher(options)
     kind = None if options.score is None else checked_kind(matcher, options.score)

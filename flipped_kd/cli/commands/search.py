@@ -103,6 +103,7 @@ class _Corpus:
     def __init__(self, options: Namespace) -> None:
         self._options = options
         self._kept: SearchIndex | None = None
+        self._is_renamed = False  # the kept index has these texts by other names
         self.not_saved: OSError | ValueError | None = None
         place = Path(options.corpus)
         for folder in (place, Path(options.save_index or place)):
@@ -128,7 +129,7 @@ class _Corpus:
         check_target(Path(options.save_index), INDEX_FILE)
         if (Path(options.save_index) / INDEX_FILE).is_file():
             self._kept = SearchIndex.load(options.save_index)
-            if self._kept.texts != self.texts:  # names are the file's, whatever the index calls them
+            if self._kept.texts != self.texts:
                 raise ValueError(
                     f"{options.save_index} holds the index of another corpus: name another folder by --save-index, or "
                     "remove this one."
@@ -138,11 +139,13 @@ class _Corpus:
                     f"{options.save_index} holds an index of kind {self._kept.kind}, not {options.index_kind}: name "
                     "another folder by --save-index, or leave --index-kind out."
                 )
+            self._is_renamed = (self._kept.ids or list(range(len(self._kept)))) != self.ids
+            self._kept.ids = self.ids
 
     @property
     def is_kept(self) -> bool:
         """Whether there is no index to keep, or it is kept already."""
-        return self._kept is not None or self._options.save_index is None
+        return self._options.save_index is None or (self._kept is not None and not self._is_renamed)
 
     @property
     def id_type(self) -> pa.DataType:
@@ -153,6 +156,8 @@ class _Corpus:
         """The corpus's vectors: those kept, or made now and kept where that was asked for."""
         if self._kept is not None:
             logger.info("vectors of %d texts read from their index", len(self._kept))
+            if self._is_renamed:
+                self._save(self._kept, overwrite=True)
             return self._kept
         logger.info("encoding %d texts", len(self.texts))
         index = matcher.index(
@@ -163,10 +168,13 @@ class _Corpus:
         )
         index.ids = self.ids
         if self._options.save_index is not None:
-            try:
-                index.save(self._options.save_index)
-                logger.info("%s: vectors of %d texts", self._options.save_index, len(index))
-            except (OSError, ValueError) as error:  # what was encoded answers the queries first
-                self.not_saved = error
-                logger.warning("--save-index %s: the vectors are not kept: %s", self._options.save_index, error)
+            self._save(index)
         return index
+
+    def _save(self, index: SearchIndex, overwrite: bool = False) -> None:
+        try:
+            index.save(self._options.save_index, overwrite=overwrite)
+            logger.info("%s: vectors of %d texts", self._options.save_index, len(index))
+        except (OSError, ValueError) as error:  # what was encoded answers the queries first
+            self.not_saved = error
+            logger.warning("--save-index %s: the vectors are not kept: %s", self._options.save_index, error)

@@ -47,12 +47,14 @@ def test_search_is_the_matchers(
     made = (index / "search_index.json").stat().st_mtime_ns
     assert quietly("search", adapter, queries, index, *flags) == 0
     assert read_rows(capsys.readouterr().out) == found
+    assert quietly("search", adapter, queries, corpus, *flags, "--save-index", index) == 0
+    assert read_rows(capsys.readouterr().out) == found
+    assert (index / "search_index.json").stat().st_mtime_ns == made
     target = tmp_path / "out.jsonl"
     named = ("--id-column", "key", "--query-id-column", "number", "--save-index", index, "-o", target)
     assert quietly("search", adapter, queries, corpus, *flags, *named) == 0
     assert [row["corpus_id"] for row in read_rows(target)] == [f"doc-{row['corpus_id']}" for row in found]
     assert [row["query_id"] for row in read_rows(target)] == [str(row["query_id"]) for row in found]
-    assert (index / "search_index.json").stat().st_mtime_ns == made
     other = write_rows(tmp_path / "other.jsonl", documents[1:])
     assert quietly("search", adapter, queries, other, *flags, "--save-index", index) == 2
     assert "another corpus" in capsys.readouterr().err
@@ -111,6 +113,25 @@ def test_an_index_keeps_the_names_of_its_texts(
     first, second = map(read_rows, found)
     assert first == second and all(isinstance(row["corpus_id"], str if named else int) for row in first)
     assert all(listed[row["corpus_id"]]["text"] == row["text"] for row in first if not named)
+
+
+def test_new_names_of_the_same_texts_are_kept(
+    adapter: Path, rows: list[dict[str, Any]], documents: list[dict[str, str]], tmp_path: Path, capsys
+) -> None:
+    queries = write_rows(tmp_path / "queries.jsonl", rows[:4])
+    flags = ("--query-column", "text_a", "--top-k", 2, "--quiet")
+    for letter in ("a", "b", None):
+        listed = [{**row, "code": f"{letter}{n}"} for n, row in enumerate(documents)]
+        corpus = write_rows(tmp_path / "corpus.jsonl", listed)
+        naming = () if letter is None else ("--id-column", "code")
+        found = [tmp_path / f"of_{kind}_{letter}.jsonl" for kind in ("file", "index")]
+        kept = ("--save-index", tmp_path / "index")
+        assert quietly("search", adapter, queries, corpus, *flags, *naming, *kept, "-o", found[0]) == 0
+        assert quietly("search", adapter, queries, tmp_path / "index", *flags, "-o", found[1]) == 0
+        first, second = map(read_rows, found)
+        assert first == second
+        names = {row["corpus_id"] for row in first}
+        assert all(isinstance(name, int) if letter is None else name.startswith(letter) for name in names)
 
 
 def test_an_index_that_a_kill_left_without_its_name_is_found(
