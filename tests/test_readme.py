@@ -155,6 +155,13 @@ def test_the_tables_of_the_parts_say_what_the_committed_rows_say(task: str) -> N
     assert means_table(found) in RESULTS and differences_table(found, "full") in RESULTS
 
 
+def test_as_many_seconds_give_what_the_committed_rows_say() -> None:
+    found = of_plan("Plain fine-tuning for as many seconds", "banking77", "ablation_answer")
+    assert means_table(found) in RESULTS and differences_table(found, "full") in RESULTS
+    (plain, _) = found.values()
+    assert mean_cell(plain, "answer_plus_teacher", "auc", 3).startswith("0.927") and "has .927 then" in RESULTS
+
+
 def test_what_few_labels_give_is_what_the_committed_rows_say() -> None:
     found = of_plan("How many labels", "banking77", "ablation_answer")
     few = {name: rows for name, rows in found.items() if name.endswith("250 pairs") or name.endswith("more texts")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import datasets
@@ -36,17 +37,22 @@ def validate_stream(
     if dataset.column_names is not None:
         check_columns(dataset.column_names, names, name)
 
-    def checked(row: dict[str, Any], number: int) -> dict[str, Any]:
-        fault = row_fault(row, names, None)
-        if fault is not None:
-            worker = get_worker_info()
-            part = "" if worker is None else f" of those that data-loader worker {worker.id} reads"
-            raise ValueError(
-                f"{name}: row {number}{part} (the first is row 0): {fault}: correct it, or filter the stream "
-                "(IterableDataset.filter) before you give it."
-            )
-        texts = {role: row[getattr(names, role)] for role in ("text_a", "text_b")}
-        return {**texts, "label": label_of(row[names.label], None), "row": number}
-
     # Chosen at the end: a stream may not know its columns.
-    return dataset.map(checked, with_indices=True).select_columns(["text_a", "text_b", "label", "row"])
+    return dataset.map(partial(_checked, names=names, name=name), with_indices=True).select_columns(
+        ["text_a", "text_b", "label", "row"]
+    )
+
+
+# Not within the function above: workers that are not forked get it pickled.
+def _checked(row: dict[str, Any], number: int, *, names: PairColumns, name: str) -> dict[str, Any]:
+    """The pair of a row; ValueError for a bad one."""
+    fault = row_fault(row, names, None)
+    if fault is not None:
+        worker = get_worker_info()
+        part = "" if worker is None else f" of those that data-loader worker {worker.id} reads"
+        raise ValueError(
+            f"{name}: row {number}{part} (the first is row 0): {fault}: correct it, or filter the stream "
+            "(IterableDataset.filter) before you give it."
+        )
+    texts = {role: row[getattr(names, role)] for role in ("text_a", "text_b")}
+    return {**texts, "label": label_of(row[names.label], None), "row": number}

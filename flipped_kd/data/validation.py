@@ -235,7 +235,7 @@ def row_fault(row: Mapping[str, Any], columns: PairColumns, threshold: float | N
         return None
     if threshold is not None:
         return f"column {columns.label!r} is {_short(label)}, but with label_threshold it must be a finite number"
-    remedy = "write 1 for a match and 0 for none, or give a label_threshold where labels are scores"
+    remedy = "write 1 for a match and 0 for none, or where labels are scores give (validate_pairs) a label_threshold"
     return f"column {columns.label!r} is {_short(label)}, but a label is 0 or 1: {remedy}"
 
 
@@ -260,7 +260,8 @@ def report_bad_rows(first: str, bad: int, total: int, *, skip: bool, name: str) 
     """Raise ValueError for bad rows, or log them where they are to be skipped and some are left."""
     message = f"{name}: {first}. {bad} of {total} rows are bad"
     if not skip:
-        others = ", or leave them out by --skip-bad-rows (in Python: skip_bad_rows=True)" if bad < total else ""
+        remedy = ", or leave them out by --skip-bad-rows (in Python: validate_pairs(data, skip_bad_rows=True))"
+        others = remedy if bad < total else ""
         raise ValueError(f"{message}: correct them{others}")
     if bad == total:
         raise ValueError(f"{message}, so {name} is empty without them: check that columns names the right ones")

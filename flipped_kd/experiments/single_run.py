@@ -26,7 +26,7 @@ from ..teachers.base import Teacher
 from ..teachers.loading import load_teacher
 from ..teachers.pair_scores import teacher_scores
 from ..training.config import FlippedDistillationConfig
-from ..training.resume import random_states_kept
+from ..training.random_states import random_states_kept
 from ..training.trainer import FlippedDistillationTrainer
 from ..utils.atomic import replacing
 from ..utils.devices import weights_dtype

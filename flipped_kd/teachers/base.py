@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -202,12 +202,19 @@ class Teacher(ABC):
         """The shards of the cache, once they hold the items."""
         if not is_whole(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number from 1.")
-        with self._at_work():
+        with ExitStack() as work:
+
+            def compute(positions: np.ndarray) -> np.ndarray:
+                work.enter_context(
+                    self._at_work()
+                )  # only once something is missing; to be there already costs nothing
+                return checked_scores(self, items.take(positions), batch_size)
+
             return fill_cache(
                 TeacherCache(self._cache_dir(cache_dir), self.identity),
                 items.keys,
                 items.lengths,
-                lambda positions: checked_scores(self, items.take(positions), batch_size),
+                compute,
                 block=batch_size * BATCHES_PER_BLOCK,
                 description=items.unit,
                 show_progress=show_progress,

@@ -23,6 +23,7 @@ from ..utils.choices import ScoreKind
 from .config import FlippedDistillationConfig
 from .loss_log import LossLog
 from .processes import ready_to_evaluate
+from .random_states import random_states_kept
 from .saving import PublishingTrainer
 
 PairDatasets: TypeAlias = datasets.Dataset | Mapping[str, datasets.Dataset] | None
@@ -96,10 +97,10 @@ class PairScoringTrainer(PublishingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in Trainer, with the mean of each loss term among the metrics."""
+        """As in Trainer, with the mean of each loss term among the metrics; training's random numbers stay."""
         training, self.loss_log = self.loss_log, LossLog()
         try:
-            with ready_to_evaluate(self):
+            with ready_to_evaluate(self), random_states_kept():
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )

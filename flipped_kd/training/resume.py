@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
@@ -29,6 +25,7 @@ from .checkpoint_files import (
 )
 from .events import evaluated, stand_last
 from .length_groups import EpochLengthGroupedSampler
+from .random_states import random_states_kept
 from .streams import stream_loader
 
 logger = logging.getLogger(__name__)
@@ -277,15 +274,3 @@ class ResumingTrainer(Trainer):
 
 def _state_of(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Give the global random states of the CPU back as they were."""
-    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
-        torch.set_rng_state(tensors)

@@ -167,7 +167,7 @@ def starts_from_teacher(
         return False
     initialised = True if peft_config is None else peft_config.init_lora_weights
     if continued:
-        logger.info(
+        logger.warning(  # other settings give other vectors, and nothing else would tell
             "A stays as the adapter brings it; the encoder reads %d of its modules (encoder_layers=%s, "
             "encoder_modules=%s, encoder_pooling=%s): give what it was trained with",
             *(len(encoder.modules), args.encoder_layers, args.encoder_modules, args.encoder_pooling),

@@ -53,7 +53,7 @@ class TeacherSignal:
     Attributes:
         scores: the teacher's scores of all data sets given to `score`, memory-mapped.
         calibration: from T to P; None until `calibrate`.
-        report: how the teacher agrees with the labels, and its share in the answer; empty until `calibrate`.
+        report: how the teacher agrees with the labels; empty until `calibrate`.
     """
 
     def __init__(

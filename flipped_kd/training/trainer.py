@@ -571,8 +571,13 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         return self._checked_loader(self._to_score(test_dataset, "test"))
 
     def _checked_loader(self, dataset: datasets.Dataset) -> DataLoader:
+        args, keep = self.args, self.args.dataloader_persistent_workers
         with self._scoring(dataset):
-            return super().get_test_dataloader(dataset)
+            args.dataloader_persistent_workers = False  # it is read once: its workers would stay to the end
+            try:
+                return super().get_test_dataloader(dataset)
+            finally:
+                args.dataloader_persistent_workers = keep
 
     def _scoring(self, dataset: Any) -> AbstractContextManager[None]:
         """Inside, loaders of `dataset` give the teacher's scores and keep every row in its place."""

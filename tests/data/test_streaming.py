@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def test_rows_of_a_stream_are_those_of_the_checked_set(pairs: datasets.Dataset) 
         validate_pairs(pairs)
     )
     assert [row["row"] for row in found] == list(range(len(pairs)))
+
+
+def test_a_checked_stream_goes_to_workers_that_are_not_forked(pairs: datasets.Dataset) -> None:
+    """As those of macOS and Windows, and of Python 3.14."""
+    stream = validate_stream(pairs.to_iterable_dataset())
+    assert list(pickle.loads(pickle.dumps(stream))) == list(stream)
 
 
 @pytest.mark.parametrize("kind", ["arrow", "numpy", "torch"])

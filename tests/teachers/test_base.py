@@ -171,3 +171,5 @@ def test_a_teacher_that_rests_is_on_its_device_while_it_scores(device: str, move
     scores = teacher.score(["a text"], ["another"], cache_dir=tmp_path, show_progress=False)
     assert teacher.model.moves == moves and teacher.model.device.type == "cpu"
     assert scores.probability(*(text_keys([text]) for text in ("a text", "another"))).tolist() == [0.5]
+    teacher.score(["a text"], ["another"], cache_dir=tmp_path, show_progress=False)
+    assert teacher.model.moves == moves  # nothing was to be scored

@@ -285,6 +285,16 @@ def test_only_training_drops_the_short_last_batch(own_setting: bool, build: Any,
     assert len(trainer.score_pairs(held_out)[0]) == len(held_out) == 24
 
 
+def test_scoring_draws_no_numbers_and_leaves_no_workers(build: Any, held_out: datasets.Dataset) -> None:
+    trainer = build(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    for score in (trainer.score_pairs, trainer.predict, trainer.fit_match_score):
+        before = torch.get_rng_state()
+        score(held_out)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert not trainer.get_test_dataloader(held_out).persistent_workers
+    assert trainer.get_eval_dataloader().persistent_workers
+
+
 def test_another_set_is_not_taken_for_the_own_one(build: Any, held_out: datasets.Dataset) -> None:
     """Trainer keeps loaders whose workers go on, under one name for all sets."""
     trainer = build(dataloader_num_workers=1, dataloader_persistent_workers=True)
