@@ -227,8 +227,7 @@ class FlippedMatcher(PairScorer):
             TypeError: a query or a text is no str.
             ValueError: 0 < rerank < top_k, a score that this model lacks, or an index of another encoder.
         """
-        top_k = checked_count("top_k", top_k)
-        batch_size = checked_count("batch_size", batch_size)
+        top_k, batch_size = checked_count("top_k", top_k), checked_count("batch_size", batch_size)
         rerank = checked_count("rerank", rerank, 0)
         if 0 < rerank < top_k:
             raise ValueError(
