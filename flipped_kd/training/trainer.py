@@ -174,6 +174,8 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         self.columns = columns
         train_dataset = self._checked(train_dataset, "train", numbered=True)
         eval_dataset = self._checked(eval_dataset, "validation")
+        if isinstance(train_dataset, datasets.Dataset):
+            check_batches(len(train_dataset), args)
 
         set_seed(args.seed)  # A's random start belongs to the seed
         tokenizer = processing_class or load_tokenizer(name_of(model))
@@ -211,8 +213,6 @@ class FlippedDistillationTrainer(PairScoringTrainer, ValueClippingTrainer):
         check_distributed(args, self.accelerator)
         check_cached(args, self.accelerator)
         self.clip_value = resolve_clipping(args, self.accelerator)
-        if isinstance(train_dataset, datasets.Dataset):
-            check_batches(len(train_dataset), args)
         self._ask_teacher()
         self.encoder_start = self._start_encoder(starts, unlabelled_texts)
         if isinstance(teacher, str | os.PathLike) and not isinstance(train_dataset, datasets.IterableDataset):

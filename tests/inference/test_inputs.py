@@ -105,6 +105,7 @@ def test_nothing_in_nothing_out(matcher: FlippedMatcher) -> None:
         (lambda m: m.matches([("a", "b")], threshold=None), ValueError, "threshold=None: give 'tuned'"),
         (lambda m: m.matches([("a", "b")], threshold=True), ValueError, "threshold=True: give 'tuned'"),
         (lambda m: m.encode(["a"], batch_size=True), ValueError, "batch_size=True"),
+        (lambda m: m.search("a", m.index(["b", "c"]), 1, rerank=2, batch_size=0), ValueError, "batch_size=0"),
         (lambda m: m.encode(["a"], batch_size="2"), ValueError, "batch_size='2'"),
         (lambda m: m.rank("a", ["b"], top_k=np.float64(1)), ValueError, "top_k=.*whole number"),
         (lambda m: m.search("a", ["b"], rerank=-1), ValueError, "rerank=-1 must be a whole number from 0"),

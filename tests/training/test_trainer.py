@@ -345,6 +345,8 @@ def test_bad_data_is_refused(part: str, data: Any, message: str, build: Any) -> 
 def test_fewer_pairs_than_a_batch_are_refused(build: Any, pairs: datasets.Dataset) -> None:
     with pytest.raises(ValueError, match=r"6 pairs.*global batch of 8.*per_device_train_batch_size"):
         build(train_dataset=pairs.select(range(6)))
+    with pytest.raises(ValueError, match="global batch"):  # before any model is looked for
+        build(train_dataset=pairs.select(range(6)), model="absent", teacher="absent")
 
 
 # ---- Settings -----------------------------------------------------------------------------------------------------
