@@ -145,6 +145,11 @@ class SearchIndex:
         found = semantic_search(vectors, self._placed, top_k=top_k, score_function=dot_score)
         return [[_hit(hit["corpus_id"], hit["score"]) for hit in row] for row in found]
 
+    @property
+    def names(self) -> list[Any]:
+        """What the texts are called: their ids, else their positions."""
+        return list(range(len(self))) if self.ids is None else list(self.ids)
+
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write search_index.json, texts.jsonl, embeddings.safetensors and, if it is approximate, index.faiss.
 

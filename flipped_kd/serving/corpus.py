@@ -89,7 +89,7 @@ class CorpusSource:
         if self.is_index:
             recover(Path(self.path))
             kept = SearchIndex.load(self.path)
-            texts, ids = kept.texts, kept.ids or list(range(len(kept)))
+            texts, ids = kept.texts, kept.names
         else:
             id_column = None if self.id_column is None else ("--id-column", self.id_column)
             texts, ids = read_texts(self.path, ("--text-column", self.text_column), id_column, self.skip_bad_rows)
@@ -171,7 +171,7 @@ class Corpus:
                 kept = None
             if kept is not None and kept.texts == texts and self.source.kind in ("auto", kept.kind):
                 index, encoded = kept, 0
-                changed = (kept.ids or list(range(len(kept)))) != ids
+                changed = kept.names != ids
             else:
                 known = [index for index in (self.index, kept) if index is not None]
                 places, new = await self.in_thread(_plan, texts, known)

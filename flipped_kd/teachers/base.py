@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -203,11 +204,10 @@ class Teacher(ABC):
         if not is_whole(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number from 1.")
         with ExitStack() as work:
+            begin = functools.cache(lambda: work.enter_context(self._at_work()))
 
             def compute(positions: np.ndarray) -> np.ndarray:
-                work.enter_context(
-                    self._at_work()
-                )  # only once something is missing; to be there already costs nothing
+                begin()  # not before something is missing
                 return checked_scores(self, items.take(positions), batch_size)
 
             return fill_cache(

@@ -114,7 +114,7 @@ class _Corpus:
                     flag = "--" + name.replace("_", "-")
                     raise UsageError(f"{flag} is for a CORPUS file, not for a folder with an index")
             self._kept = SearchIndex.load(place)
-            self.texts, self.ids = self._kept.texts, self._kept.ids or list(range(len(self._kept)))
+            self.texts, self.ids = self._kept.texts, self._kept.names
             self.digest = columns_digest(self.texts, map(str, self.ids))
             return
         self.texts, self.ids = read_texts(
@@ -139,7 +139,7 @@ class _Corpus:
                     f"{options.save_index} holds an index of kind {self._kept.kind}, not {options.index_kind}: name "
                     "another folder by --save-index, or leave --index-kind out."
                 )
-            self._is_renamed = (self._kept.ids or list(range(len(self._kept)))) != self.ids
+            self._is_renamed = self._kept.names != self.ids
             self._kept.ids = self.ids
 
     @property
