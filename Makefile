@@ -12,7 +12,7 @@ STUDENT ?=
 # Threads of the demo: accelerate would give its process one.
 THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEMO_OUTPUT := outputs/demo$(if $(filter tiny,$(STUDENT)),_tiny)
-DEMO_TIME := $(if $(filter tiny,$(STUDENT)),three minutes,some ten minutes (longer without bfloat16 units))
+DEMO_TIME := $(if $(filter tiny,$(STUDENT)),three minutes,some ten minutes (twenty without bfloat16 units))
 DEMO_MODELS := $(if $(filter tiny,$(STUDENT)),--student mini --teacher mini --max_train_pairs 800 --max_test_pairs 400)
 ifneq ($(and $(filter demo,$(MAKECMDGOALS)),$(filter-out tiny,$(STUDENT))),)
 $(error make demo takes no STUDENT but tiny, not $(STUDENT). Leave it out, or name both models: make demo ARGS="--student FILE --teacher FOLDER")

@@ -104,7 +104,7 @@ def run_recipe(
                 given = ["--config", str(demo.config)]
                 precision = "bf16" if config.device.type == "cpu" and cpu_has_bfloat16() else "auto"
                 if config.device.type == "cpu" and precision == "auto":
-                    say(config, "This CPU does not multiply bfloat16 itself: float32 takes two thirds longer.")
+                    say(config, "This CPU does not multiply bfloat16 itself: float32 takes twice as long.")
                 argv = ["--student", found[0], "--precision", precision, *argv]
                 build_teacher = partial(demo.train_teacher, found[1])
             elif student.student in (None, MINI):

@@ -187,12 +187,10 @@ class PairScoringTrainer(PublishingTrainer):
         With max_steps=0, which Trainer takes for "not set", there is no optimizer and no step: what A's start gives is
         what is saved and scored.
         """
-        if self.args.max_steps == 0:
-            result = TrainOutput(0, 0.0, {})
-        else:
-            self.scored_step = None  # steps are counted anew, and the weights at one of them will be others
-            result = super().train(*args, **kwargs)
-        if self._eval_parts():
+        self.scored_step = None  # steps are counted anew, and the weights at one of them will be others
+        result = TrainOutput(0, 0.0, {}) if self.args.max_steps == 0 else super().train(*args, **kwargs)
+        # An evaluation after the last step has fitted it already.
+        if self._eval_parts() and self.scored_step != self.state.global_step:
             self.fit_match_score()
         return result
 

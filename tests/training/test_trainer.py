@@ -206,6 +206,20 @@ def test_scores_are_fitted_on_the_first_of_several_and_the_others_may_be_of_one_
         build(eval_dataset={"hard": hard, "near": held_out})
 
 
+@pytest.mark.parametrize(("strategy", "once_more"), [("steps", []), ("no", [3])])
+def test_the_pairs_of_an_evaluation_after_the_last_step_are_not_scored_again(
+    strategy: str, once_more: list[int], build: Any, held_out: datasets.Dataset
+) -> None:
+    trainer = build(eval_strategy=strategy, eval_steps=3, max_steps=3)
+    scored: list[int] = []
+    score_pairs = trainer.score_pairs
+    trainer.score_pairs = lambda dataset: scored.append(trainer.state.global_step) or score_pairs(dataset)
+    trainer.train()
+    assert scored == once_more
+    fitted, scores = trainer.match_score, score_pairs(held_out)
+    np.testing.assert_allclose(fitted.log_odds(*scores), trainer.fit_match_score().log_odds(*scores), atol=1e-4)
+
+
 class Rows:
     """A metric of the user's own that counts the rows of the evaluation set, batch by batch."""
 
