@@ -183,6 +183,13 @@ def csv_separator(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
+def separator_hint(columns: Iterable[str]) -> str:
+    """A sentence for those who miss a column: the only one may be several, separated as spreadsheets do in Europe."""
+    names = list(columns)
+    found = [mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]]
+    return f" Its fields seem to be separated by {found[0]!r}: save it with commas (tabs in a .tsv)." if found else ""
+
+
 def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8-sig") -> Iterator[list[str]]:
     """The header of a CSV or TSV file, then its records, each with as many fields; blank lines are skipped.
 
@@ -206,7 +213,8 @@ def csv_records(path: Path, separator: str | None = None, encoding: str = "utf-8
                 if record:
                     yield record
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: {_undecodable(path, error)}") from error
+        where = _undecodable(path, error)
+        raise ValueError(f"{path.name!r} cannot be read as CSV in {used}: save it as {used} ({where})") from error
     except csv.Error as error:
         place = "" if records is None else f", line {records.line_num}"
         raise ValueError(f"{path.name!r}{place} cannot be read as CSV in {used}: {error}") from error

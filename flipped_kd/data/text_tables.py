@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from .table_writers import SURROGATE, Layout, field_text
-from .tables import Rows, TableSource, column_values, select_rows
+from .tables import Rows, TableSource, column_values, select_rows, separator_hint
 from .validation import text_fault
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class TextTable:
             if column not in present:
                 raise ValueError(
                     f"{self.source.name!r} has no column {column!r}; its columns are {sorted(present)}: name the "
-                    f"right one with {option}."
+                    f"right one with {option}.{separator_hint(present)}"
                 )
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from ..utils.checks import is_number
+from .tables import separator_hint
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ def check_columns(present: Sequence[str], columns: PairColumns, name: str) -> No
     if missing:
         raise ValueError(
             f"{name} has no column {missing}; its columns are {sorted(present)}: name those that hold the texts "
-            "and the label by --text-a-column, --text-b-column, --label-column (Python: columns={'text_a': 'a_name'})"
+            "and the label by --text-a-column, --text-b-column, --label-column (Python: columns={'text_a': 'a_name'})."
+            + separator_hint(present)
         )
 
 

@@ -177,6 +177,7 @@ ARROW_TEXTS = [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa
         ),
         ("in.csv", 'text_a,text_b\na,b\n"c,d\n', "'in.csv', line 3 cannot be read as CSV in UTF-8: unexpected end"),
         ("in.csv", "a,b\n", "no column 'text_a'"),
+        ("in.csv", "text_a;text_b\na;b\n", "--text-a-column. Its fields .*separated by ';': save it with commas"),
         ("in.csv", "", "'in.csv' is empty"),
         ("in.parquet", "PAR1", "cannot be read as Parquet"),
         ("in.xls", "", r"ending '.xls'.*'\.jsonl'"),
@@ -291,7 +292,7 @@ def test_long_texts_and_foreign_bytes_in_csv(tmp_path: Path) -> None:
     # Far enough down that the reader's own position, in a chunk, would mislead.
     latin = "text_a,text_b\n" + "a,b\n" * 5000 + "é,b\n"
     (tmp_path / "latin.csv").write_bytes(latin.encode("latin-1"))
-    with pytest.raises(ValueError, match="UTF-8: line 5002 holds the byte 0xe9"):
+    with pytest.raises(ValueError, match="UTF-8 .line 5002 holds the byte 0xe9"):
         run(tmp_path / "latin.csv", tmp_path / "latin.jsonl", never)
 
 
